@@ -1,0 +1,112 @@
+"""What a policy is: success probabilities and costs in, arm indices out.
+
+One vectorised definition serves one online request and a 5,000-problem sweep alike. A policy is a frozen
+dataclass whose fields are its knobs; `load(name)` finds it by its file's name.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IndexArray = NDArray[np.intp]
+BoolArray = NDArray[np.bool_]
+
+NAMES = ("utility", "cascade", "min_success", "target_accuracy", "max_success", "min_cost", "random")
+"""The policies a configuration or a client may name."""
+
+
+class PolicyError(ValueError):
+    """A knob out of its range, an unknown policy or variant, or input that no decision can rest on."""
+
+
+class Policy(ABC):
+    """Chooses one arm per row. Arms keep the configuration's order; ties go to the first."""
+
+    needs_success: ClassVar[bool] = True
+    """False where the decision does not read success probabilities, so that no probe need run."""
+    knob: ClassVar[str | None] = None
+    """The `routing` field that `auto-<policy>-<value>` sets."""
+
+    def choose(self, success: FloatArray, cost: FloatArray, allowed: BoolArray | None = None) -> IndexArray:
+        """Choose an arm for each of n prompts among k arms.
+
+        Args:
+            success: calibrated success probabilities, (n, k).
+            cost: expected cost of one answer in USD, (n, k).
+            allowed: which arms may be chosen, (n, k); None allows all.
+
+        Returns:
+            Arm indices, (n,).
+
+        Raises:
+            PolicyError: shapes differ, a value is NaN, or a row allows no arm.
+        """
+        if success.ndim != 2 or success.shape != cost.shape:
+            raise PolicyError(f"success {success.shape} and cost {cost.shape} must be the same (prompts, arms) matrix")
+        if allowed is None:
+            allowed = np.ones(success.shape, dtype=np.bool_)
+        if allowed.shape != success.shape:
+            raise PolicyError(f"allowed {allowed.shape} must have the shape of success {success.shape}")
+        if not allowed.any(axis=1).all():
+            raise PolicyError("every prompt must be allowed at least one arm")
+        if (self.needs_success and np.isnan(success[allowed]).any()) or np.isnan(cost[allowed]).any():
+            raise PolicyError("success probabilities and costs must not be NaN")
+        return self._choose(success, cost, allowed)
+
+    @classmethod
+    @abstractmethod
+    def from_knobs(cls, knobs: Mapping[str, Any], tier_cost: tuple[float, ...]) -> Self:
+        """A policy from the words of the API's `routing` object (`lambda`, `variant`, `value`, `thresholds`,
+        `min_success`, `accuracy`) and of a tuning file (`table`). Words of other policies are ignored: one
+        request may set several policies' knobs.
+
+        Args:
+            tier_cost: mean USD of one answer per arm of the whole configured pool, which cost scales refer to.
+
+        Raises:
+            PolicyError: a knob is out of range, of the wrong type, or missing; names the knob and what it may be.
+        """
+
+    @abstractmethod
+    def _choose(self, success: FloatArray, cost: FloatArray, allowed: BoolArray) -> IndexArray: ...
+
+    def infeasible(self, success: FloatArray, arms: IndexArray) -> BoolArray:
+        """Where the policy's own target is missed by the arms it chose, (n,)."""
+        return np.zeros(len(arms), dtype=np.bool_)
+
+
+def load(name: str) -> type[Policy]:
+    """The policy class of `routing_policies/<name>.py`.
+
+    Raises:
+        PolicyError: no such policy.
+    """
+    if name not in (*NAMES, "oracle", "oracle_utility"):
+        raise PolicyError(f"unknown policy {name!r}: choose one of {', '.join(NAMES)}")
+    module = import_module(f"routing_policies.{name}")
+    policy: type[Policy] = getattr(module, "".join(part.capitalize() for part in name.split("_")))
+    return policy
+
+
+def best(score: FloatArray, allowed: BoolArray) -> IndexArray:
+    """The first allowed arm with the highest score in each row: (n, k), (n, k) -> (n,)."""
+    arms: IndexArray = np.where(allowed, score, -np.inf).argmax(axis=1)
+    # A row whose every allowed score is -inf would name arm 0 even where arm 0 is not allowed.
+    first_allowed: IndexArray = allowed.argmax(axis=1)
+    rows = np.arange(len(arms))
+    chosen: IndexArray = np.where(allowed[rows, arms], arms, first_allowed)
+    return chosen
+
+
+def build(name: str, knobs: Mapping[str, Any], tier_cost: tuple[float, ...]) -> Policy:
+    """`load(name).from_knobs(knobs, tier_cost)`; see there.
+
+    Raises:
+        PolicyError: unknown policy, or a knob out of range.
+    """
+    return load(name).from_knobs(knobs, tier_cost)
