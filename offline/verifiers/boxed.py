@@ -1,0 +1,56 @@
+r"""A number in `\boxed{}`, as mathematics prompts ask for: the last one of a solution counts."""
+
+import re
+
+from offline.verifiers.base import Verifier
+
+MARK = r"\boxed{"
+# ASCII digits on purpose: \d would take other scripts' digits too.
+NUMBER = re.compile(r"([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.([0-9]*))?")
+DECORATION = re.compile(r"\\[!,;: ]|[\s$]")
+r"""Spaces, dollar signs and LaTeX's thin spaces inside the box."""
+
+
+class Boxed(Verifier):
+    def extract(self, solution: str) -> str | None:
+        content = last_boxed(solution)
+        return None if content is None else number(content)
+
+    def is_correct(self, answer: str | None, ground_truth: str) -> bool:
+        """
+        Raises:
+            ValueError: the ground truth is no number.
+        """
+        truth = number(ground_truth)
+        if truth is None:
+            raise ValueError(f"the ground truth {ground_truth!r} is no number")
+        return answer == truth
+
+
+def last_boxed(solution: str) -> str | None:
+    r"""What stands in the last closed `\boxed{...}`, nested braces and all; None where none is closed."""
+    start = solution.rfind(MARK)
+    while start >= 0:
+        depth = 0
+        for end in range(start + len(MARK) - 1, len(solution)):
+            depth += {"{": 1, "}": -1}.get(solution[end], 0)
+            if depth == 0:
+                return solution[start + len(MARK) : end]
+        start = solution.rfind(MARK, 0, start)
+    return None
+
+
+def number(text: str) -> str | None:
+    """The shortest decimal form of a number ("+007.50" -> "7.5", "1,200" -> "1200"); None where it is none.
+
+    Digits are never rounded.
+    """
+    match = NUMBER.fullmatch(DECORATION.sub("", text))
+    if match is None:
+        return None
+    sign, whole, fraction = match[1], match[2].replace(",", ""), match[3] or ""
+    if not whole + fraction:
+        return None
+    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
+    shortest = f"{whole}.{fraction}" if fraction else whole
+    return f"-{shortest}" if sign == "-" and shortest != "0" else shortest
