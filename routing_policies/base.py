@@ -4,6 +4,7 @@ One vectorised definition serves one online request and a 5,000-problem sweep al
 dataclass whose fields are its knobs; `load(name)` finds it by its file's name.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
@@ -44,7 +45,7 @@ class Policy(ABC):
             Arm indices, (n,).
 
         Raises:
-            PolicyError: shapes differ, a value is NaN, or a row allows no arm.
+            PolicyError: shapes differ, a value is NaN or infinite, or a row allows no arm.
         """
         if success.ndim != 2 or success.shape != cost.shape:
             raise PolicyError(f"success {success.shape} and cost {cost.shape} must be the same (prompts, arms) matrix")
@@ -54,8 +55,10 @@ class Policy(ABC):
             raise PolicyError(f"allowed {allowed.shape} must have the shape of success {success.shape}")
         if not allowed.any(axis=1).all():
             raise PolicyError("every prompt must be allowed at least one arm")
-        if (self.needs_success and np.isnan(success[allowed]).any()) or np.isnan(cost[allowed]).any():
-            raise PolicyError("success probabilities and costs must not be NaN")
+        read = {"costs": cost} | ({"success probabilities": success} if self.needs_success else {})
+        for what, values in read.items():
+            if not np.isfinite(values[allowed]).all():
+                raise PolicyError(f"{what} of allowed arms must be finite numbers, not NaN or infinite")
         return self._choose(success, cost, allowed)
 
     @classmethod
@@ -101,6 +104,30 @@ def best(score: FloatArray, allowed: BoolArray) -> IndexArray:
     rows = np.arange(len(arms))
     chosen: IndexArray = np.where(allowed[rows, arms], arms, first_allowed)
     return chosen
+
+
+def number(name: str, value: Any, low: float, high: float = sys.float_info.max) -> float:
+    """The value of a knob, checked: a finite number in [low, high].
+
+    Raises:
+        PolicyError: it is anything else; names the knob and what it may be.
+    """
+    # NaN fails every comparison; a bool is an int to Python but no amount of anything.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        bounds = f"at least {low:g}" if high == sys.float_info.max else f"from {low:g} to {high:g}"
+        raise PolicyError(f"{name} must be a finite number {bounds}, not {value!r}")
+    return float(value)
+
+
+def tier_costs(costs: tuple[float, ...], arms: int) -> FloatArray:
+    """The pool's tier costs as an array, (k,).
+
+    Raises:
+        PolicyError: there are not as many as success has arms.
+    """
+    if len(costs) != arms:
+        raise PolicyError(f"success has {arms} arms, tier_cost {len(costs)}: give both for the whole pool")
+    return np.asarray(costs, dtype=np.float64)
 
 
 def build(name: str, knobs: Mapping[str, Any], tier_cost: tuple[float, ...]) -> Policy:
