@@ -5,6 +5,8 @@ settings = load("pool.yaml")
 """
 
 import difflib
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -277,6 +279,50 @@ def load(path: str | os.PathLike[str]) -> Settings:
         raise ConfigError(f"{file}:\n{problems}") from error
     settings._folder = file.resolve().parent
     return settings
+
+
+def pool_sha256(settings: Settings) -> str:
+    """Hash of what decisions rest on: arms in order, with models, requests, prices, mean tokens and probes.
+
+    Raises:
+        ConfigError: a probe's config.json cannot be read.
+    """
+    arms = []
+    for name, arm in settings.arms.items():
+        model = settings.models[arm.model]
+        fields = arm.model_dump(include={"request", "defaults", "success_probability", "mean_tokens"})
+        prices = model.usd_per_million_tokens.model_dump()
+        arms.append(
+            {"arm": name, "model": model.model, "prices": prices, "probe": _probe_sha256(settings, arm), **fields}
+        )
+    pool = {"arms": arms, "prefill": settings.engine.usd_per_million_tokens}
+    return hashlib.sha256(json.dumps(pool, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _probe_sha256(settings: Settings, arm: Arm) -> str | None:
+    if arm.probe is None:
+        return None
+    file = settings.resolve(arm.probe) / "config.json"
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; name a folder that `pika train` wrote") from error
+
+
+def prefill_usd_per_token(settings: Settings, probe_model: str) -> float | None:
+    """What one prefilled token of a probe model costs: as configured, else as the pool charges for the same weights.
+
+    None where neither says.
+
+    Raises:
+        ConfigError: a pool model's path leads nowhere.
+    """
+    if settings.engine.usd_per_million_tokens is not None:
+        return settings.engine.usd_per_million_tokens / 1e6
+    for model in settings.models.values():
+        if settings.model_source(model.model) == probe_model:
+            return model.usd_per_million_tokens.input / 1e6
+    return None
 
 
 def _where(location: tuple[int | str, ...]) -> str:
