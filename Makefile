@@ -1,0 +1,40 @@
+# `make` alone lists the targets.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+LOCK := $(if $(shell command -v nvidia-smi),requirements-cuda.txt,requirements-cpu.txt)
+ARGS ?=
+
+# Without bytecode every import of vLLM takes ten seconds longer.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help install demo test lint clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/.installed  ## make the environment .venv with all extras
+
+.venv/.installed: $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing the versions of $(LOCK) into .venv: about 2.5 GB without a GPU, some minutes"
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --disable-pip-version-check --no-deps --no-compile -r $(LOCK)
+	.venv/bin/pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@.venv/bin/python -c 'import torch' || { echo "This torch does not load: the package index gave a CUDA build. Point PIP_EXTRA_INDEX_URL at PyTorch's CPU index, remove .venv, and run make install again."; exit 1; }
+	@touch $@
+
+demo: .venv/.installed  ## the nano pool with real vLLM: what routing saves (ARGS="--requests 400")
+	@.venv/bin/pika demo $(ARGS)
+
+test: lint  ## lint, types and all tests (ARGS="-k policies")
+	.venv/bin/pytest $(ARGS)
+
+lint: .venv/.installed  ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:  ## remove the environment and all caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find server probes routing_policies offline tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,63 @@
+"""The `pika` command. Each command is an import string, loaded when it is called, so that `--help` is quick."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "serve": ("server.commands:serve", "run the gateway in front of running servers"),
+    "up": ("server.commands:up", "start the pool's vLLM servers on this machine, then the gateway"),
+    "check": ("server.check:main", "say whether configuration, probes and replicas fit together"),
+    "demo": ("offline.demo:main", "the nano pool with real vLLM: what routing saves, on this machine"),
+    "rollouts": ("offline.rollouts:main", "sample k answers per problem and verify them"),
+    "train": ("offline.train:main", "train and calibrate a probe per arm from rollouts"),
+    "tune": ("offline.tune:main", "choose policy and knob on validation data"),
+}
+
+USAGE = """\
+usage: pika COMMAND [options]
+
+Routes each prompt to the cheapest model that will answer it, read from a probe model's activations.
+
+commands:
+{commands}
+
+`pika COMMAND --help` shows a command's options and examples.
+
+examples:
+  pika demo                          see it work, without a GPU
+  pika check pool.yaml               before the first start
+  pika up pool.yaml                  vLLM servers and gateway on this machine
+  pika serve pool.yaml --port 8000   the gateway alone
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 1 failed, 2 wrong input."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"pika: unknown command {name!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module, _, function = COMMANDS[name][0].partition(":")
+    try:
+        command = getattr(import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("server", "offline", "probes", "routing_policies"):
+            raise
+        extra = "offline" if module.startswith("offline") else "engine"
+        print(f"pika {name} needs {error.name}: pip install 'pika-router[{extra}]'", file=sys.stderr)
+        return 1
+    code: int = command(rest)
+    return code
+
+
+def _usage() -> str:
+    lines = (f"  {name:<10}{help_}" for name, (_, help_) in COMMANDS.items())
+    return USAGE.format(commands="\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

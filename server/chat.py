@@ -1,0 +1,126 @@
+"""POST /v1/chat/completions: read, decide, dispatch, relay. A raw ASGI route."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+
+from server.chat_request import ChatRequest, parse_chat
+from server.decision import Decision, decide
+from server.errors import GatewayError, UpstreamError, UpstreamTimeoutError
+from server.http import (
+    ClientLeftError,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    read_headers,
+    request_id,
+    send_error,
+    send_whole,
+    unless_client_leaves,
+)
+from server.knobs import DEBUG_HEADER
+from server.record import Record, decision_headers
+from server.relay import Answer, BrokenStreamError
+from server.retry import Dispatch, dispatch
+from server.sse import EventRelay, error_event, parse_usage
+from server.state import State
+
+logger = logging.getLogger(__name__)
+
+
+class Chat:
+    """The route as an ASGI application."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state: State = scope["state"]["pika"]
+        headers = read_headers(scope)
+        exchange = Exchange(state, request_id(headers), send)
+        try:
+            with state.admit():
+                async with asyncio.timeout(state.settings.limits.total_s):
+                    raw = await read_body(headers, receive, state.settings.limits.body_mb)
+                    await unless_client_leaves(exchange.serve(parse_chat(raw, headers)), receive)
+        except ClientLeftError:
+            exchange.record.finish(499)
+        except TimeoutError:
+            await exchange.fail(UpstreamTimeoutError("the request took longer than limits.total_s"))
+        except GatewayError as error:
+            await exchange.fail(error)
+        except Exception:
+            logger.exception("request %s failed", exchange.request_id)
+            await exchange.fail(GatewayError("internal error; the gateway's log has the details"))
+
+
+@dataclass
+class Exchange:
+    """One request from its body to its last byte."""
+
+    state: State
+    request_id: str
+    send: Send
+    started: bool = False
+    """Whether the client has our response's head."""
+    sent: Dispatch | None = None
+    debug: bool = False
+    record: Record = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.record = Record(self.state, self.request_id, time.perf_counter())
+
+    async def serve(self, request: ChatRequest) -> None:
+        self.debug = request.headers.get(DEBUG_HEADER) == "1"
+        decision = await decide(self.state, request)
+        self.record.decided(decision)
+        self.sent = Dispatch(decision)
+        try:
+            answer = await dispatch(self.state, request, self.request_id, "/chat/completions", self.sent)
+            self.record.decided(self.sent.decision)
+            try:
+                if answer.stream is None:
+                    await self._relay_whole(answer)
+                else:
+                    await self._relay_stream(answer, drop_usage=not request.wants_usage)
+            finally:
+                await answer.aclose()
+        finally:
+            self.sent.release(self.state)
+
+    async def _relay_whole(self, answer: Answer) -> None:
+        self.started = True
+        await send_whole(self.send, answer.status, [*answer.headers, *self._headers()], answer.body)
+        self.record.finish(answer.status, parse_usage(answer.body) if answer.status == 200 else None)
+
+    async def _relay_stream(self, answer: Answer, drop_usage: bool) -> None:
+        assert answer.stream is not None
+        events = EventRelay(drop_usage)
+        self.started = True
+        self.record.first_byte()
+        headers = [*answer.headers, *self._headers()]
+        await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        try:
+            await self._pass_on(events.feed(answer.body))
+            async for chunk in answer.stream:
+                await self._pass_on(events.feed(chunk))
+        except BrokenStreamError as error:
+            raise UpstreamError(str(error)) from error
+        await self.send({"type": "http.response.body", "body": events.flush()})
+        self.record.finish(answer.status, events.usage)
+
+    async def _pass_on(self, data: bytes) -> None:
+        if data:
+            await self.send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def fail(self, error: GatewayError) -> None:
+        """Tell the client: an error answer, or the last event of a stream that has begun."""
+        self.record.finish(error.status)
+        if self.started:
+            await self.send({"type": "http.response.body", "body": error_event(error.body())})
+        else:
+            await send_error(self.send, error, self._headers())
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        decision: Decision | None = None if self.sent is None else self.sent.decision
+        attempts = 0 if self.sent is None else self.sent.attempts
+        return decision_headers(self.state, self.request_id, self.record.routing_s, decision, attempts, self.debug)

@@ -1,0 +1,162 @@
+"""`pika serve` and `pika up`: run the gateway until it is told to stop."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from probes.base import ProbeError
+from server.app import create_app
+from server.config import ConfigError, Settings, load
+from server.launch import LaunchError, launched
+
+logger = logging.getLogger(__name__)
+
+SHUTDOWN_S = 5
+
+Start = Callable[[Settings, socket.socket], Coroutine[None, None, None]]
+
+
+def serve(argv: list[str]) -> int:
+    """`pika serve`."""
+    parser = _parser(
+        "serve",
+        "Run the gateway in front of servers that run already.",
+        "  pika serve pool.yaml\n  pika serve pool.yaml --host 0.0.0.0 --port 8000",
+    )
+    return _run(parser.parse_args(argv), _serve)
+
+
+def up(argv: list[str]) -> int:
+    """`pika up`."""
+    parser = _parser(
+        "up",
+        "Start the vLLM servers that the pool's `launch` entries describe, wait until they are healthy, then run the\n"
+        "gateway. Stops them with itself.",
+        "  pika up offline/nano_pool/pool.yaml\n  pika up pool.yaml --port 8000",
+    )
+    return _run(parser.parse_args(argv), _up)
+
+
+def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"pika {name}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the YAML file of the pool")
+    parser.add_argument("--host", help="address to listen on (default: the file's server.host)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 for any free one (default: server.port)")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser
+
+
+def _run(args: argparse.Namespace, start: Start) -> int:
+    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Its INFO lines repeat each of our requests as an upstream one.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        settings = load(args.config)
+        # The port is taken first: nothing is started for a gateway that could not listen.
+        with listen(
+            args.host or settings.server.host, settings.server.port if args.port is None else args.port
+        ) as sock:
+            run_until_signalled(start(settings, sock))
+    except (ConfigError, ProbeError, LaunchError) as error:
+        print(f"pika: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+        except BaseException:
+            sock.close()
+            raise
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({reason}): free it, or choose another with --port"
+        ) from error
+    return sock
+
+
+async def _serve(settings: Settings, sock: socket.socket) -> None:
+    await run_gateway(settings, sock)
+
+
+async def _up(settings: Settings, sock: socket.socket) -> None:
+    async with launched(settings) as running:
+        await run_gateway(running, sock)
+
+
+def run_until_signalled(work: Coroutine[None, None, None]) -> None:
+    """Run `work`; SIGINT and SIGTERM cancel it, so that whatever it started is stopped on the way out."""
+
+    async def main() -> None:
+        task = asyncio.create_task(work)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        with suppress(asyncio.CancelledError):
+            await task
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+class GatewayServer(uvicorn.Server):
+    """Leaves signals to `run_until_signalled`: uvicorn would raise them again and kill us before we cleaned up."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run_gateway(settings: Settings, sock: socket.socket) -> None:
+    """Serve until cancelled; open requests then have `SHUTDOWN_S` to end.
+
+    Raises:
+        ConfigError, ProbeError: before anything is served.
+    """
+    app = create_app(settings)
+    server = GatewayServer(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+    )
+    host, port = sock.getsockname()[:2]
+    logger.info("gateway on http://%s:%d", host, port)
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await serving
+        raise
+    if app.state.failure is not None:
+        raise app.state.failure

@@ -1,0 +1,203 @@
+"""Which arm takes a request, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from probes.base import FloatArray
+from probes.engine.base import EngineUnavailableError
+from routing_policies.base import BoolArray, Policy, PolicyError
+from routing_policies.costs import expected_cost
+from server.chat_request import ChatRequest
+from server.errors import BadRequestError, ContextLengthError, ProbeUnavailableError, UnknownModelError
+from server.knobs import parse_knobs
+from server.pool import Arm
+from server.predictor import Prediction
+from server.state import State
+
+CHAT_OVERHEAD_TOKENS = 64
+"""A template's own tokens are assumed to stay below this where a prompt is not rendered."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One arm, why it was chosen, and who would be next."""
+
+    arm: int
+    policy: str
+    path: str
+    flags: tuple[str, ...]
+    prediction: Prediction
+    cost: FloatArray
+    """Expected USD of one answer per arm, (k,)."""
+    allowed: BoolArray
+    """Arms that could still take the request, (k,); the chosen one included."""
+    chooser: Policy | None
+    """None where no policy chose, so that nothing else may take the request either."""
+
+    @property
+    def success_probability(self) -> float | None:
+        value = float(self.prediction.success[self.arm])
+        return None if np.isnan(value) else value
+
+    def fallback(self, state: State, request: ChatRequest) -> "Decision | None":
+        """The policy's next choice among the arms that satisfy the request."""
+        allowed = self.allowed.copy()
+        allowed[self.arm] = False
+        if self.chooser is None or not allowed.any():
+            return None
+        arm, infeasible = _choose(self.chooser, self.prediction.success, self.cost, allowed)
+        flags = _flags(state.pool.arms[arm], request, self.prediction, infeasible)
+        return replace(self, arm=arm, path="fallback", flags=flags, allowed=allowed)
+
+    def fallbacks(self, state: State, request: ChatRequest) -> list[int]:
+        """All next choices in order."""
+        order: list[int] = []
+        following = self.fallback(state, request)
+        while following is not None:
+            order.append(following.arm)
+            following = following.fallback(state, request)
+        return order
+
+
+async def decide(state: State, request: ChatRequest) -> Decision:
+    """Pin, else policy among the arms that can serve the request.
+
+    Raises:
+        UnknownModelError: the model is neither an arm nor `auto...`.
+        BadRequestError: a knob is wrong, or no arm can serve what the request needs.
+        ProbeUnavailableError: the engine cannot answer and the configuration names no arm for that case.
+    """
+    pinned = state.pool.index(request.model)
+    if pinned is not None:
+        return _pin(state, request, pinned)
+    if request.model != "auto" and not request.model.startswith("auto-"):
+        names = ", ".join(arm.name for arm in state.pool.arms)
+        raise UnknownModelError(f"model {request.model!r} does not exist: use 'auto', or an arm: {names}", "model")
+    names_ = [arm.name for arm in state.pool.arms]
+    knobs = parse_knobs(request.body, request.headers, request.model, list(state.settings.allow_request), names_)
+    arms: list[str] | None = knobs.pop("arms", None)
+    max_cost_usd: float | None = knobs.pop("max_cost_usd", state.policies.knobs.get("max_cost_usd"))
+    try:
+        name, policy = state.policies.get(knobs)
+    except PolicyError as error:
+        raise BadRequestError(str(error), "routing") from error
+
+    rendered = None
+    if policy.needs_success or not _surely_fits(state, request):
+        rendered = await state.predictor.render(request.messages)
+    lengths = state.predictor.unscored(rendered)
+    allowed = _servable(state, request, lengths, arms)
+    path = "routed"
+    prediction = lengths
+    if policy.needs_success and rendered is not None:
+        try:
+            [prediction] = await state.predictor.score([rendered], state.engine)
+        except EngineUnavailableError as error:
+            return _unavailable(state, request, lengths, allowed, name, str(error))
+    cost = expected_costs(state, prediction)
+    affordable, over_budget = _affordable(cost, allowed, max_cost_usd)
+    arm, infeasible = _choose(policy, prediction.success, cost, affordable)
+    flags = _flags(state.pool.arms[arm], request, prediction, infeasible or over_budget)
+    return Decision(arm, name, path, flags, prediction, cost, affordable, policy)
+
+
+def _pin(state: State, request: ChatRequest, arm: int) -> Decision:
+    prediction = state.predictor.unscored(None)
+    flags = _flags(state.pool.arms[arm], request, prediction, infeasible=False)
+    only = np.zeros(len(state.pool.arms), dtype=np.bool_)
+    only[arm] = True
+    return Decision(arm, "none", "pinned", flags, prediction, expected_costs(state, prediction), only, None)
+
+
+def _unavailable(
+    state: State, request: ChatRequest, prediction: Prediction, allowed: BoolArray, policy: str, reason: str
+) -> Decision:
+    """Probabilities are missing: the configured arm where it can serve the request, else 503."""
+    name = state.settings.engine.when_unavailable
+    arm = None if name == 503 else state.pool.index(str(name))
+    if arm is None or not allowed[arm]:
+        raise ProbeUnavailableError(f"the probe engine cannot answer: {reason}")
+    flags = _flags(state.pool.arms[arm], request, prediction, infeasible=False)
+    only = np.zeros(len(state.pool.arms), dtype=np.bool_)
+    only[arm] = True
+    cost = expected_costs(state, prediction)
+    return Decision(arm, policy, "probe-unavailable", flags, prediction, cost, only, None)
+
+
+def _choose(policy: Policy, success: FloatArray, cost: FloatArray, allowed: BoolArray) -> tuple[int, bool]:
+    chosen = policy.choose(success[None], cost[None], allowed[None])
+    infeasible = policy.infeasible(success[None], chosen)
+    return int(chosen[0]), bool(infeasible[0])
+
+
+def expected_costs(state: State, prediction: Prediction) -> FloatArray:
+    """Expected USD of one answer per arm: known input tokens, mean output tokens, (k,)."""
+    arms = state.pool.arms
+    known = zip(arms, prediction.prompt_tokens, strict=True)
+    tokens = np.array([[arm.mean_input_tokens if count is None else count for arm, count in known]], dtype=np.float64)
+    cost = expected_cost(
+        tokens,
+        [arm.mean_output_tokens for arm in arms],
+        [arm.model.prices.input for arm in arms],
+        [arm.model.prices.output for arm in arms],
+    )
+    row: FloatArray = cost[0]
+    return row
+
+
+def _surely_fits(state: State, request: ChatRequest) -> bool:
+    """Whether every arm's context holds the request without counting tokens: a token has at least one byte."""
+    return all(
+        request.size + CHAT_OVERHEAD_TOKENS + (arm.max_tokens(request.body) or 0) <= arm.model.max_context_tokens
+        for arm in state.pool.arms
+    )
+
+
+def _servable(state: State, request: ChatRequest, prediction: Prediction, arms: list[str] | None) -> BoolArray:
+    """Arms that the request may go to: asked for, able to serve what it needs, with room for prompt and answer."""
+    pool = state.pool.arms
+    able = [arm for arm in pool if (arms is None or arm.name in arms) and request.needs <= arm.model.supports]
+    if not able:
+        needs = " and ".join(sorted(request.needs))
+        raise BadRequestError(f"no arm that may be chosen supports {needs}: add `supports` to its model, or pin an arm")
+    fitting = [arm for arm in able if _fits(arm, request, prediction.prompt_tokens[pool.index(arm)])]
+    if not fitting:
+        longest = max(able, key=lambda arm: arm.model.max_context_tokens)
+        count = prediction.prompt_tokens[pool.index(longest)]
+        raise ContextLengthError(
+            f"the prompt has {count} tokens, with max_tokens {longest.max_tokens(request.body) or 0} more than any "
+            f"arm's context holds ({longest.name}: {longest.model.max_context_tokens}); shorten it or lower max_tokens",
+            "messages",
+        )
+    return np.array([arm in fitting for arm in pool], dtype=np.bool_)
+
+
+def _fits(arm: Arm, request: ChatRequest, prompt_tokens: int | None) -> bool:
+    if prompt_tokens is None:
+        return True
+    return prompt_tokens + (arm.max_tokens(request.body) or 1) <= arm.model.max_context_tokens
+
+
+def _affordable(cost: FloatArray, allowed: BoolArray, max_cost_usd: float | None) -> tuple[BoolArray, bool]:
+    """Arms within the bound, and whether there are none, in which case the cheapest stands alone."""
+    if max_cost_usd is None:
+        return allowed, False
+    within = allowed & (cost <= max_cost_usd)
+    if within.any():
+        return within, False
+    cheapest = np.zeros_like(allowed)
+    cheapest[int(np.where(allowed, cost, np.inf).argmin())] = True
+    return cheapest, True
+
+
+def _flags(arm: Arm, request: ChatRequest, prediction: Prediction, infeasible: bool) -> tuple[str, ...]:
+    found: Mapping[str, Any] = {
+        "infeasible": infeasible,
+        "tools-unseen": bool(request.body.get("tools")),
+        "policy-changed": arm.sampling_changed(request.body),
+        "uncalibrated": arm.uncalibrated,
+    }
+    return (*prediction.flags, *(flag for flag, present in found.items() if present))

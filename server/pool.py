@@ -1,0 +1,206 @@
+"""Models, arms and replicas as the gateway runs them, and which replica takes a request."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from probes.artifact import Artifact, load_artifact
+
+from probes.base import ProbeError
+from routing_policies.costs import tier_cost
+from server.config import Arm as ArmSettings
+from server.config import Capability, ConfigError, Prices, Settings
+from server.config import Model as ModelSettings
+
+logger = logging.getLogger(__name__)
+
+HEALTH_INTERVAL_S = 2.0
+
+
+@dataclass
+class Replica:
+    """One upstream server and what is known of it now."""
+
+    name: str
+    """host:port, also its metrics label."""
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    """Sent upstream; holds the key."""
+    in_flight: int = 0
+    healthy: bool = True
+
+    @property
+    def health_url(self) -> str:
+        return self.url.removesuffix("/v1") + "/health"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one or more equal replicas serve under one name."""
+
+    name: str
+    max_context_tokens: int
+    supports: frozenset[Capability]
+    prices: Prices
+    replicas: tuple[Replica, ...]
+
+    def replica(self, tried: Collection[Replica]) -> Replica | None:
+        """The least loaded replica not tried yet, healthy ones first; None where all were tried."""
+        left = [replica for replica in self.replicas if replica not in tried]
+        return min(left, key=lambda replica: (not replica.healthy, replica.in_flight), default=None)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What policies choose among: a model under fixed request fields."""
+
+    name: str
+    model: Model
+    request: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    artifact: Artifact | None
+    success_probability: float | None
+    """Stands in for a probe."""
+    mean_input_tokens: float
+    mean_output_tokens: float
+
+    @property
+    def uncalibrated(self) -> bool:
+        return self.artifact is None or self.artifact.card.calibration.method == "none"
+
+    def cost_usd(self, input_tokens: float, output_tokens: float) -> float:
+        """USD of one answer."""
+        prices = self.model.prices
+        return (input_tokens * prices.input + output_tokens * prices.output) / 1e6
+
+    def max_tokens(self, body: Mapping[str, Any]) -> int | None:
+        """The output limit that a request will reach this arm with; None where nobody set one."""
+        for fields in (self.request, body, self.defaults):
+            for key in ("max_completion_tokens", "max_tokens"):
+                value = fields.get(key)
+                if isinstance(value, int):
+                    return value
+        return None
+
+    def sampling_changed(self, body: Mapping[str, Any]) -> bool:
+        """Whether the client departs from what the probe's labels were sampled with."""
+        if self.artifact is None:
+            return False
+        target = self.artifact.card.target
+        temperature = {**self.defaults, **body, **self.request}.get("temperature", 1.0)
+        limit = self.max_tokens(body)
+        return temperature != target.temperature or (limit is not None and limit < target.max_tokens)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All that is routed over; arms in the configuration's order."""
+
+    arms: tuple[Arm, ...]
+    models: tuple[Model, ...]
+    tier_cost: tuple[float, ...]
+    """Mean USD of one answer per arm, (k,)."""
+
+    def index(self, name: str) -> int | None:
+        return next((i for i, arm in enumerate(self.arms) if arm.name == name), None)
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """The probes to serve, in arm order; equal folders stand once per arm."""
+        return tuple(arm.artifact for arm in self.arms if arm.artifact is not None)
+
+
+def build_pool(settings: Settings) -> Pool:
+    """The pool of a configuration whose replicas all have a URL.
+
+    Raises:
+        ConfigError: a replica has no URL, a key variable is not set, or mean tokens are missing.
+        ProbeError: a probe artifact does not load.
+    """
+    models = {name: _build_model(name, model) for name, model in settings.models.items()}
+    arms = tuple(_build_arm(name, arm, models[arm.model], settings) for name, arm in settings.arms.items())
+    costs = tier_cost(
+        [arm.mean_input_tokens for arm in arms],
+        [arm.mean_output_tokens for arm in arms],
+        [arm.model.prices.input for arm in arms],
+        [arm.model.prices.output for arm in arms],
+    )
+    return Pool(arms=arms, models=tuple(models.values()), tier_cost=tuple(costs.tolist()))
+
+
+def _build_model(name: str, settings: ModelSettings) -> Model:
+    replicas = []
+    for number, replica in enumerate(settings.replicas):
+        if replica.url is None:
+            raise ConfigError(
+                f"models.{name}.replicas.{number} has launch but no url: `pika up` starts such replicas, "
+                "`pika serve` needs the url of a running server"
+            )
+        headers = {}
+        if replica.api_key_env is not None:
+            key = os.environ.get(replica.api_key_env)
+            if not key:
+                raise ConfigError(
+                    f"models.{name}.replicas.{number}: set the environment variable {replica.api_key_env}"
+                )
+            headers["authorization"] = f"Bearer {key}"
+        replicas.append(Replica(httpx.URL(replica.url).netloc.decode(), replica.url, headers))
+    names = [replica.name for replica in replicas]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"models.{name}.replicas name the same host and port twice: {', '.join(names)}")
+    return Model(
+        name=name,
+        max_context_tokens=settings.max_context_tokens,
+        supports=frozenset(settings.supports),
+        prices=settings.usd_per_million_tokens,
+        replicas=tuple(replicas),
+    )
+
+
+def _build_arm(name: str, arm: ArmSettings, model: Model, settings: Settings) -> Arm:
+    artifact = None
+    if arm.probe is not None:
+        try:
+            artifact = load_artifact(settings.resolve(arm.probe))
+        except ProbeError as error:
+            raise ProbeError(f"arms.{name}.probe: {error}") from error
+    # The artifact's own mean wins: it was measured on the answers that the probe was trained on.
+    tokens = artifact.card.mean_tokens if artifact is not None else arm.mean_tokens
+    if tokens is None:
+        raise ConfigError(f"arms.{name} needs mean_tokens: {{input: ..., output: ...}}")
+    return Arm(
+        name=name,
+        model=model,
+        request=arm.request,
+        defaults=arm.defaults,
+        artifact=artifact,
+        success_probability=arm.success_probability,
+        mean_input_tokens=tokens.input,
+        mean_output_tokens=tokens.output,
+    )
+
+
+async def watch_health(pool: Pool, client: httpx.AsyncClient) -> None:
+    """Ask every replica for /health until cancelled. A server without that endpoint counts as up: it answered."""
+    replicas = [replica for model in pool.models for replica in model.replicas]
+    while True:
+        await asyncio.gather(*(check_health(replica, client) for replica in replicas))
+        await asyncio.sleep(HEALTH_INTERVAL_S)
+
+
+async def check_health(replica: Replica, client: httpx.AsyncClient) -> None:
+    """One health check; sets `replica.healthy`."""
+    try:
+        response = await client.get(replica.health_url, headers=dict(replica.headers), timeout=HEALTH_INTERVAL_S)
+        healthy = response.status_code < 500
+    except httpx.HTTPError:
+        healthy = False
+    if healthy != replica.healthy:
+        logger.log(
+            logging.INFO if healthy else logging.WARNING, "replica %s is %s", replica.name, "up" if healthy else "down"
+        )
+    replica.healthy = healthy

@@ -1,0 +1,114 @@
+"""What is kept of a request: metrics, a log line, and the headers that explain its decision."""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+
+from server.decision import Decision
+from server.state import State
+
+logger = logging.getLogger(__name__)
+
+
+class Record:
+    """Counts one request once, at its end."""
+
+    def __init__(self, state: State, request_id: str, began: float) -> None:
+        self.state = state
+        self.request_id = request_id
+        self.began = began
+        self.routing_s = 0.0
+        self._decision: Decision | None = None
+        self._finished = False
+
+    def decided(self, decision: Decision) -> None:
+        """The decision that stands so far; a fallback replaces it."""
+        if self._decision is None:
+            self.routing_s = time.perf_counter() - self.began
+            self.state.metrics.routing.observe(self.routing_s)
+            self.state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
+        self._decision = decision
+
+    def first_byte(self) -> None:
+        if self._decision is not None:
+            arm = self.state.pool.arms[self._decision.arm].name
+            self.state.metrics.first_token.labels(arm).observe(time.perf_counter() - self.began)
+
+    def finish(self, status: int, usage: dict[str, Any] | None = None) -> None:
+        """The request is over; a second call changes nothing."""
+        if self._finished:
+            return
+        self._finished = True
+        duration_s = time.perf_counter() - self.began
+        decision = self._decision
+        if decision is None:
+            self.state.metrics.requests.labels("none", "none", "none", str(status)).inc()
+            logger.info("request %s code=%d ms=%.1f", self.request_id, status, duration_s * 1e3)
+            return
+        metrics = self.state.metrics
+        arm = self.state.pool.arms[decision.arm].name
+        metrics.requests.labels(arm, decision.policy, decision.path, str(status)).inc()
+        metrics.duration.labels(arm).observe(duration_s)
+        flags = ",".join(decision.flags) or "-"
+        for flag in decision.flags:
+            metrics.flags.labels(flag).inc()
+        if status == 200:
+            self._count_answer(decision, usage)
+        logger.info(
+            "request %s arm=%s policy=%s path=%s code=%d ms=%.1f flags=%s",
+            *(self.request_id, arm, decision.policy, decision.path, status, duration_s * 1e3, flags),
+        )
+
+    def _count_answer(self, decision: Decision, usage: dict[str, Any] | None) -> None:
+        metrics, arms = self.state.metrics, self.state.pool.arms
+        chosen = arms[decision.arm]
+        probability = decision.success_probability
+        if probability is not None:
+            metrics.success.labels(chosen.name).observe(probability)
+            metrics.expected_correct.labels(chosen.name).inc(probability)
+        if usage is None:
+            logger.warning("request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
+            return
+        inputs, outputs = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        metrics.tokens.labels(chosen.name, "input").inc(inputs)
+        metrics.tokens.labels(chosen.name, "output").inc(outputs)
+        metrics.cost.labels(chosen.name).inc(chosen.cost_usd(inputs, outputs))
+        for arm in arms:
+            always = (inputs, outputs) if arm is chosen else (inputs, arm.mean_output_tokens)
+            metrics.cost_always.labels(arm.name).inc(arm.cost_usd(*always))
+
+
+def _count(usage: dict[str, Any], key: str) -> int:
+    value = usage.get(key)
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def decision_headers(
+    state: State, request_id: str, routing_s: float, decision: Decision | None, attempts: int, debug: bool
+) -> list[tuple[bytes, bytes]]:
+    """The `x-pika-*` headers, sent before the first byte of every answer."""
+    headers = {"x-request-id": request_id}
+    if decision is not None:
+        arm = state.pool.arms[decision.arm]
+        headers |= {
+            "x-pika-arm": arm.name,
+            "x-model-router-selected-model": arm.model.name,
+            "x-pika-policy": decision.policy,
+            "x-pika-path": decision.path,
+            "x-pika-flags": ",".join(decision.flags),
+            "x-pika-expected-cost-usd": f"{decision.cost[decision.arm]:.3g}",
+            "x-pika-routing-ms": f"{routing_s * 1e3:.2f}",
+            "x-pika-attempts": str(attempts),
+        }
+        if decision.success_probability is not None:
+            headers["x-pika-success-probability"] = f"{decision.success_probability:.4f}"
+        if arm.artifact is not None:
+            headers["x-pika-probe"] = f"{arm.artifact.card.probe_name}@{arm.artifact.revision}"
+        if debug:
+            known = zip(state.pool.arms, decision.prediction.success, strict=True)
+            headers["x-pika-success-probabilities"] = ",".join(
+                f"{one.name}={value:.4f}" for one, value in known if not np.isnan(value)
+            )
+    return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]

@@ -1,0 +1,116 @@
+"""POST /score: difficulty alone. POST /route: the decision alone. Neither sends anything upstream."""
+
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import ORJSONResponse
+
+from probes.engine.base import EngineUnavailableError
+from server.chat_request import check_messages, parse_chat, parse_json
+from server.decision import Decision, decide
+from server.errors import BadRequestError, ProbeUnavailableError
+from server.http import read_body, read_headers
+from server.predictor import Messages, Prediction
+from server.state import State
+
+router = APIRouter()
+
+MAX_INPUTS = 256
+"""Conversations in one /score request."""
+
+
+@router.post("/score")
+async def score(request: Request) -> Response:
+    """Success probability of every arm for one or more prompts."""
+    state: State = request.state.pika
+    with state.admit():
+        raw = await read_body(read_headers(request.scope), request.receive, state.settings.limits.body_mb)
+        conversations = _conversations(parse_json(raw))
+        rendered = [await state.predictor.render(messages) for messages in conversations]
+        try:
+            predictions = await state.predictor.score(rendered, state.engine)
+        except EngineUnavailableError as error:
+            raise ProbeUnavailableError(f"the probe engine cannot answer: {error}") from error
+    state.metrics.probe_cost.inc(sum(prediction.prefill_usd for prediction in predictions))
+    data = [
+        {"index": i, "arms": _scores(state, prediction), "flags": list(prediction.flags)}
+        for i, prediction in enumerate(predictions)
+    ]
+    return ORJSONResponse({"data": data})
+
+
+@router.post("/route")
+async def route(request: Request) -> Response:
+    """Where a chat body would go, and why."""
+    state: State = request.state.pika
+    headers = read_headers(request.scope)
+    with state.admit():
+        chat = parse_chat(await read_body(headers, request.receive, state.settings.limits.body_mb), headers)
+        decision = await decide(state, chat)
+    state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
+    arms = state.pool.arms
+    return ORJSONResponse(
+        {
+            "arm": arms[decision.arm].name,
+            "policy": decision.policy,
+            "path": decision.path,
+            "flags": list(decision.flags),
+            "arms": _considered(state, decision),
+            "fallbacks": [arms[i].name for i in decision.fallbacks(state, chat)],
+        }
+    )
+
+
+def _conversations(body: dict[str, Any]) -> list[Messages]:
+    """`input` is a text, texts, or conversations.
+
+    Raises:
+        BadRequestError: it is none of these.
+    """
+    for key in body:
+        if key != "input":
+            raise BadRequestError(f"{key} is unknown: /score takes only input", key)
+    given = body.get("input")
+    items = [given] if isinstance(given, str) else given
+    if not isinstance(items, list) or not items:
+        raise BadRequestError("input must be a text, a list of texts, or a list of conversations", "input")
+    if len(items) > MAX_INPUTS:
+        raise BadRequestError(f"input has {len(items)} entries; at most {MAX_INPUTS} at once", "input")
+    return [
+        [{"role": "user", "content": item}] if isinstance(item, str) else check_messages(item, f"input[{i}]")
+        for i, item in enumerate(items)
+    ]
+
+
+def _scores(state: State, prediction: Prediction) -> dict[str, Any]:
+    """Per arm what its probe says; null for an arm without one."""
+    scores: dict[str, Any] = {}
+    for i, arm in enumerate(state.pool.arms):
+        if arm.artifact is None:
+            scores[arm.name] = None
+            continue
+        scores[arm.name] = {
+            **_probability(float(prediction.success[i])),
+            "activation_percentile": None,
+            "prompt_tokens": prediction.prompt_tokens[i],
+            "probe": f"{arm.artifact.card.probe_name}@{arm.artifact.revision}",
+        }
+    return scores
+
+
+def _considered(state: State, decision: Decision) -> dict[str, Any]:
+    return {
+        arm.name: {
+            **_probability(float(decision.prediction.success[i])),
+            "expected_cost_usd": float(decision.cost[i]),
+            "prompt_tokens": decision.prediction.prompt_tokens[i],
+            "allowed": bool(decision.allowed[i]),
+        }
+        for i, arm in enumerate(state.pool.arms)
+    }
+
+
+def _probability(success: float) -> dict[str, float | None]:
+    known = not np.isnan(success)
+    return {"success_probability": success if known else None, "difficulty": 1 - success if known else None}

@@ -1,0 +1,74 @@
+"""Server-sent events as bytes: whole events are passed on as they come, the usage chunk is read and, if only we
+asked for it, taken out. Nothing else is parsed."""
+
+import json
+import re
+from typing import Any
+
+USAGE = b'"usage":'
+NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+
+
+class EventRelay:
+    """Holds back only what is not yet a whole event."""
+
+    def __init__(self, drop_usage: bool) -> None:
+        self.usage: dict[str, Any] | None = None
+        """The stream's usage, once it has come."""
+        self._drop_usage = drop_usage
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes to pass on now."""
+        data = self._rest + chunk if self._rest else chunk
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4)
+        if end < 4:
+            # No whole event. A client must not wait for ever for one that never ends.
+            self._rest = b"" if len(data) > MAX_EVENT_BYTES else data
+            return data if not self._rest else b""
+        self._rest = data[end:]
+        whole = data[:end]
+        return self._read_usage(whole) if NO_CHOICES.search(whole) else whole
+
+    def flush(self) -> bytes:
+        """What was held back, at the stream's end."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def _read_usage(self, events: bytes) -> bytes:
+        kept = []
+        for event in re.split(rb"(?<=\n\n)|(?<=\r\n\r\n)", events):
+            usage = parse_usage(event) if NO_CHOICES.search(event) else None
+            if usage is not None:
+                self.usage = usage
+                if self._drop_usage:
+                    continue
+            kept.append(event)
+        return b"".join(kept)
+
+
+def parse_usage(data: bytes) -> dict[str, Any] | None:
+    """The last `usage` object in JSON text, found from its end; None where there is none.
+
+    A quotation mark inside a JSON string is escaped, so an answer's own text cannot be taken for it.
+    """
+    start = data.rfind(USAGE)
+    if start < 0:
+        return None
+    try:
+        usage, _ = json.JSONDecoder().raw_decode(data[start + len(USAGE) :].decode().lstrip())
+    except ValueError:
+        return None
+    return usage if isinstance(usage, dict) else None
+
+
+def error_event(body: bytes) -> bytes:
+    """An OpenAI error object as a stream's last event."""
+    return b"data: " + body + b"\n\n"
+
+
+def with_usage(body: dict[str, Any]) -> dict[str, Any]:
+    """A streamed request's body that asks for the usage chunk, other stream options kept."""
+    options = body.get("stream_options") or {}
+    return {**body, "stream_options": {**options, "include_usage": True}}
