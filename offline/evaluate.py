@@ -1,0 +1,123 @@
+"""Outcomes of rollouts as matrices, and how sure one may be of a mean over problems."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+DRAWS = 10_000
+CHUNK = 4_000_000
+"""Indices drawn at once, so that memory stays at some 50 MB."""
+COLUMNS = ("arm", "split", "problem_id", "problem", "success_rate", "input_tokens")
+
+
+class DataError(ValueError):
+    """A file of rollouts cannot be used; the message names the fix."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the arms did on the problems of one split."""
+
+    problem_ids: list[str]
+    problems: list[str]
+    """Texts, n of them."""
+    success_rate: FloatArray
+    """Share of correct rollouts, (n, k), arms in the order asked for."""
+    input_tokens: FloatArray
+    """Prompt tokens as each arm counts, (n, k)."""
+    sha256: str
+    """Of the whole file."""
+
+
+def read_outcomes(file: Path, split: str, arms: list[str]) -> Outcomes:
+    """The outcomes of one split in a parquet of rollouts, which holds each of the arms on each of its problems.
+
+    Raises:
+        DataError: the file cannot be read, lacks columns, rows or arms, or has rows twice, of unknown arms, or with
+            values that no success rate or token count can have.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        missing = [column for column in COLUMNS if column not in pyarrow.parquet.read_schema(file).names]
+        if missing:
+            raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")
+        frame = pyarrow.parquet.read_table(file, columns=list(COLUMNS)).to_pandas()
+        with file.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read {file} as parquet: {error}") from error
+
+    rows = frame[frame["split"] == split]
+    if rows.empty:
+        raise DataError(f"{file} has no rows of split {split!r}; its splits: {', '.join(sorted(set(frame['split'])))}")
+    unknown = sorted(set(rows["arm"]) - set(arms))
+    if unknown:
+        raise DataError(
+            f"{file} has arms that the configuration does not: {', '.join(unknown)}; it has {', '.join(arms)}"
+        )
+    twice = rows[rows.duplicated(["arm", "problem_id"])]
+    if not twice.empty:
+        first = twice.iloc[0]
+        raise DataError(f"{file}: {len(twice)} rows stand twice, such as {first['arm']!r} on {first['problem_id']!r}")
+    ids = rows["problem_id"].unique().tolist()
+    for arm in arms:
+        lacks = set(ids) - set(rows.loc[rows["arm"] == arm, "problem_id"])
+        if lacks:
+            raise DataError(
+                f"{file}: arm {arm!r} lacks {len(lacks)} of the {len(ids)} {split} problems, such as {min(lacks)!r}; "
+                "run `pika rollouts` for it"
+            )
+    texts = rows.drop_duplicates(["problem_id", "problem"])
+    if len(texts) > len(ids):
+        raise DataError(f"{file}: a problem_id stands for different problems in different rows")
+    rates, tokens = (
+        rows.pivot(index="problem_id", columns="arm", values=value).loc[ids, arms].to_numpy(dtype=np.float64)
+        for value in ("success_rate", "input_tokens")
+    )
+    # NaN fails both comparisons.
+    if not ((rates >= 0) & (rates <= 1)).all() or not (tokens >= 0).all():
+        raise DataError(
+            f"{file}: success_rate must lie in [0, 1] and input_tokens be counts; some rows of {split} are not"
+        )
+    return Outcomes(ids, texts["problem"].tolist(), rates, tokens, sha256)
+
+
+def mean_interval(values: ArrayLike, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap confidence interval of a mean over problems, (n,) -> (low, high). Percentile method.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+
+    Raises:
+        ValueError: no values, or one is NaN or infinite.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    n = len(sample)
+    if sample.ndim != 1 or n == 0 or not np.isfinite(sample).all():
+        raise ValueError("a bootstrap needs one finite value per problem, and at least one problem")
+    rng = np.random.default_rng(seed)
+    rows = max(1, CHUNK // n)
+    means = [
+        sample[rng.integers(n, size=(min(rows, draws - start), n), dtype=np.int32)].mean(axis=1)  # (rows,)
+        for start in range(0, draws, rows)
+    ]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap confidence interval of mean(a) - mean(b), both measured on the same problems, (n,), (n,).
+
+    Raises:
+        ValueError: the lengths differ, there are no problems, or a value is NaN or infinite.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"a paired bootstrap compares the same problems, not {first.shape} with {second.shape}")
+    return mean_interval(first - second, draws, seed)
