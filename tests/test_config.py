@@ -1,0 +1,104 @@
+"""A wrong configuration gets one error that names the key and the fix."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.config import ConfigError, load
+
+
+def pool(**changes: Any) -> dict[str, Any]:
+    """The smallest valid file, with top-level keys replaced."""
+    return {
+        "models": {
+            "small": {
+                "model": "owner/small",
+                "max_context_tokens": 512,
+                "usd_per_million_tokens": {"input": 0.1, "output": 0.4},
+                "replicas": [{"url": "http://127.0.0.1:8101/v1"}],
+            }
+        },
+        "arms": {
+            "small": {"model": "small", "success_probability": 0.5, "mean_tokens": {"input": 10, "output": 20}},
+        },
+        "policy": {"name": "utility", "lambda": 0.4},
+        **changes,
+    }
+
+
+def write(folder: Path, data: Any) -> Path:
+    file = folder / "pool.yaml"
+    file.write_text(data if isinstance(data, str) else yaml.safe_dump(data))
+    return file
+
+
+def arm(**fields: Any) -> dict[str, Any]:
+    return {"small": {**pool()["arms"]["small"], **fields}}
+
+
+def model(**fields: Any) -> dict[str, Any]:
+    return {"small": {**pool()["models"]["small"], **fields}}
+
+
+def test_defaults_and_words(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, pool()))
+    assert settings.server.host == "127.0.0.1"
+    assert settings.policy.knobs() == {"lambda": 0.4}
+    assert settings.limits.in_flight == 1000
+    assert settings.resolve("probes/a") == tmp_path / "probes" / "a"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"polcy": {}}, "unknown key 'polcy': did you mean 'policy'?"),
+        ({"policy": {"name": "utility", "lamda": 1}}, "did you mean 'lambda'?"),
+        ({"policy": {"name": "utility", "lambda": -1}}, "policy.lambda"),
+        ({"policy": {}}, "policy needs a name"),
+        ({"arms": arm(success_probability=None)}, "either probe (a folder) or success_probability"),
+        ({"arms": arm(mean_tokens=None)}, "needs mean_tokens"),
+        ({"arms": arm(model="smal")}, "did you mean 'small'?"),
+        ({"arms": arm(probe="hf://a/b/c", success_probability=None)}, "hf:// references are not supported yet"),
+        ({"arms": arm(request={"messages": []})}, "'messages' is set by the gateway or the client"),
+        ({"arms": {"auto-1": pool()["arms"]["small"]}}, "names that begin with 'auto' are kept for routing"),
+        ({"arms": {"a b": pool()["arms"]["small"]}}, "names have up to 64 letters"),
+        ({"models": model(replicas=[{}])}, "either url (it runs already) or launch"),
+        ({"models": model(replicas=[{"url": "localhost:1"}])}, "is no http(s) URL"),
+        ({"models": model(max_context_tokens=0)}, "models.small.max_context_tokens"),
+        ({"models": model(usd_per_million_tokens={"input": -1, "output": 1})}, "usd_per_million_tokens.input"),
+        ({"engine": {"when_unavailable": "nobody"}}, "'nobody' is no arm"),
+        ({"engine": {"kind": "vllm"}}, "engine.kind"),
+        ({"server": {"workers": 2}}, "server.workers"),
+        ({"out_of_distribution": {}}, "unknown key 'out_of_distribution'"),
+        ({"allow_request": ["lambada"]}, "allow_request.0"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, pool(**changes)))
+    assert message in str(caught.value)
+    assert "pool.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "must be a mapping"), ("", "mapping")]
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(tmp_path / "none.yaml")
+
+
+def test_model_references(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    settings = load(write(tmp_path, pool()))
+    assert settings.model_source("weights") == str((tmp_path / "weights").resolve())
+    assert settings.model_source("owner/name") == "owner/name"
+    with pytest.raises(ConfigError, match="no folder at"):
+        settings.model_source("./missing")
