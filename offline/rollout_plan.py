@@ -1,0 +1,202 @@
+"""What `pika rollouts` is asked to sample, from its arguments and the pool's configuration; and the rows it makes."""
+
+import difflib
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from offline.benchmarks.base import Benchmark, Problem, load
+from offline.samplers import Job, Key, Sample, SampledArm, job_seed
+from offline.verifiers.base import majority_vote
+from server import config
+
+
+class UsageError(Exception):
+    """The command cannot mean anything; the message names the fix."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to sample."""
+
+    benchmark_name: str
+    benchmark: Benchmark
+    problems: dict[tuple[str, str], Problem]
+    """By (split, problem_id)."""
+    splits: dict[str, int]
+    arms: dict[str, SampledArm]
+    prices: dict[str, config.Prices]
+    """By arm."""
+    runner: str
+    k: int
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the samples; prices are applied at the end."""
+        arms = {name: {"model": arm.model, **arm.fields} for name, arm in self.arms.items()}
+        return {
+            "benchmark": self.benchmark_name,
+            "splits": self.splits,
+            "arms": arms,
+            "k": self.k,
+            "seed": self.seed,
+            "runner": self.runner,
+        }
+
+    def jobs(self, done: Iterable[Key]) -> list[Job]:
+        """What is left to do, arm by arm."""
+        finished = set(done)
+        return [
+            Job(arm, split, problem_id, self.benchmark.messages(problem), job_seed(self.seed, problem_id))
+            for arm in self.arms.values()
+            for (split, problem_id), problem in self.problems.items()
+            if (arm.name, split, problem_id) not in finished
+        ]
+
+    def rows(self, samples: Mapping[Key, Sample]) -> list[dict[str, Any]]:
+        """Verified and priced, in the order of arms and problems."""
+        return [
+            self._row(problem, samples[arm, split, problem_id])
+            for arm in self.arms
+            for (split, problem_id), problem in self.problems.items()
+        ]
+
+    def _row(self, problem: Problem, sample: Sample) -> dict[str, Any]:
+        arm, prices, verifier = self.arms[sample.arm], self.prices[sample.arm], self.benchmark.verifier
+        answers = [verifier.extract(solution) for solution in sample.solutions]
+        correct = [verifier.is_correct(answer, problem.ground_truth) for answer in answers]
+        majority = majority_vote(answers)
+        input_cost_usd = sample.input_tokens * prices.input / 1e6
+        output_cost_usd = sum(sample.output_tokens) * prices.output / 1e6
+        return {
+            "problem_id": problem.problem_id,
+            "split": problem.split,
+            "benchmark": self.benchmark_name,
+            "problem": problem.problem,
+            "formatted_prompt": sample.formatted_prompt,
+            "ground_truth": problem.ground_truth,
+            "arm": arm.name,
+            "model": arm.model,
+            "k": self.k,
+            "temperature": arm.fields["temperature"],
+            "max_tokens": arm.max_tokens,
+            "seed": self.seed,
+            "generated_solutions": sample.solutions,
+            "extracted_answers": answers,
+            "correct": correct,
+            "success_rate": sum(correct) / self.k,
+            # The unbiased estimator, 1 - C(wrong, k) / C(k, k), of as many samples as k.
+            "pass_at_k": float(any(correct)),
+            "majority_vote_answer": majority,
+            "majority_vote_is_correct": verifier.is_correct(majority, problem.ground_truth),
+            "input_tokens": sample.input_tokens,
+            "output_tokens": sample.output_tokens,
+            "input_cost_usd_once": input_cost_usd,
+            "total_output_cost_usd": output_cost_usd,
+            "total_cost_usd": input_cost_usd + output_cost_usd,
+        }
+
+
+def plan(args: Namespace) -> Run:
+    """The run that the command's arguments ask for.
+
+    Raises:
+        UsageError, BenchmarkError, ConfigError: an argument or the configuration is wrong; names it.
+    """
+    settings = config.load(args.config)
+    benchmark = load(args.benchmark)
+    splits = _pairs(args.split, "--split train=3000")
+    if not all(n.isdigit() and int(n) > 0 for n in splits.values()):
+        raise UsageError("--split wants a positive number of problems, such as --split train=3000")
+    counts = {split: int(n) for split, n in splits.items()}
+    problems = [p for split, n in counts.items() for p in benchmark.problems(split, n, args.seed)]
+    urls = _pairs(args.url, "--url small=http://127.0.0.1:8101/v1")
+    names = args.arms.split(",") if args.arms else list(settings.arms)
+    for name in (*names, *urls):
+        if name not in settings.arms:
+            near = difflib.get_close_matches(name, settings.arms, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"arms: {', '.join(settings.arms)}"
+            raise UsageError(f"unknown arm {name!r}: {hint}")
+    if args.runner == "vllm" and urls:
+        raise UsageError("--url goes with --runner endpoint")
+    if args.runner == "vllm" and find_spec("vllm") is None:
+        raise UsageError("--runner vllm needs vLLM: run `make install`, or sample from a server with --runner endpoint")
+    return Run(
+        benchmark_name=args.benchmark,
+        benchmark=benchmark,
+        problems={(problem.split, problem.problem_id): problem for problem in problems},
+        splits=counts,
+        arms={name: _arm(settings, name, args, urls.get(name)) for name in names},
+        prices={name: settings.models[settings.arms[name].model].usd_per_million_tokens for name in names},
+        runner=args.runner,
+        k=args.k,
+        seed=args.seed,
+    )
+
+
+def _arm(settings: config.Settings, name: str, args: Namespace, url: str | None) -> SampledArm:
+    arm = settings.arms[name]
+    model = settings.models[arm.model]
+    fields = dict(arm.defaults)
+    for field, value in (("temperature", args.temperature), ("max_tokens", args.max_tokens)):
+        if value is not None and arm.request.get(field, value) != value:
+            raise UsageError(f"arm {name!r} is defined by {field} {arm.request[field]}: leave out --{_flag(field)}")
+        if value is not None:
+            fields[field] = value
+    fields |= arm.request
+    for field in ("temperature", "max_tokens"):
+        if field not in fields:
+            raise UsageError(f"arm {name!r} has no {field}: give --{_flag(field)}, or set it in the arm's defaults")
+    if args.k > 1 and fields["temperature"] == 0:
+        raise UsageError(f"arm {name!r}: at temperature 0 all answers are the same: give --k 1, or a --temperature")
+    launches = [replica.launch for replica in model.replicas if replica.launch is not None]
+    replicas = [(url, "none")] if url else _endpoints(model)
+    if args.runner == "endpoint" and not replicas:
+        raise UsageError(f"arm {name!r}: no replica of {arm.model!r} has a url; give --url {name}=http://HOST:PORT/v1")
+    return SampledArm(
+        name=name,
+        model=arm.model,
+        source=settings.model_source(model.model),
+        max_context_tokens=model.max_context_tokens,
+        fields=fields,
+        urls=tuple(base_url for base_url, _ in replicas),
+        api_keys=tuple(key for _, key in replicas),
+        engine_args=tuple(launches[0].args) if launches else (),
+        env=_environment(launches[0]) if launches else {},
+    )
+
+
+def _endpoints(model: config.Model) -> list[tuple[str, str]]:
+    """(base URL, API key) of each replica that runs already; servers without a key are sent a word."""
+    endpoints = []
+    for replica in model.replicas:
+        if replica.url is not None:
+            key = os.environ.get(replica.api_key_env, "") if replica.api_key_env else "none"
+            if not key:
+                raise UsageError(f"the environment variable {replica.api_key_env} holds no key for {replica.url}")
+            endpoints.append((replica.url, key))
+    return endpoints
+
+
+def _environment(launch: config.Launch) -> dict[str, str]:
+    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu) for gpu in launch.gpus)} if launch.gpus else {}
+    return {**launch.env, **gpus}
+
+
+def _pairs(texts: Sequence[str], example: str) -> dict[str, str]:
+    """NAME=VALUE, each name once."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value or name in pairs:
+            raise UsageError(f"{text!r}: write NAME=VALUE, each name once, such as {example}")
+        pairs[name] = value
+    return pairs
+
+
+def _flag(field: str) -> str:
+    return field.replace("_", "-")
