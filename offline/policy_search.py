@@ -1,0 +1,254 @@
+"""Which policy, at which knob, serves a target best on validation problems.
+
+Accuracy is judged by the mean *predicted* success probability of the chosen arms: with calibrated probes it spreads a
+third as much as measured outcomes do. Beside it stands the corrected one, which adds the chosen arms' mean residual:
+where the two differ by more than the interval, the probes need calibration before the policy needs tuning.
+
+Of all policies `target_accuracy` is the optimum under the probabilities (a Lagrangian), but others say more simply what
+they do. So the simplest wins that is within one standard error of the best, paired by problem (Breiman et al.,
+Classification and Regression Trees, 1984, section 3.4.3).
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, Self
+
+import numpy as np
+
+from offline.evaluate import FloatArray, mean_interval
+from routing_policies.base import IndexArray, build, load
+from routing_policies.costs import normalise
+
+SIMPLEST_FIRST = ("utility", "cascade", "min_success", "target_accuracy")
+KNOBS = 500
+"""Values of a knob that are tried."""
+TABLE_KNOTS = 50
+ROUNDING = 1e-9
+
+Table = list[tuple[float, float]]
+
+
+class TuneError(ValueError):
+    """No policy meets the target; the message says what can be had."""
+
+
+@dataclass(frozen=True)
+class Target:
+    measure: Literal["accuracy", "cost"]
+    value: float | None
+    """Mean accuracy, or mean USD per query; None: the accuracy of the best single arm."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`accuracy=always-best`, `accuracy=0.9` or `cost=0.0001`.
+
+        Raises:
+            ValueError: anything else.
+        """
+        if text == "accuracy=always-best":
+            return cls("accuracy", None)
+        measure, _, value = text.partition("=")
+        with suppress(ValueError):
+            number = float(value)
+            if measure == "accuracy" and 0 <= number <= 1:
+                return cls("accuracy", number)
+            if measure == "cost" and 0 <= number < math.inf:
+                return cls("cost", number)
+        raise ValueError(
+            f"{text!r} is no target: accuracy=always-best, accuracy=0.9 (from 0 to 1) or cost=0.0002 (USD per query)"
+        )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is known of n problems and k arms."""
+
+    success: FloatArray
+    """Predicted success probabilities, (n, k)."""
+    cost: FloatArray
+    """Expected USD of one answer, (n, k)."""
+    success_rate: FloatArray
+    """Measured, (n, k)."""
+    tier_cost: tuple[float, ...]
+    """Mean USD of one answer per arm, (k,)."""
+    prefill_usd: float = 0.0
+    """What the probes' own prefill costs per query, on average."""
+
+    def of_chosen(self, values: FloatArray, arms: IndexArray) -> FloatArray:
+        """(n, k), (n,) -> (n,)."""
+        chosen: FloatArray = values[np.arange(len(arms)), arms]
+        return chosen
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy at the knob that serves the target best."""
+
+    policy: str
+    knobs: dict[str, float]
+    accuracy: float
+    """Mean predicted success probability of the chosen arms."""
+    corrected_accuracy: float
+    """The same plus the mean residual, measured - predicted, of the chosen arms."""
+    accuracy_interval: tuple[float, float]
+    """95%, of the corrected accuracy."""
+    cost_usd: float
+    """Mean expected cost of a query, the probes' prefill included."""
+    saving_vs_best: float
+    """1 - cost / cost of always using the best single arm, which pays for no probe."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    chosen: Candidate
+    candidates: list[Candidate]
+    """One per policy that meets the target."""
+    best_arm: int
+    """The single arm of the highest mean success probability."""
+    best_accuracy: float
+    """Its mean success probability."""
+    best_cost_usd: float
+    table: Table
+    """(mean predicted accuracy, mu), for `target_accuracy`."""
+
+
+@dataclass(frozen=True)
+class _Point:
+    policy: str
+    knobs: dict[str, float]
+    arms: IndexArray  # (n,)
+    accuracy: float
+    cost_usd: float
+
+
+def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FIRST, seed: int = 0) -> Tuning:
+    """Choose a policy and its knob; `seed` is the bootstrap's.
+
+    Raises:
+        TuneError: no policy meets the target.
+        PolicyError: a value is NaN, or shapes differ.
+    """
+    best_arm = int(data.success.mean(axis=0).argmax())
+    best_accuracy, best_cost = float(data.success[:, best_arm].mean()), float(data.cost[:, best_arm].mean())
+    goal = best_accuracy if target.value is None else target.value
+    table = accuracy_table(data.success, data.cost)
+    sweeps = (_sweep(policy, data, table) for policy in policies)
+    points = [point for points in sweeps if (point := _best_point(points, target.measure, goal)) is not None]
+    if not points:
+        lowest = float(data.cost.min(axis=1).mean()) + data.prefill_usd
+        raise TuneError(
+            f"no policy meets {target.measure}={goal:.6g}: by these probes accuracy is at most {table[-1][0]:.4f}, "
+            f"and a query costs at least {lowest:.3g} USD; choose another target"
+        )
+    candidates = [_candidate(point, data, best_cost, seed) for point in points]
+    chosen = candidates[_simplest(points, data, target.measure)]
+    return Tuning(chosen, candidates, best_arm, best_accuracy, best_cost, table)
+
+
+def accuracy_table(success: FloatArray, cost: FloatArray) -> Table:
+    """Mean predicted accuracy -> mu, so that linear interpolation stays close to the frontier of accuracy against cost.
+
+    Knots are added one by one where interpolation misses most: near the top, where accuracy hardly changes but cost
+    does, and at the bottom, where mu has a long tail.
+
+    Args:
+        success: (n, k).
+        cost: expected USD of one answer, (n, k).
+    """
+    mus = multipliers(success, cost)  # (m,)
+    rows = np.arange(len(success))
+    arms = [(success - mu * cost).argmax(axis=1) for mu in mus]
+    reached = np.minimum.accumulate(
+        [success[rows, chosen].mean() for chosen in arms]
+    )  # falls with mu, but for rounding
+    spent = np.array([cost[rows, chosen].mean() for chosen in arms])
+    steps = np.hypot(np.diff(reached) / (np.ptp(reached) or 1), np.diff(spent) / (np.ptp(spent) or 1))
+    place = np.concatenate([[0.0], steps.cumsum()])  # along the frontier
+    knots = [0, len(mus) - 1]
+    while len(knots) < TABLE_KNOTS:
+        interpolated = np.interp(-reached, -reached[knots], mus[knots])
+        worst = int(np.abs(np.interp(interpolated, mus, place) - place).argmax())
+        if worst in knots:
+            break
+        knots = sorted([*knots, worst])
+    return sorted({round(float(reached[i]), 6): float(mus[i]) for i in knots}.items())
+
+
+def multipliers(success: FloatArray, cost: FloatArray) -> FloatArray:
+    """Cost weights between which choices change, rising from 0: quantiles of where two arms of a problem draw level.
+
+    Args:
+        success: (n, k).
+        cost: (n, k), or (k,) where it is the same for all problems.
+    """
+    cost = np.broadcast_to(cost, success.shape)
+    crossings = [np.zeros(0)]
+    for i, j in combinations(range(success.shape[1]), 2):
+        gain, price = success[:, i] - success[:, j], cost[:, i] - cost[:, j]
+        crossings.append(gain[price != 0] / price[price != 0])
+    weights = np.concatenate(crossings)
+    weights = weights[np.isfinite(weights) & (weights > 0)]
+    return _grid(weights, 0.0, 2 * weights.max()) if len(weights) else np.zeros(1)
+
+
+def _grid(values: FloatArray, low: float, high: float) -> FloatArray:
+    """Quantiles of values between two ends, to six digits: what is written is what was tried."""
+    inner = np.quantile(values, np.linspace(0, 1, KNOBS))
+    return np.unique([float(f"{value:.6g}") for value in (low, *inner, high)])
+
+
+def _sweep(policy: str, data: Validation, table: Table) -> list[_Point]:
+    """A policy at each of its knob's values that could make a difference."""
+    if policy == "utility":
+        values = multipliers(data.success, normalise(data.tier_cost))
+    elif policy == "target_accuracy":
+        values = np.unique(np.linspace(table[0][0], table[-1][0], KNOBS).round(6))
+    else:  # thresholds on success probabilities
+        values = _grid(data.success.ravel(), 0.0, 1.0)
+    knob = load(policy).knob
+    assert knob is not None
+    points = []
+    for value in values.tolist():
+        arms = build(policy, {knob: value, "table": table}, data.tier_cost).choose(data.success, data.cost)
+        accuracy = float(data.of_chosen(data.success, arms).mean())
+        cost_usd = float(data.of_chosen(data.cost, arms).mean()) + data.prefill_usd
+        points.append(_Point(policy, {knob: value}, arms, accuracy, cost_usd))
+    return points
+
+
+def _best_point(points: list[_Point], measure: str, goal: float) -> _Point | None:
+    """The least cost that reaches the accuracy, or the most accuracy within the cost; None where nothing does."""
+    if measure == "accuracy":
+        met = [point for point in points if point.accuracy >= goal - ROUNDING]
+        return min(met, key=lambda point: (point.cost_usd, -point.accuracy), default=None)
+    met = [point for point in points if point.cost_usd <= goal * (1 + ROUNDING)]
+    return min(met, key=lambda point: (-point.accuracy, point.cost_usd), default=None)
+
+
+def _candidate(point: _Point, data: Validation, best_cost: float, seed: int) -> Candidate:
+    measured = data.of_chosen(data.success_rate, point.arms)
+    residual = measured - data.of_chosen(data.success, point.arms)
+    return Candidate(
+        policy=point.policy,
+        knobs=point.knobs,
+        accuracy=point.accuracy,
+        corrected_accuracy=point.accuracy + float(residual.mean()),
+        accuracy_interval=mean_interval(measured, seed=seed),
+        cost_usd=point.cost_usd,
+        saving_vs_best=1 - point.cost_usd / best_cost if best_cost > 0 else 0.0,
+    )
+
+
+def _simplest(points: list[_Point], data: Validation, measure: str) -> int:
+    """The simplest policy whose mean loss is within one standard error of the least."""
+    if measure == "accuracy":
+        losses = np.stack([data.of_chosen(data.cost, point.arms) for point in points])  # (candidates, n)
+    else:
+        losses = -np.stack([data.of_chosen(data.success, point.arms) for point in points])
+    excess = losses - losses[losses.mean(axis=1).argmin()]
+    noise = excess.std(axis=1) / math.sqrt(excess.shape[1])
+    within: list[int] = np.flatnonzero(excess.mean(axis=1) <= noise).tolist()
+    return min(within, key=lambda i: SIMPLEST_FIRST.index(points[i].policy))

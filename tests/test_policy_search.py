@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+
+from offline.evaluate import FloatArray
+from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Validation, accuracy_table, multipliers, tune
+from routing_policies.base import build
+
+TIER = (1e-6, 4e-6, 8e-5)
+
+
+def calibrated(n: int = 800, seed: int = 0, rollouts: int = 8, tier: tuple[float, ...] = TIER) -> Validation:
+    """Problems of one latent difficulty, three arms, and outcomes drawn with exactly the predicted probabilities."""
+    rng = np.random.default_rng(seed)
+    skill = np.array([0.0, 2.0, 3.0]) - rng.normal(0, 2, (n, 1)) + rng.normal(0, 1, (n, 3))
+    success = 1 / (1 + np.exp(-skill))
+    cost = np.array(tier) * rng.uniform(0.7, 1.3, (n, 1))
+    return Validation(success, cost, rng.binomial(rollouts, success) / rollouts, tier, prefill_usd=1e-7)
+
+
+DATA = calibrated()
+
+
+def test_always_best_is_met_for_less() -> None:
+    tuning = tune(DATA, Target.parse("accuracy=always-best"))
+    best = int(DATA.success.mean(axis=0).argmax())
+    assert tuning.best_arm == best == 2
+    assert tuning.best_accuracy == pytest.approx(DATA.success[:, 2].mean())
+    assert tuning.best_cost_usd == pytest.approx(DATA.cost[:, 2].mean())
+    assert [candidate.policy for candidate in tuning.candidates] == list(SIMPLEST_FIRST)
+    for candidate in tuning.candidates:
+        assert candidate.accuracy >= tuning.best_accuracy - 1e-9
+        assert candidate.saving_vs_best == pytest.approx(1 - candidate.cost_usd / tuning.best_cost_usd)
+        low, high = candidate.accuracy_interval
+        assert low < candidate.corrected_accuracy < high
+        assert low < candidate.accuracy < high
+    assert tuning.chosen.saving_vs_best > 0.4
+
+
+def test_what_is_reported_is_what_the_policy_does() -> None:
+    tuning = tune(DATA, Target.parse("accuracy=0.8"))
+    rows = np.arange(len(DATA.success))
+    for candidate in tuning.candidates:
+        policy = build(candidate.policy, candidate.knobs | {"table": tuning.table}, DATA.tier_cost)
+        arms = policy.choose(DATA.success, DATA.cost)
+        assert candidate.accuracy == pytest.approx(DATA.success[rows, arms].mean())
+        assert candidate.corrected_accuracy == pytest.approx(DATA.success_rate[rows, arms].mean())
+        assert candidate.cost_usd == pytest.approx(DATA.cost[rows, arms].mean() + DATA.prefill_usd)
+
+
+def test_no_policy_is_cheaper_than_target_accuracy() -> None:
+    for target in ("accuracy=0.7", "accuracy=0.8", "accuracy=0.85"):
+        costs = {candidate.policy: candidate.cost_usd for candidate in tune(DATA, Target.parse(target)).candidates}
+        assert costs["target_accuracy"] <= 1.02 * min(costs.values())
+
+
+def test_a_cost_target_is_kept_and_spent() -> None:
+    tuning = tune(DATA, Target.parse("cost=2e-5"))
+    for candidate in tuning.candidates:
+        assert candidate.cost_usd <= 2e-5 * (1 + 1e-6)
+    assert tuning.chosen.cost_usd > 1.9e-5
+    assert tuning.chosen.accuracy > tune(DATA, Target.parse("cost=1e-5")).chosen.accuracy
+
+
+def test_the_simplest_policy_within_noise_is_chosen() -> None:
+    tuning = tune(DATA, Target.parse("accuracy=0.8"))
+    assert tuning.chosen.policy == "utility"
+    assert tune(DATA, Target.parse("accuracy=0.8"), ["target_accuracy", "utility"]).chosen.policy == "utility"
+
+
+def test_a_policy_that_is_clearly_dearer_is_not_chosen() -> None:
+    # Arm 1 costs as much as arm 2 on odd problems and nothing on even ones; only expected cost tells.
+    n = 1000
+    success = np.tile([0.2, 0.8], (n, 1))
+    cost = np.column_stack([np.zeros(n), np.tile([1e-5, 1e-3], n // 2)])
+    data = Validation(success, cost, success, (0.0, 5e-4))
+    tuning = tune(data, Target.parse("accuracy=0.5"), ["utility", "target_accuracy"])
+    assert tuning.chosen.policy == "target_accuracy"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [("accuracy=1", "accuracy is at most 0."), ("cost=0", "costs at least")]
+)
+def test_a_target_out_of_reach_says_what_can_be_had(target: str, message: str) -> None:
+    with pytest.raises(TuneError, match=message):
+        tune(DATA, Target.parse(target))
+
+
+@pytest.mark.parametrize(
+    "text", ["accuracy", "accuracy=", "accuracy=best", "accuracy=1.2", "cost=-1", "cost=nan", "x=1"]
+)
+def test_targets_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="is no target: accuracy=always-best"):
+        Target.parse(text)
+
+
+def test_one_arm_and_arms_alike_have_a_table_too() -> None:
+    one = Validation(DATA.success[:, :1], DATA.cost[:, :1], DATA.success_rate[:, :1], TIER[:1])
+    assert tune(one, Target.parse("accuracy=always-best")).table == [(round(float(one.success.mean()), 6), 0.0)]
+    alike = Validation(DATA.success, np.ones((800, 3)), DATA.success_rate, (1.0, 1.0, 1.0))
+    assert tune(alike, Target.parse("accuracy=always-best")).chosen.accuracy > 0.8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_table_lands_any_target_on_fresh_problems(seed: int) -> None:
+    tuned, fresh = calibrated(4000, seed), calibrated(20_000, 100 + seed)
+    table = accuracy_table(tuned.success, tuned.cost)
+    assert 25 <= len(table) <= 50
+    assert (np.diff(table, axis=0) * [1, -1] > 0).all()
+    for target in np.linspace(table[0][0] + 0.01, table[-1][0] - 0.01, 12):
+        policy = build("target_accuracy", {"accuracy": float(target), "table": table}, TIER)
+        for data, tolerance in ((tuned, 0.005), (fresh, 0.015)):
+            arms = policy.choose(data.success, data.cost)
+            assert data.of_chosen(data.success, arms).mean() == pytest.approx(target, abs=tolerance)
+        assert not policy.infeasible(tuned.success, arms).any()
+
+
+def test_multipliers_are_where_choices_change() -> None:
+    success: FloatArray = np.array([[0.5, 0.7], [0.6, 0.5]])
+    # Row 0 draws level at .2 / .1 = 2; row 1 never prefers the dearer arm.
+    np.testing.assert_array_equal(multipliers(success, np.array([0.1, 0.2])), [0, 2, 4])
