@@ -1,6 +1,7 @@
 """What a probe is, and the card that travels with it. Imports no torch: a test holds it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Literal, Self
@@ -163,6 +164,11 @@ class Probe(ABC):
     @abstractmethod
     def raw(self, activations: Activations) -> FloatArray:
         """Uncalibrated outputs: (n, d_model) -> (n,)."""
+
+    @classmethod
+    def raw_all(cls, probes: Sequence[Self], activations: Activations) -> FloatArray:
+        """Uncalibrated outputs of several probes of one site: (n, d_model) -> (n, probes)."""
+        return np.stack([probe.raw(activations) for probe in probes], axis=1)
 
     @abstractmethod
     def tensors(self) -> dict[str, NDArray[np.float32]]:

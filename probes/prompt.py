@@ -1,0 +1,198 @@
+"""From messages to the probe model's token ids, once for training and serving.
+
+    renderer = Renderer(pass_)
+    renderer.render([{"role": "user", "content": "What is 7 + 5?"}]).token_ids
+
+Needs tokenizers and jinja2 alone: the gateway's main process renders, and must stay small.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from probes.base import Pass, ProbeCard, ProbeError
+from probes.chat_template import compile_template
+from probes.source import model_file, optional_model_file, read_json
+
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation in OpenAI's form; content is a string or a list of content parts."""
+
+CANARY_PROMPT = "Ann's 12 apples cost $3.50; naïve √2 ≈ 1.414, x_1 += 27\n\tdef f(x): return 2**x  # 東京 🍎"
+"""Exercises what tokenizers disagree on: digits, spaces, accents, operators, scripts, bytes."""
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One conversation as a probe model's prompt."""
+
+    token_ids: tuple[int, ...]
+    flags: tuple[str, ...]
+    """`truncated`: middle tokens were cut; `text-only`: the template refused the conversation."""
+    prompt_tokens: int
+    """Tokens before any were cut."""
+
+
+class Renderer:
+    """Renders conversations for one pass. Threads may share it.
+
+    Raises:
+        ProbeError: the probe model's folder or Hub repository lacks a tokenizer or a chat template that works.
+    """
+
+    def __init__(self, pass_: Pass) -> None:
+        self.pass_ = pass_
+        self._recipe = pass_.recipe
+        self._tokenizer = _load_tokenizer(pass_)
+        config = read_json(optional_model_file(pass_, "tokenizer_config.json"))
+        source = _template_source(pass_, config)
+        self.chat_template_sha256 = hashlib.sha256(source.encode()).hexdigest()
+        self._template = compile_template(source)
+        self._special_tokens = {name: text for name in SPECIAL_TOKENS if (text := _token_text(config.get(name)))}
+        bos = self._special_tokens.get("bos_token")
+        self._bos_id = None if bos is None else self._tokenizer.token_to_id(bos)
+        try:
+            self.eoi_tokens = _common_tail(self._turn("a").ids, self._turn("7").ids)
+            """End-of-instruction tokens: what the template appends after the user's text."""
+        except Exception as error:
+            raise ProbeError(
+                f"the chat template of {pass_.probe_model} fails on a single user turn: {error}; "
+                "use an instruction-tuned probe model, or mend its chat_template.jinja"
+            ) from error
+        if self._recipe.max_tokens < 2 * len(self.eoi_tokens):
+            raise ProbeError(
+                f"recipe.max_tokens = {self._recipe.max_tokens} leaves no room for text beside the "
+                f"{len(self.eoi_tokens)} end-of-instruction tokens of {pass_.probe_model}: raise it"
+            )
+
+    def render(self, messages: Messages) -> Rendered:
+        """Token ids of one conversation, the recipe's suffix included."""
+        turns = [{"role": str(message.get("role")), "content": text_of(message.get("content"))} for message in messages]
+        last_user = next((i for i in reversed(range(len(turns))) if turns[i]["role"] == "user"), None)
+        if last_user is not None:
+            turns[last_user]["content"] += self._recipe.suffix
+        flags = []
+        system_text = turns[0]["content"] if turns and turns[0]["role"] == "system" else ""
+        try:
+            prompt, encoding = self._encode(turns)
+        except Exception:  # the template is somebody's program: it may raise anything
+            flags.append("text-only")
+            system_text = ""
+            text = "" if not turns else turns[-1 if last_user is None else last_user]["content"]
+            prompt, encoding = self._encode([{"role": "user", "content": text}])
+        token_ids = encoding.ids
+        if len(token_ids) > self._recipe.max_tokens:
+            flags.append("truncated")
+            head = self._head_tokens(prompt, encoding, system_text)
+            token_ids = token_ids[:head] + token_ids[head - self._recipe.max_tokens :]
+        return Rendered(tuple(token_ids), tuple(flags), len(encoding.ids))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of bare text, without template or special tokens."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _turn(self, text: str) -> Encoding:
+        return self._encode([{"role": "user", "content": text}])[1]
+
+    def _encode(self, turns: list[dict[str, str]]) -> tuple[str, Encoding]:
+        variables = {**self._special_tokens, **self._recipe.template_kwargs}
+        prompt = self._template.render(
+            messages=turns, tools=None, documents=None, add_generation_prompt=True, **variables
+        )
+        # The template has written the special tokens itself.
+        return prompt, self._tokenizer.encode(prompt, add_special_tokens=False)
+
+    def _head_tokens(self, prompt: str, encoding: Encoding, system_text: str) -> int:
+        """How many first tokens a cut prompt keeps: the system message's, up to a quarter of the limit."""
+        head = int(self._bos_id is not None and encoding.ids[0] == self._bos_id)
+        text = system_text.strip()  # templates strip
+        start = prompt.find(text) if text else -1
+        if start < 0:
+            return head
+        end = start + len(text)
+        limit = self._recipe.max_tokens // 4
+        within = sum(1 for _, token_end in encoding.offsets[: limit + 1] if token_end <= end)
+        return max(head, min(within, limit))
+
+
+def verify(card: ProbeCard, renderer: Renderer) -> None:
+    """Check that a probe was trained on prompts as this renderer makes them.
+
+    Raises:
+        ProbeError: the chat template or the tokenizer differs; says which, and how to go on.
+    """
+    model = renderer.pass_.probe_model
+    found, trained = renderer.chat_template_sha256, card.pass_.recipe.chat_template_sha256
+    if found != trained:
+        raise ProbeError(
+            f"the chat template of {model} is not the one that the probe of arm {card.target.arm!r} was trained with "
+            f"(sha256 {found[:12]}, the probe's {trained[:12]}): "
+            "restore the template or pin the model's revision, or train the probe anew with `pika train`"
+        )
+    token_ids = renderer.tokenize(card.canary_prompt)
+    if token_ids != card.canary_token_ids:
+        at = next(
+            (i for i, pair in enumerate(zip(token_ids, card.canary_token_ids, strict=False)) if pair[0] != pair[1]),
+            min(len(token_ids), len(card.canary_token_ids)),
+        )
+        raise ProbeError(
+            f"the tokenizer of {model} splits the canary prompt otherwise than when the probe of arm "
+            f"{card.target.arm!r} was trained ({len(token_ids)} tokens, {len(card.canary_token_ids)} then, the first "
+            f"difference at token {at}): restore tokenizer.json or the tokenizers release "
+            f"({card.versions.get('tokenizers', 'unknown')} then), or train the probe anew with `pika train`"
+        )
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: a string, or a list of content parts of which the text parts count."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        parts = (part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text")
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return ""
+
+
+def _load_tokenizer(pass_: Pass) -> Tokenizer:
+    file = model_file(pass_, "tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ProbeError(f"{file} is no tokenizer that this release of tokenizers reads: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _template_source(pass_: Pass, config: Mapping[str, Any]) -> str:
+    """The chat template: a file of its own, else the tokenizer configuration's, the default one of several."""
+    file = optional_model_file(pass_, "chat_template.jinja")
+    if file is not None:
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if not isinstance(template, str):
+        raise ProbeError(
+            f"{pass_.probe_model} has no chat template (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json): use an instruction-tuned probe model, or add one"
+        )
+    return template
+
+
+def _token_text(token: Any) -> str | None:
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
+
+
+def _common_tail(first: list[int], second: list[int]) -> tuple[int, ...]:
+    length = 0
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
+        length += 1
+    return tuple(first[len(first) - length :])
