@@ -61,6 +61,9 @@ class Target:
             f"{text!r} is no target: accuracy=always-best, accuracy=0.9 (from 0 to 1) or cost=0.0002 (USD per query)"
         )
 
+    def __str__(self) -> str:
+        return f"{self.measure}={'always-best' if self.value is None else self.value}"
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -108,9 +111,8 @@ class Tuning:
     """One per policy that meets the target."""
     best_arm: int
     """The single arm of the highest mean success probability."""
-    best_accuracy: float
-    """Its mean success probability."""
-    best_cost_usd: float
+    always_best: Candidate
+    """What always using it gives, without any probe."""
     table: Table
     """(mean predicted accuracy, mu), for `target_accuracy`."""
 
@@ -132,8 +134,14 @@ def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FI
         PolicyError: a value is NaN, or shapes differ.
     """
     best_arm = int(data.success.mean(axis=0).argmax())
-    best_accuracy, best_cost = float(data.success[:, best_arm].mean()), float(data.cost[:, best_arm].mean())
-    goal = best_accuracy if target.value is None else target.value
+    best = _Point(
+        policy="always",
+        knobs={},
+        arms=np.full(len(data.success), best_arm),
+        accuracy=float(data.success[:, best_arm].mean()),
+        cost_usd=float(data.cost[:, best_arm].mean()),
+    )
+    goal = best.accuracy if target.value is None else target.value
     table = accuracy_table(data.success, data.cost)
     sweeps = (_sweep(policy, data, table) for policy in policies)
     points = [point for points in sweeps if (point := _best_point(points, target.measure, goal)) is not None]
@@ -143,9 +151,9 @@ def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FI
             f"no policy meets {target.measure}={goal:.6g}: by these probes accuracy is at most {table[-1][0]:.4f}, "
             f"and a query costs at least {lowest:.3g} USD; choose another target"
         )
-    candidates = [_candidate(point, data, best_cost, seed) for point in points]
+    always_best, *candidates = (_candidate(point, data, best.cost_usd, seed) for point in (best, *points))
     chosen = candidates[_simplest(points, data, target.measure)]
-    return Tuning(chosen, candidates, best_arm, best_accuracy, best_cost, table)
+    return Tuning(chosen, candidates, best_arm, always_best, table)
 
 
 def accuracy_table(success: FloatArray, cost: FloatArray) -> Table:

@@ -24,12 +24,13 @@ def test_always_best_is_met_for_less() -> None:
     tuning = tune(DATA, Target.parse("accuracy=always-best"))
     best = int(DATA.success.mean(axis=0).argmax())
     assert tuning.best_arm == best == 2
-    assert tuning.best_accuracy == pytest.approx(DATA.success[:, 2].mean())
-    assert tuning.best_cost_usd == pytest.approx(DATA.cost[:, 2].mean())
+    assert tuning.always_best.accuracy == pytest.approx(DATA.success[:, 2].mean())
+    assert tuning.always_best.corrected_accuracy == pytest.approx(DATA.success_rate[:, 2].mean())
+    assert tuning.always_best.cost_usd == pytest.approx(DATA.cost[:, 2].mean())
     assert [candidate.policy for candidate in tuning.candidates] == list(SIMPLEST_FIRST)
     for candidate in tuning.candidates:
-        assert candidate.accuracy >= tuning.best_accuracy - 1e-9
-        assert candidate.saving_vs_best == pytest.approx(1 - candidate.cost_usd / tuning.best_cost_usd)
+        assert candidate.accuracy >= tuning.always_best.accuracy - 1e-9
+        assert candidate.saving_vs_best == pytest.approx(1 - candidate.cost_usd / tuning.always_best.cost_usd)
         low, high = candidate.accuracy_interval
         assert low < candidate.corrected_accuracy < high
         assert low < candidate.accuracy < high

@@ -1,0 +1,169 @@
+"""`pika tune`: chooses a policy and its knob on validation problems and writes the file that a configuration names."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from offline.evaluate import DataError, Outcomes, read_outcomes
+from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, Validation, tune
+from probes.base import ProbeError
+from routing_policies.base import PolicyError
+from routing_policies.costs import expected_cost, tier_cost
+from server.config import ConfigError, Settings, load, pool_sha256, prefill_usd_per_token
+
+if TYPE_CHECKING:
+    from probes.artifact import Artifact
+
+EXAMPLES = """examples:
+  pika tune pool.yaml --data rollouts.parquet                            as accurate as the best single arm, for less
+  pika tune pool.yaml --data rollouts.parquet --target accuracy=0.9      the least cost at 90% right
+  pika tune pool.yaml --data rollouts.parquet --target cost=0.0002       the most right for 0.0002 USD per query
+"""
+
+
+def main(argv: list[str]) -> int:
+    options = _parser().parse_args(argv)
+    try:
+        settings = load(options.config)
+        outcomes = read_outcomes(options.data, options.split, list(settings.arms))
+        data = _validation(settings, outcomes)
+        tuning = tune(data, options.target, options.policies, options.seed)
+        out = options.out or settings.resolve(settings.policy.tuned or "policy.tuned.json")
+        result = _result(settings, tuning, outcomes, options)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except (ConfigError, DataError, PolicyError, ProbeError, TuneError, OSError) as error:
+        print(f"pika tune: {error}", file=sys.stderr)
+        return 2
+    _show(tuning, list(settings.arms))
+    print(json.dumps({"file": str(out), **{key: value for key, value in result.items() if key != "table"}}))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pika tune",
+        description="Choose a policy and its knob on validation problems, and write them to a file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="the pool's YAML file")
+    parser.add_argument("--data", type=Path, required=True, help="parquet that `pika rollouts` wrote")
+    parser.add_argument("--split", default="validation", help="its problems to choose on; never the test split")
+    parser.add_argument(
+        "--target", type=_target, default="accuracy=always-best", help="accuracy=always-best | accuracy=0..1 | cost=USD"
+    )
+    parser.add_argument("--policies", type=_policies, default=SIMPLEST_FIRST, help=f"of {','.join(SIMPLEST_FIRST)}")
+    parser.add_argument("--out", type=Path, help="file to write (default: policy.tuned of CONFIG)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    return parser
+
+
+def _target(text: str) -> Target:
+    try:
+        return Target.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _policies(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in SIMPLEST_FIRST:
+            raise argparse.ArgumentTypeError(f"{name!r} cannot be tuned: choose of {','.join(SIMPLEST_FIRST)}")
+    return names
+
+
+def _validation(settings: Settings, outcomes: Outcomes) -> Validation:
+    """What the gateway would know of these problems, and what came of them."""
+    from offline.label import success_probabilities
+    from probes.artifact import load_artifact
+
+    probes = {name: arm.probe for name, arm in settings.arms.items() if arm.probe is not None}
+    artifacts = {name: load_artifact(settings.resolve(probe)) for name, probe in probes.items()}
+    tokens = [
+        artifacts[name].card.mean_tokens if name in artifacts else arm.mean_tokens
+        for name, arm in settings.arms.items()
+    ]
+    means = [count for count in tokens if count is not None]  # an arm without a probe has them: config.py sees to it
+    output = [count.output for count in means]
+    prices = [settings.models[arm.model].usd_per_million_tokens for arm in settings.arms.values()]
+    per_input, per_output = [price.input for price in prices], [price.output for price in prices]
+    return Validation(
+        success=success_probabilities(settings, outcomes.problems),
+        cost=expected_cost(outcomes.input_tokens, output, per_input, per_output),
+        success_rate=outcomes.success_rate,
+        tier_cost=tuple(tier_cost([count.input for count in means], output, per_input, per_output).tolist()),
+        prefill_usd=_prefill_usd(settings, list(artifacts.values()), outcomes.problems),
+    )
+
+
+def _prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list[str]) -> float:
+    """What the probe models' prefill of one problem costs, on average."""
+    from probes.artifact import distinct_passes
+    from probes.prompt import Renderer
+
+    total = 0.0
+    for pass_ in distinct_passes(artifacts):
+        price = prefill_usd_per_token(settings, pass_.probe_model)
+        if price is None:
+            print(
+                f"pika tune: the prefill of {pass_.probe_model} counts as free: set engine.usd_per_million_tokens",
+                file=sys.stderr,
+            )
+            continue
+        renderer = Renderer(pass_)
+        rendered = [renderer.render([{"role": "user", "content": problem}]) for problem in problems]
+        total += price * sum(len(prompt.token_ids) for prompt in rendered) / len(rendered)
+    return total
+
+
+def _result(settings: Settings, tuning: Tuning, outcomes: Outcomes, options: argparse.Namespace) -> dict[str, Any]:
+    """What the file holds; the gateway reads pool_sha256, policy, knobs and table."""
+    chosen = asdict(tuning.chosen)
+    return {
+        "schema_version": 1,
+        "pool_sha256": pool_sha256(settings),
+        "policy": chosen.pop("policy"),
+        "knobs": chosen.pop("knobs"),
+        "target": str(options.target),
+        "expected": chosen,
+        "best": list(settings.arms)[tuning.best_arm],
+        "always_best": asdict(tuning.always_best),
+        "data": {
+            "file": options.data.name,
+            "sha256": outcomes.sha256,
+            "split": options.split,
+            "problems": len(outcomes.problems),
+        },
+        "seed": options.seed,
+        "candidates": [asdict(candidate) for candidate in tuning.candidates],
+        "table": tuning.table,
+    }
+
+
+def _show(tuning: Tuning, arms: list[str]) -> None:
+    table = Table(
+        title="At the target, by policy", caption="corrected = predicted + measured residual, with 95% interval"
+    )
+    table.add_column("policy")
+    for heading in ("knob", "predicted", "corrected", "USD/query", "saving"):
+        table.add_column(heading, justify="right")
+    for candidate in (*tuning.candidates, tuning.always_best):
+        low, high = candidate.accuracy_interval
+        always = candidate is tuning.always_best
+        table.add_row(
+            f"always {arms[tuning.best_arm]}" if always else candidate.policy,
+            ", ".join(f"{knob} {value:g}" for knob, value in candidate.knobs.items()),
+            f"{candidate.accuracy:.4f}",
+            f"{candidate.corrected_accuracy:.4f} [{low:.3f}, {high:.3f}]",
+            f"{candidate.cost_usd:.3g}",
+            "" if always else f"{candidate.saving_vs_best:.1%}",
+            style="bold" if candidate is tuning.chosen else None,
+        )
+    Console().print(table)

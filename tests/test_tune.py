@@ -1,0 +1,158 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from offline.tune import main
+from server.config import ConfigError, load, pool_sha256
+from server.policies import Policies
+
+ARMS = {"small": 0.5, "medium": 0.8, "large": 0.9}
+TIER = (1e-6, 4e-6, 8e-5)
+POOL = """
+models:
+  small: {{model: owner/small, max_context_tokens: 512, usd_per_million_tokens: {{input: 0.025, output: 0.1}}, {url}}}
+  large: {{model: owner/large, max_context_tokens: 512, usd_per_million_tokens: {{input: 0.5, output: {price}}}, {url}}}
+arms:
+  small: {{model: small, success_probability: 0.5, mean_tokens: {{input: 20, output: 6}}}}
+  medium: {{model: large, request: {{effort: low}}, success_probability: 0.8, mean_tokens: {{input: 20, output: 10}}}}
+  large: {{model: large, {probe}, mean_tokens: {{input: 20, output: 40}}}}
+policy: {{tuned: policy.tuned.json}}
+"""
+
+
+def write_pool(folder: Path, price: float = 2.0, probe: str = "success_probability: 0.9") -> Path:
+    text = POOL.format(url='replicas: [{url: "http://127.0.0.1:1/v1"}]', price=price, probe=probe)
+    (folder / "pool.yaml").write_text(text)
+    return folder / "pool.yaml"
+
+
+@pytest.fixture
+def rollouts(tmp_path: Path) -> Path:
+    """Forty problems on which each arm is as good as its probability says, on average."""
+    rows = [
+        {
+            "arm": arm,
+            "split": "validation",
+            "problem_id": f"v{number}",
+            "problem": f"What is {number} + {number}?",
+            "success_rate": p + (-0.09 if number % 10 == 0 else 0.01),
+            "input_tokens": 20,
+        }
+        for number in range(40)
+        for arm, p in ARMS.items()
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rollouts.parquet")
+    return tmp_path / "rollouts.parquet"
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str, str]:
+    code = main([str(word) for word in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_gateway_reads_what_tune_wrote(tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = write_pool(tmp_path)
+    code, out, _ = run(capsys, pool, "--data", rollouts, "--target", "accuracy=0.75")
+    assert code == 0
+    written = json.loads((tmp_path / "policy.tuned.json").read_text())
+    printed = json.loads(out.splitlines()[-1])
+    assert printed["file"] == str(tmp_path / "policy.tuned.json")
+    assert {key: written[key] for key in printed if key != "file"} == {k: v for k, v in printed.items() if k != "file"}
+    assert written["schema_version"] == 1
+    assert written["target"] == "accuracy=0.75"
+    assert written["data"]["problems"] == 40
+    # The cheapest arm that is right often enough: medium, at 20 x 0.5 + 10 x 2 USD per million.
+    assert written["expected"]["accuracy"] == pytest.approx(0.8)
+    assert written["expected"]["corrected_accuracy"] == pytest.approx(0.8)
+    assert written["expected"]["cost_usd"] == pytest.approx(3e-5)
+    assert written["best"] == "large"
+    assert written["always_best"]["cost_usd"] == pytest.approx(9e-5)
+    assert written["expected"]["saving_vs_best"] == pytest.approx(2 / 3)
+
+    policies = Policies(load(pool), TIER)
+    assert policies.name == written["policy"] == "utility"
+    assert not policies.stale
+    name, policy = policies.get({"policy": "target_accuracy", "accuracy": 0.9})
+    assert name == "target_accuracy"
+    assert policy == policies.get({"policy": "target_accuracy", "accuracy": 0.9})[1]
+
+
+def test_a_tuning_of_another_pool_is_noticed(
+    tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, write_pool(tmp_path), "--data", rollouts)[0] == 0
+    assert Policies(load(write_pool(tmp_path, price=3.0)), TIER).stale
+
+
+def test_policies_and_file_of_ones_choice(tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mine.json"
+    words = ("--data", rollouts, "--policies", "min_success,cascade", "--target", "cost=5e-5", "--out", out)
+    code, printed, _ = run(capsys, write_pool(tmp_path), *words)
+    assert code == 0
+    written = json.loads(out.read_text())
+    assert written["policy"] == "cascade"
+    assert [candidate["policy"] for candidate in written["candidates"]] == ["min_success", "cascade"]
+    assert "min_success" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "accuracy=0.95"], "by these probes accuracy is at most 0.9000"),
+        (["--split", "test"], "no rows of split 'test'; its splits: validation"),
+        (["--data", "absent.parquet"], "cannot read absent.parquet"),
+        (["--out", "/nowhere/policy.json"], "/nowhere/policy.json"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    code, _, err = run(capsys, write_pool(tmp_path), "--data", rollouts, *words)
+    assert code == 2
+    assert err.startswith("pika tune: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "best"], "'best' is no target: accuracy=always-best"),
+        (["--target", "accuracy=90"], "accuracy=0.9 (from 0 to 1)"),
+        (["--policies", "utility,random"], "'random' cannot be tuned: choose of utility,cascade"),
+    ],
+)
+def test_words_that_are_none(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["pool.yaml", "--data", "rollouts.parquet", *words])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_configuration_says_so(rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "absent.yaml", "--data", rollouts)
+    assert code == 2
+    assert "cannot read absent.yaml" in err
+
+
+def test_the_pools_hash_is_of_what_decisions_rest_on(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    first = pool_sha256(load(write_pool(tmp_path)))
+    assert first == pool_sha256(load(write_pool(tmp_path / "elsewhere")))
+    assert first != pool_sha256(load(write_pool(tmp_path, price=3.0)))
+    assert first != pool_sha256(load(write_pool(tmp_path, probe="success_probability: 0.91")))
+
+    probed = load(write_pool(tmp_path, probe="probe: probes/large"))
+    with pytest.raises(ConfigError, match=r"probes/large/config\.json"):
+        pool_sha256(probed)
+    card = tmp_path / "probes" / "large" / "config.json"
+    card.parent.mkdir(parents=True)
+    hashes: set[Any] = {first}
+    for text in ("{}", '{"bias": 1}'):
+        card.write_text(text)
+        hashes.add(pool_sha256(probed))
+    assert len(hashes) == 3
