@@ -9,7 +9,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import httpx
 
 from server.config import Settings
 from server.guard import Guard
+from server.vllm_fork import Family, ForkedServer, can_fork
 from server.vllm_server import PORT_TAKEN, LaunchError, ServerKey, VllmServer, explain, free_port, plan, require_vllm
 
 __all__ = ["LaunchError", "launched"]
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 1800.0
 """Large models are read, and perhaps downloaded first, for a long time."""
+FORK_TIMEOUT_S = 120.0
 PROGRESS_S = 15.0
 POLL_S = 0.2
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
@@ -59,7 +61,7 @@ async def launched(
         if servers:
             require_vllm()
             logger.info("starting %d vLLM servers, logs in %s", len(servers), folder)
-            await _start_all(list(servers.values()))
+            await _start_all(list(servers.values()), folder)
         watchers = [asyncio.create_task(server.keep_running()) for server in servers.values()]
         yield _with_urls(settings, {key: server.spec.url for key, server in servers.items()})
     finally:
@@ -71,12 +73,33 @@ async def launched(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _start_all(servers: Sequence["_Server"]) -> None:
-    """All at once; the first failure ends the others' attempts."""
+async def _start_all(servers: Sequence["_Server"], folder: Path) -> None:
+    """
+    Raises:
+        LaunchError: one of them does not start.
+    """
+    if can_fork([server.spec for server in servers]):
+        with (folder / "fork.log").open("ab") as log:
+            family = await Family.start([server.spec for server in servers], log)
+        for server in servers:
+            server.run = family.server(server.spec.name)
+        try:
+            await _together(server.wait_healthy(min(server.start_timeout_s, FORK_TIMEOUT_S)) for server in servers)
+            return
+        except LaunchError as error:
+            # It may be the forking that failed, which is an optimisation only.
+            logger.debug("%s", error)
+            logger.info("starting each server on its own instead")
+            await family.guard.stop()
+    await _together(server.start() for server in servers)
+
+
+async def _together(starts: Iterable[Coroutine[None, None, None]]) -> None:
+    """All at once; the first failure cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            for server in servers:
-                tasks.create_task(server.start())
+            for start in starts:
+                tasks.create_task(start)
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
 
@@ -97,7 +120,7 @@ class _Server:
         self.spec = spec
         self.start_timeout_s = start_timeout_s
         self.failed = False
-        self.guard: Guard | None = None
+        self.run: Guard | ForkedServer | None = None
         self.log_start = 0
 
     async def start(self) -> None:
@@ -109,36 +132,38 @@ class _Server:
         for attempts_left in reversed(range(PORT_ATTEMPTS)):
             with self.spec.log.open("ab") as log:
                 self.log_start = log.tell()
-                self.guard = await Guard.start(self.spec.command, self.spec.env, log)
+                self.run = await Guard.start(self.spec.command, self.spec.env, log)
             try:
-                await self._wait_healthy(self.guard)
+                return await self.wait_healthy(self.start_timeout_s)
             except LaunchError:
-                self.failed = True
-                await self.guard.stop()
+                await self.stop()
                 # Between our look for a free port and vLLM's start somebody else may have taken it.
                 if self.spec.port_is_fixed or not attempts_left or PORT_TAKEN not in self._log().lower():
                     raise
                 self.spec = replace(self.spec, port=free_port())
-            else:
-                # From now on its clients know the port.
-                self.spec = replace(self.spec, port_is_fixed=True)
-                return
 
-    async def _wait_healthy(self, guard: Guard) -> None:
+    async def wait_healthy(self, timeout_s: float) -> None:
+        """
+        Raises:
+            LaunchError: it ended, or was not healthy in time.
+        """
+        assert self.run is not None
         started = time.monotonic()
-        ended = asyncio.create_task(guard.wait())
+        ended = asyncio.create_task(self.run.wait())
         try:
             async with httpx.AsyncClient(base_url=self.spec.url, trust_env=False, timeout=5) as client:
-                while (seconds := time.monotonic() - started) < self.start_timeout_s:
+                while (seconds := time.monotonic() - started) < timeout_s:
                     if await _is_healthy(client) and not ended.done():
                         logger.info("%s: ready after %.0f s at %s", self.spec.name, seconds, self.spec.url)
+                        # From now on its clients know the port.
+                        self.spec = replace(self.spec, port_is_fixed=True)
                         return
                     if ended.done():
-                        raise self._error(f"vLLM left with exit code {ended.result()} after {seconds:.0f} s")
+                        raise self._failure(f"vLLM left with exit code {ended.result()} after {seconds:.0f} s")
                     await asyncio.wait([ended], timeout=POLL_S)
                     if (seconds + POLL_S) // PROGRESS_S > seconds // PROGRESS_S:
                         logger.info("%s: starting, %.0f s", self.spec.name, seconds)
-            raise self._error(f"vLLM was not healthy within {self.start_timeout_s:.0f} s")
+            raise self._failure(f"vLLM was not healthy within {timeout_s:.0f} s")
         finally:
             ended.cancel()
 
@@ -148,12 +173,13 @@ class _Server:
         backoff_s = FIRST_BACKOFF_S
         while True:
             healthy_since = time.monotonic()
-            assert self.guard is not None
-            code = await self.guard.wait()
-            self.failed = True
+            assert self.run is not None
+            code = await self.run.wait()
             if time.monotonic() - healthy_since > MAX_BACKOFF_S:
                 backoff_s = FIRST_BACKOFF_S
-            logger.error("%s", self._error(f"vLLM left with exit code {code}; starting it again in {backoff_s:.0f} s"))
+            logger.error(
+                "%s", self._failure(f"vLLM left with exit code {code}; starting it again in {backoff_s:.0f} s")
+            )
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             try:
@@ -161,7 +187,8 @@ class _Server:
             except LaunchError as error:
                 logger.error("%s", error)
 
-    def _error(self, what: str) -> LaunchError:
+    def _failure(self, what: str) -> LaunchError:
+        self.failed = True
         return LaunchError(explain(self.spec, self._log(), what))
 
     def _log(self) -> str:
@@ -172,8 +199,8 @@ class _Server:
 
     async def stop(self) -> None:
         """Returns when it has ended."""
-        if self.guard is not None:
-            await self.guard.stop()
+        if self.run is not None:
+            await self.run.stop()
 
 
 async def _is_healthy(client: httpx.AsyncClient) -> bool:

@@ -54,7 +54,7 @@ class VllmServer:
     port: int
     port_is_fixed: bool
     arguments: tuple[str, ...]
-    """Of vLLM's API server, without the port."""
+    """Of vLLM's API server, but for the port."""
     env: Mapping[str, str]
     log: Path
 
@@ -63,8 +63,13 @@ class VllmServer:
         return f"http://{HOST}:{self.port}"
 
     @property
+    def argv(self) -> tuple[str, ...]:
+        """All arguments of vLLM's API server."""
+        return (*self.arguments, "--port", str(self.port))
+
+    @property
     def command(self) -> tuple[str, ...]:
-        return (sys.executable, "-m", API_SERVER, *self.arguments, "--port", str(self.port))
+        return (sys.executable, "-m", API_SERVER, *self.argv)
 
 
 def plan(settings: Settings, log_dir: Path) -> dict[ServerKey, VllmServer]:
