@@ -16,7 +16,7 @@ from probes.engine.base import Engine
 from server import score, status
 from server.chat import Chat
 from server.config import Settings
-from server.errors import GatewayError, error_body
+from server.errors import INTERNAL_ERROR, GatewayError, error_body
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool, build_pool, check_health, watch_health
@@ -68,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(status.router)
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
     return app
 
 
@@ -101,3 +102,8 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     body = error_body(str(error.detail), "invalid_request_error")
     return Response(body, error.status_code, error.headers, "application/json")
+
+
+async def _internal_error(request: Request, _: Exception) -> Response:
+    """A bug of ours; Starlette logs it."""
+    return await _gateway_error(request, GatewayError(INTERNAL_ERROR))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from server.chat_request import ChatRequest, parse_chat
 from server.decision import Decision, decide
-from server.errors import GatewayError, UpstreamError, UpstreamTimeoutError
+from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError, UpstreamTimeoutError
 from server.http import (
     ClientLeftError,
     Receive,
@@ -50,7 +50,7 @@ class Chat:
             await exchange.fail(error)
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
-            await exchange.fail(GatewayError("internal error; the gateway's log has the details"))
+            await exchange.fail(GatewayError(INTERNAL_ERROR))
 
 
 @dataclass

@@ -16,6 +16,9 @@ from typing import ClassVar
 import orjson
 
 
+INTERNAL_ERROR = "internal error; the gateway's log has the details"
+
+
 def error_body(message: str, type_: str, code: str | None = None, param: str | None = None) -> bytes:
     """OpenAI's error object as JSON."""
     return orjson.dumps({"error": {"message": message, "type": type_, "param": param, "code": code}})

@@ -12,7 +12,7 @@ from probes.prompt import Renderer, verify
 
 from probes.base import FloatArray
 from probes.engine.base import Engine, Prompt
-from server.config import Settings
+from server.config import Settings, prefill_usd_per_token
 from server.pool import Pool
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Predictor:
             [np.nan if arm.success_probability is None else arm.success_probability for arm in pool.arms]
         )
         self.probed = np.array([arm.artifact is not None for arm in pool.arms])
-        self.pass_usd_per_token = tuple(prefill_usd_per_token(pass_.probe_model, settings) for pass_ in self.passes)
+        self.pass_usd_per_token = tuple(_prefill_price(pass_.probe_model, settings) for pass_ in self.passes)
         self.deadline_s = settings.engine.deadline_ms / 1000
 
     async def render(self, messages: Messages) -> Rendered:
@@ -106,15 +106,11 @@ class Predictor:
         ]
 
 
-def prefill_usd_per_token(probe_model: str, settings: Settings) -> float:
-    """What one prefilled token of a probe model costs: as configured, else as the pool charges for the same weights."""
-    if settings.engine.usd_per_million_tokens is not None:
-        return settings.engine.usd_per_million_tokens / 1e6
-    for model in settings.models.values():
-        if settings.model_source(model.model) == probe_model:
-            return model.usd_per_million_tokens.input / 1e6
-    logger.warning("the prefill of %s is charged at 0: set engine.usd_per_million_tokens", probe_model)
-    return 0.0
+def _prefill_price(probe_model: str, settings: Settings) -> float:
+    price = prefill_usd_per_token(settings, probe_model)
+    if price is None:
+        logger.warning("the prefill of %s is charged at 0: set engine.usd_per_million_tokens", probe_model)
+    return price or 0.0
 
 
 def _characters(messages: Messages) -> int:

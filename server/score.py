@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import ORJSONResponse
+from fastapi.responses import JSONResponse
 
 from probes.engine.base import EngineUnavailableError
 from server.chat_request import check_messages, parse_chat, parse_json
@@ -37,7 +37,7 @@ async def score(request: Request) -> Response:
         {"index": i, "arms": _scores(state, prediction), "flags": list(prediction.flags)}
         for i, prediction in enumerate(predictions)
     ]
-    return ORJSONResponse({"data": data})
+    return JSONResponse({"data": data})
 
 
 @router.post("/route")
@@ -50,7 +50,7 @@ async def route(request: Request) -> Response:
         decision = await decide(state, chat)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
     arms = state.pool.arms
-    return ORJSONResponse(
+    return JSONResponse(
         {
             "arm": arms[decision.arm].name,
             "policy": decision.policy,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import ORJSONResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.errors import UnknownModelError
@@ -16,7 +16,7 @@ router = APIRouter()
 @router.get("/health")
 async def health() -> Response:
     """The process answers."""
-    return ORJSONResponse({"status": "ok"})
+    return JSONResponse({"status": "ok"})
 
 
 @router.get("/ready")
@@ -29,7 +29,7 @@ async def ready(request: Request) -> Response:
     engine = state.engine is None or state.engine.ready
     is_ready = engine and any(healthy for model in replicas.values() for healthy in model.values())
     body = {"ready": is_ready, "engine": engine, "replicas": replicas}
-    return ORJSONResponse(body, 200 if is_ready else 503)
+    return JSONResponse(body, 200 if is_ready else 503)
 
 
 @router.get("/metrics")
@@ -44,7 +44,7 @@ async def models(request: Request) -> Response:
     """`auto` and the arms, in OpenAI's form."""
     state: State = request.state.pika
     data = [_entry("auto"), *(_arm_entry(arm) for arm in state.pool.arms)]
-    return ORJSONResponse({"object": "list", "data": data})
+    return JSONResponse({"object": "list", "data": data})
 
 
 @router.get("/v1/models/{name}")
@@ -52,11 +52,11 @@ async def model(name: str, request: Request) -> Response:
     """One of them."""
     state: State = request.state.pika
     if name == "auto":
-        return ORJSONResponse(_entry("auto"))
+        return JSONResponse(_entry("auto"))
     index = state.pool.index(name)
     if index is None:
         raise UnknownModelError(f"model {name!r} does not exist; GET /v1/models lists all", "model")
-    return ORJSONResponse(_arm_entry(state.pool.arms[index]))
+    return JSONResponse(_arm_entry(state.pool.arms[index]))
 
 
 def _entry(name: str) -> dict[str, Any]:

@@ -1,0 +1,184 @@
+"""Upstreams that misbehave on purpose, on real sockets. Where an upstream is to behave, tests use real vLLM."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "model": "upstream",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+    "usage": USAGE,
+}
+WHOLE = json.dumps(ANSWER, separators=(",", ":")).encode()
+CHUNK = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+LAST = b'data: {"id":"c","choices":[],"usage":' + json.dumps(USAGE).encode() + b"}\n\ndata: [DONE]\n\n"
+EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@dataclass
+class Request:
+    """What the upstream was sent."""
+
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Connection:
+    """One accepted connection, as its handler sees it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    upstream: "Upstream"
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def until_left(self) -> None:
+        """Send nothing until the other side closes; half a minute at the most."""
+        for _ in range(600):
+            if self.reader.at_eof():
+                self.upstream.left.set()
+                return
+            await asyncio.sleep(0.05)
+
+
+Handler = Callable[[Request, Connection], Awaitable[None]]
+
+
+@dataclass
+class Upstream:
+    handler: Handler
+    port: int = 0
+    requests: list[Request] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set when the other side closed the connection while we were still sending."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+def response(status: int, body: bytes, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} X", "content-type: application/json", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def answers(request: Request, to: Connection) -> None:
+    """As it should be: a whole answer, or a stream of three chunks and the usage."""
+    if request.body.get("stream"):
+        await to.send(EVENTS + chunk(CHUNK) * 3 + chunk(LAST) + b"0\r\n\r\n")
+    else:
+        await to.send(response(200, WHOLE))
+
+
+def fails_with(status: int, *headers: str) -> Handler:
+    async def handler(_: Request, to: Connection) -> None:
+        await to.send(response(status, b'{"error":{"message":"no"}}', *headers))
+
+    return handler
+
+
+async def hangs(_: Request, to: Connection) -> None:
+    """Accepts, then silence."""
+    await to.until_left()
+
+
+async def drops_at_once(_: Request, to: Connection) -> None:
+    to.writer.transport.abort()
+
+
+async def drops_after_head(_: Request, to: Connection) -> None:
+    await to.send(EVENTS)
+    await asyncio.sleep(0.05)
+    to.writer.transport.abort()
+
+
+async def drops_in_mid_stream(_: Request, to: Connection) -> None:
+    await to.send(EVENTS + chunk(CHUNK))
+    await asyncio.sleep(0.1)
+    to.writer.transport.abort()
+
+
+async def stalls_in_mid_stream(_: Request, to: Connection) -> None:
+    await to.send(EVENTS + chunk(CHUNK))
+    await to.until_left()
+
+
+async def streams_on(_: Request, to: Connection) -> None:
+    """A chunk every 50 ms, for half a minute at the most."""
+    await to.send(EVENTS)
+    for _ in range(600):
+        await to.send(chunk(CHUNK))
+        if to.reader.at_eof():
+            break
+        await asyncio.sleep(0.05)
+    to.upstream.left.set()
+
+
+@contextmanager
+def running(handler: Handler) -> Iterator[Upstream]:
+    """An upstream in a thread of its own; /health is always fine."""
+    upstream = Upstream(handler)
+    loop = asyncio.new_event_loop()
+    connections: set[asyncio.Task[None]] = set()
+
+    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        try:
+            while (request := await _read(reader)) is not None:
+                if request.path == "/health":
+                    writer.write(response(200, b""))
+                else:
+                    upstream.requests.append(request)
+                    await upstream.handler(request, Connection(reader, writer, upstream))
+                await writer.drain()
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            connections.discard(task)
+            writer.close()
+
+    server = loop.run_until_complete(asyncio.start_server(serve_connection, "127.0.0.1", 0))
+    upstream.port = server.sockets[0].getsockname()[1]
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def stop() -> None:
+        server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    try:
+        yield upstream
+    finally:
+        asyncio.run_coroutine_threadsafe(stop(), loop).result(timeout=10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=10)
+        loop.close()
+
+
+async def _read(reader: asyncio.StreamReader) -> Request | None:
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:]) if name}
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Request(head[0].split(" ")[1], headers, json.loads(body) if body else None)
