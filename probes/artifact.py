@@ -4,11 +4,13 @@ artifact = load_artifact("probes/nano-small")
 artifact.probe.raw(activations)
 """
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,12 @@ class Artifact:
     folder: Path
     card: ProbeCard
     probe: Probe
+
+    @cached_property
+    def revision(self) -> str:
+        """Short hash of the artifact's files: names these very weights in headers and metrics."""
+        content = b"".join((self.folder / name).read_bytes() for name in (CONFIG, WEIGHTS))
+        return hashlib.sha256(content).hexdigest()[:12]
 
     @property
     def pass_(self) -> Pass:
