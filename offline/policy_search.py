@@ -80,11 +80,6 @@ class Validation:
     prefill_usd: float = 0.0
     """What the probes' own prefill costs per query, on average."""
 
-    def of_chosen(self, values: FloatArray, arms: IndexArray) -> FloatArray:
-        """(n, k), (n,) -> (n,)."""
-        chosen: FloatArray = values[np.arange(len(arms)), arms]
-        return chosen
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -172,7 +167,7 @@ def accuracy_table(success: FloatArray, cost: FloatArray) -> Table:
     reached = np.minimum.accumulate(
         [success[rows, chosen].mean() for chosen in arms]
     )  # falls with mu, but for rounding
-    spent = np.array([cost[rows, chosen].mean() for chosen in arms])
+    spent = np.array([of_chosen(cost, chosen).mean() for chosen in arms])
     steps = np.hypot(np.diff(reached) / (np.ptp(reached) or 1), np.diff(spent) / (np.ptp(spent) or 1))
     place = np.concatenate([[0.0], steps.cumsum()])  # along the frontier
     knots = [0, len(mus) - 1]
@@ -202,6 +197,12 @@ def multipliers(success: FloatArray, cost: FloatArray) -> FloatArray:
     return _grid(weights, 0.0, 2 * weights.max()) if len(weights) else np.zeros(1)
 
 
+def of_chosen(values: FloatArray, arms: IndexArray) -> FloatArray:
+    """Each problem's value for its chosen arm: (n, k), (n,) -> (n,)."""
+    chosen: FloatArray = values[np.arange(len(arms)), arms]
+    return chosen
+
+
 def _grid(values: FloatArray, low: float, high: float) -> FloatArray:
     """Quantiles of values between two ends, to six digits: what is written is what was tried."""
     inner = np.quantile(values, np.linspace(0, 1, KNOBS))
@@ -221,8 +222,8 @@ def _sweep(policy: str, data: Validation, table: Table) -> list[_Point]:
     points = []
     for value in values.tolist():
         arms = build(policy, {knob: value, "table": table}, data.tier_cost).choose(data.success, data.cost)
-        accuracy = float(data.of_chosen(data.success, arms).mean())
-        cost_usd = float(data.of_chosen(data.cost, arms).mean()) + data.prefill_usd
+        accuracy = float(of_chosen(data.success, arms).mean())
+        cost_usd = float(of_chosen(data.cost, arms).mean()) + data.prefill_usd
         points.append(_Point(policy, {knob: value}, arms, accuracy, cost_usd))
     return points
 
@@ -237,8 +238,8 @@ def _best_point(points: list[_Point], measure: str, goal: float) -> _Point | Non
 
 
 def _candidate(point: _Point, data: Validation, best_cost: float, seed: int) -> Candidate:
-    measured = data.of_chosen(data.success_rate, point.arms)
-    residual = measured - data.of_chosen(data.success, point.arms)
+    measured = of_chosen(data.success_rate, point.arms)
+    residual = measured - of_chosen(data.success, point.arms)
     return Candidate(
         policy=point.policy,
         knobs=point.knobs,
@@ -253,9 +254,9 @@ def _candidate(point: _Point, data: Validation, best_cost: float, seed: int) -> 
 def _simplest(points: list[_Point], data: Validation, measure: str) -> int:
     """The simplest policy whose mean loss is within one standard error of the least."""
     if measure == "accuracy":
-        losses = np.stack([data.of_chosen(data.cost, point.arms) for point in points])  # (candidates, n)
+        losses = np.stack([of_chosen(data.cost, point.arms) for point in points])  # (candidates, n)
     else:
-        losses = -np.stack([data.of_chosen(data.success, point.arms) for point in points])
+        losses = -np.stack([of_chosen(data.success, point.arms) for point in points])
     excess = losses - losses[losses.mean(axis=1).argmin()]
     noise = excess.std(axis=1) / math.sqrt(excess.shape[1])
     within: list[int] = np.flatnonzero(excess.mean(axis=1) <= noise).tolist()

@@ -32,7 +32,8 @@ def main(argv: list[str]) -> int:
     try:
         settings = load(options.config)
         outcomes = read_outcomes(options.data, options.split, list(settings.arms))
-        data = _validation(settings, outcomes)
+        with Console(stderr=True).status(f"Scoring {len(outcomes.problems)} problems with the probes"):
+            data = _validation(settings, outcomes)
         tuning = tune(data, options.target, options.policies, options.seed)
         out = options.out or settings.resolve(settings.policy.tuned or "policy.tuned.json")
         result = _result(settings, tuning, outcomes, options)
@@ -95,7 +96,7 @@ def _validation(settings: Settings, outcomes: Outcomes) -> Validation:
     prices = [settings.models[arm.model].usd_per_million_tokens for arm in settings.arms.values()]
     per_input, per_output = [price.input for price in prices], [price.output for price in prices]
     return Validation(
-        success=success_probabilities(settings, outcomes.problems),
+        success=success_probabilities(settings, outcomes.problems, settings.engine.device),
         cost=expected_cost(outcomes.input_tokens, output, per_input, per_output),
         success_rate=outcomes.success_rate,
         tier_cost=tuple(tier_cost([count.input for count in means], output, per_input, per_output).tolist()),
