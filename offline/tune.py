@@ -31,16 +31,20 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     try:
         settings = load(options.config)
+        out = options.out or settings.resolve(settings.policy.tuned or "policy.tuned.json")
         outcomes = read_outcomes(options.data, options.split, list(settings.arms))
         with Console(stderr=True).status(f"Scoring {len(outcomes.problems)} problems with the probes"):
             data = _validation(settings, outcomes)
         tuning = tune(data, options.target, options.policies, options.seed)
-        out = options.out or settings.resolve(settings.policy.tuned or "policy.tuned.json")
         result = _result(settings, tuning, outcomes, options)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except (ConfigError, DataError, PolicyError, ProbeError, TuneError, OSError) as error:
+    except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
         print(f"pika tune: {error}", file=sys.stderr)
         return 2
+    try:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        print(f"pika tune: cannot write {out}: {error.strerror}; choose another --out", file=sys.stderr)
+        return 1
     _show(tuning, list(settings.arms))
     print(json.dumps({"file": str(out), **{key: value for key, value in result.items() if key != "table"}}))
     return 0
@@ -82,7 +86,6 @@ def _policies(text: str) -> tuple[str, ...]:
 
 def _validation(settings: Settings, outcomes: Outcomes) -> Validation:
     """What the gateway would know of these problems, and what came of them."""
-    from offline.label import success_probabilities
     from probes.artifact import load_artifact
 
     probes = {name: arm.probe for name, arm in settings.arms.items() if arm.probe is not None}
@@ -95,6 +98,8 @@ def _validation(settings: Settings, outcomes: Outcomes) -> Validation:
     output = [count.output for count in means]
     prices = [settings.models[arm.model].usd_per_million_tokens for arm in settings.arms.values()]
     per_input, per_output = [price.input for price in prices], [price.output for price in prices]
+    from offline.label import success_probabilities  # torch: after all that can fail at once
+
     return Validation(
         success=success_probabilities(settings, outcomes.problems, settings.engine.device),
         cost=expected_cost(outcomes.input_tokens, output, per_input, per_output),

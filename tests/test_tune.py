@@ -105,7 +105,6 @@ def test_policies_and_file_of_ones_choice(tmp_path: Path, rollouts: Path, capsys
         (["--target", "accuracy=0.95"], "by these probes accuracy is at most 0.9000"),
         (["--split", "test"], "no rows of split 'test'; its splits: validation"),
         (["--data", "absent.parquet"], "cannot read absent.parquet"),
-        (["--out", "/nowhere/policy.json"], "/nowhere/policy.json"),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -116,6 +115,15 @@ def test_bad_input_is_one_clear_line(
     assert err.startswith("pika tune: ")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_says_so(
+    tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "absent" / "policy.json"
+    code, _, err = run(capsys, write_pool(tmp_path), "--data", rollouts, "--out", out)
+    assert code == 1
+    assert f"cannot write {out}: No such file or directory; choose another --out" in err
 
 
 @pytest.mark.parametrize(
