@@ -95,8 +95,8 @@ def _report(table: pa.Table, out: Path) -> None:
     """A table for people on stderr, one JSON object for programs on stdout."""
     arms = {}
     shown = Table(box=None, pad_edge=False)
-    for heading in ("arm", "problems", "accuracy", "majority vote", "pass@k", "output tokens", "cut off", "USD/answer"):
-        shown.add_column(heading, justify="left" if heading == "arm" else "right")
+    for heading in ("arm", "problems", "accuracy", "majority", "pass@k", "tokens", "cut off", "USD/answer"):
+        shown.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for arm in dict.fromkeys(table["arm"].to_pylist()):
         rows = table.filter(pc.equal(table["arm"], arm))
         output_tokens = pc.list_flatten(rows["output_tokens"])
