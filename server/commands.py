@@ -62,8 +62,9 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
 
 def _run(args: argparse.Namespace, start: Start) -> int:
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Its INFO lines repeat each of our requests as an upstream one.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # httpx would log each of our requests again as an upstream one; uvicorn what we say ourselves.
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         settings = load(args.config)
         # The port is taken first: nothing is started for a gateway that could not listen.
