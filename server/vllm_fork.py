@@ -43,7 +43,7 @@ class Family:
     @classmethod
     async def start(cls, servers: Sequence[VllmServer], stderr: IO[bytes]) -> Self:
         specs = [{"name": s.name, "argv": s.argv, "log": str(s.log)} for s in servers]
-        command = (sys.executable, "-m", "server.vllm_fork", json.dumps(specs))
+        command = (sys.executable, "-P", "-m", "server.vllm_fork", json.dumps(specs))
         guard = await Guard.start(command, servers[0].env, stderr, stdout=asyncio.subprocess.PIPE)
         exit_codes = {server.name: asyncio.get_running_loop().create_future() for server in servers}
         return cls(guard, exit_codes, asyncio.create_task(_read(guard, exit_codes)))

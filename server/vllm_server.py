@@ -69,7 +69,7 @@ class VllmServer:
 
     @property
     def command(self) -> tuple[str, ...]:
-        return (sys.executable, "-m", API_SERVER, *self.argv)
+        return (sys.executable, "-P", "-m", API_SERVER, *self.argv)
 
 
 def plan(settings: Settings, log_dir: Path) -> dict[ServerKey, VllmServer]:

@@ -1,6 +1,5 @@
 """vLLM servers start, are watched, and leave no process. Each test has victims of its own."""
 
-import os
 import re
 import signal
 import socket
@@ -17,7 +16,7 @@ import yaml
 
 from server.config import ConfigError, Settings, load
 from server.launch import LaunchError, launched
-from tests.support.processes import descendants, running, until
+from tests.support.processes import descendants, no_process_left, running, until
 
 NANO_POOL = Path(__file__).parents[1] / "offline/nano_pool"
 ARGS = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--kv-cache-memory-bytes", "67108864"]
@@ -78,17 +77,11 @@ def logged_pid(log: Path, process: str) -> int:
     return int(re.findall(rf"\({process} pid=(\d+)\)", log.read_text())[-1])
 
 
-def children() -> set[int]:
-    return descendants(os.getpid())
-
-
 async def refusal(path: Path) -> str:
     """Why a pool is not launched; nothing may have been started for it."""
-    before = children()
-    with pytest.raises((ConfigError, LaunchError)) as refused:
+    with no_process_left(), pytest.raises((ConfigError, LaunchError)) as refused:
         async with launched(load(path)):
             pass
-    assert not (children() - before)
     return str(refused.value)
 
 
@@ -136,13 +129,11 @@ async def test_what_vllm_says_on_failure_is_shown(tmp_path: Path) -> None:
 @pytest.mark.vllm
 @pytest.mark.timeout(2 * START_S)
 async def test_a_server_serves_and_leaves_nothing(tmp_path: Path) -> None:
-    before = children()
-    async with launched(load(write_pool(tmp_path)), start_timeout_s=START_S) as settings:
-        assert settings.resolve("x") == tmp_path / "x"
-        assert settings.models["nano-small"].replicas[0].launch is None
-        assert answers(url(settings), "nano-small")
-        assert children() - before
-    assert not children() - before
+    with no_process_left():
+        async with launched(load(write_pool(tmp_path)), start_timeout_s=START_S) as settings:
+            assert settings.resolve("x") == tmp_path / "x"
+            assert settings.models["nano-small"].replicas[0].launch is None
+            assert answers(url(settings), "nano-small")
 
 
 @needs_vllm

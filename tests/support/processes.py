@@ -1,8 +1,13 @@
 """The process table."""
 
+import ctypes
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def descendants(pid: int) -> set[int]:
@@ -17,6 +22,17 @@ def descendants(pid: int) -> set[int]:
         found |= new
         waiting += new
     return found
+
+
+@contextmanager
+def no_process_left() -> Iterator[None]:
+    """Asserts that every process started inside has ended, orphans too."""
+    # They become children of ours instead of the system's first process.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    before = descendants(os.getpid())
+    yield
+    left = descendants(os.getpid()) - before
+    assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in left]
 
 
 def running() -> set[int]:

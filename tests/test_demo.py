@@ -1,0 +1,98 @@
+"""The demo for real, and its arithmetic by hand."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from offline.demo_summary import Answer, Summary, in_words, summarise
+from tests.support.processes import no_process_left
+
+POOL = Path(__file__).parents[1] / "offline/nano_pool"
+SMALL, LARGE = 1e-6, 4e-6
+"""Cost of one answer, USD."""
+
+
+def answers(arms: Sequence[str], correct: str) -> list[Answer]:
+    """`correct`: one letter per problem, y or n."""
+    costs = {"small": SMALL, "large": LARGE}
+    return [Answer(arm, is_correct == "y", costs[arm]) for arm, is_correct in zip(arms, correct, strict=True)]
+
+
+@pytest.fixture
+def summary() -> Summary:
+    always = {"large": answers(["large"] * 4, "yyyn"), "small": answers(["small"] * 4, "ynnn")}
+    return summarise(answers(["small", "large", "large", "small"], "yyyn"), always, probe_cost_usd=2e-6, seed=0)
+
+
+def test_routed_costs_its_answers_and_its_probe(summary: Summary) -> None:
+    assert summary.routed.cost_usd == pytest.approx(2 * SMALL + 2 * LARGE + 2e-6)
+    assert summary.routed.share == {"large": 0.5, "small": 0.5}
+    assert summary.best == "large"
+    assert summary.saving_vs_best == pytest.approx(1 - 12 / 16)
+    assert summary.accuracy_diff == 0
+    assert summary.accuracy_diff_ci == (0, 0)
+
+
+def test_oracle_takes_the_cheapest_right_arm_else_the_cheapest(summary: Summary) -> None:
+    assert summary.oracle.accuracy == 0.75
+    assert summary.oracle.cost_usd == pytest.approx(2 * SMALL + 2 * LARGE)
+    assert summary.oracle.share == {"large": 0.5, "small": 0.5}
+
+
+def test_of_equally_good_arms_the_cheaper_is_best() -> None:
+    always = {"large": answers(["large"] * 2, "yn"), "small": answers(["small"] * 2, "ny")}
+    assert summarise(answers(["small"] * 2, "ny"), always, 0, seed=0).best == "small"
+
+
+def test_failed_requests_are_errors_and_not_right() -> None:
+    routed = [Answer(None, correct=False, cost_usd=0), *answers(["small"], "y")]
+    summary = summarise(routed, {"small": answers(["small"] * 2, "yy")}, 0, seed=0)
+    assert summary.errors == 1
+    assert summary.routed.accuracy == 0.5
+    assert summary.routed.share == {"small": 1}
+
+
+def test_words_say_when_routing_costs_more() -> None:
+    always = {"large": answers(["large"] * 2, "nn"), "small": answers(["small"] * 2, "yy")}
+    assert "cost 300% more" in in_words(summarise(answers(["large"] * 2, "nn"), always, 0, seed=0))
+
+
+def pika(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", "demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=170)
+
+
+@pytest.mark.parametrize("arguments", [("--requests", "0"), ("--lambda", "-1"), ("--policy", "no"), ("--port", "0")])
+def test_bad_options_are_refused_before_anything_starts(arguments: tuple[str, str]) -> None:
+    result = pika(*arguments)
+    assert result.returncode == 2
+    assert arguments[0] in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install")
+@pytest.mark.skipif(not (POOL / "policy.tuned.json").exists(), reason="the nano pool has no tuned policy yet")
+def test_demo_adds_up_and_leaves_nothing() -> None:
+    with no_process_left():
+        result = pika("--requests", "24")
+    assert result.returncode == 0, result.stderr
+
+    lines = result.stdout.splitlines()
+    last = json.loads(lines[-1])
+    routed, always, best = last["routed"], last["always"], last["best"]
+    assert last["requests"] == 24
+    assert last["errors"] == 0
+    assert sum(routed["share"].values()) == pytest.approx(1)
+    assert list(routed["share"]) == list(always) == ["nano-small", "nano-medium", "nano-large"]
+    assert always[best]["accuracy"] == max(side["accuracy"] for side in always.values())
+    assert last["saving_vs_best"] == pytest.approx(1 - routed["cost_usd"] / always[best]["cost_usd"])
+    assert last["accuracy_diff"] == pytest.approx(routed["accuracy"] - always[best]["accuracy"])
+    assert last["accuracy_diff_ci"][0] <= last["accuracy_diff"] <= last["accuracy_diff_ci"][1]
+    assert last["oracle"]["accuracy"] >= max(side["accuracy"] for side in always.values())
+    assert sum("P(correct): nano-small" in line for line in lines) == 3
