@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager, suppress
 
 import httpx
 from fastapi import FastAPI, Request, Response
-from probes.engine.process import BatchReport, ProcessEngine
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from probes.base import ProbeError
 from probes.engine.base import Engine
+from probes.engine.process import BatchReport, ProcessEngine
 from server import score, status
 from server.chat import Chat
 from server.config import Settings

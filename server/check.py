@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from probes.base import ProbeError
 from server.config import ConfigError, Model, Replica, Settings, load
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         print(f"pika: {error}", file=sys.stderr)
         return 2
     findings = list(check(settings))
-    table = Table("", "what", "finding", title=f"{args.config}", show_lines=False)
+    table = Table("", "what", Column("finding", overflow="fold"), title=str(args.config))
     for finding in findings:
         table.add_row("[green]ok" if finding.good else "[red]no", escape(finding.subject), escape(finding.message))
     Console().print(table)

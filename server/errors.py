@@ -15,7 +15,6 @@ from typing import ClassVar
 
 import orjson
 
-
 INTERNAL_ERROR = "internal error; the gateway's log has the details"
 
 
