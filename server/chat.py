@@ -1,15 +1,13 @@
 """POST /v1/chat/completions: read, decide, dispatch, relay. A raw ASGI route."""
 
-import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
 
 from server.chat_request import ChatRequest, parse_chat
 from server.decision import Decision, decide
-from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError, UpstreamTimeoutError
+from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
 from server.http import (
-    ClientLeftError,
     Receive,
     Scope,
     Send,
@@ -38,14 +36,9 @@ class Chat:
         headers = read_headers(scope)
         exchange = Exchange(state, request_id(headers), send)
         try:
-            with state.admit():
-                async with asyncio.timeout(state.settings.limits.total_s):
-                    raw = await read_body(headers, receive, state.settings.limits.body_mb)
-                    await unless_client_leaves(exchange.serve(parse_chat(raw, headers)), receive)
-        except ClientLeftError:
-            exchange.record.finish(499)
-        except TimeoutError:
-            await exchange.fail(UpstreamTimeoutError("the request took longer than limits.total_s"))
+            async with state.admit():
+                raw = await read_body(headers, receive, state.settings.limits.body_mb)
+                await unless_client_leaves(exchange.serve(parse_chat(raw, headers)), receive)
         except GatewayError as error:
             await exchange.fail(error)
         except Exception:

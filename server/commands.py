@@ -21,6 +21,8 @@ from server.launch import LaunchError, launched
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_S = 5
+KEEP_ALIVE_S = 60
+"""Idle connections are closed later than most clients drop them, so that none is closed under a new request."""
 
 Start = Callable[[Settings, socket.socket], Coroutine[None, None, None]]
 
@@ -147,6 +149,7 @@ async def run_gateway(settings: Settings, sock: socket.socket) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
     )

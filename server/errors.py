@@ -68,6 +68,14 @@ class BodyTooLargeError(GatewayError):
     code = "body_too_large"
 
 
+class ClientLeftError(GatewayError):
+    status = 499
+    type = "client_left"
+
+    def __init__(self) -> None:
+        super().__init__("the client closed its connection before the answer was whole")
+
+
 class OverloadedError(GatewayError):
     status = 503
     type = "overloaded_error"

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from server.errors import BodyTooLargeError, GatewayError
+from server.errors import BodyTooLargeError, ClientLeftError, GatewayError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -14,10 +14,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-class ClientLeftError(Exception):
-    """The client closed its connection before the answer was whole."""
 
 
 def read_headers(scope: Scope) -> dict[str, str]:

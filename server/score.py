@@ -24,7 +24,7 @@ MAX_INPUTS = 256
 async def score(request: Request) -> Response:
     """Success probability of every arm for one or more prompts."""
     state: State = request.state.pika
-    with state.admit():
+    async with state.admit():
         raw = await read_body(read_headers(request.scope), request.receive, state.settings.limits.body_mb)
         conversations = _conversations(parse_json(raw))
         rendered = [await state.predictor.render(messages) for messages in conversations]
@@ -45,7 +45,7 @@ async def route(request: Request) -> Response:
     """Where a chat body would go, and why."""
     state: State = request.state.pika
     headers = read_headers(request.scope)
-    with state.admit():
+    async with state.admit():
         chat = parse_chat(await read_body(headers, request.receive, state.settings.limits.body_mb), headers)
         decision = await decide(state, chat)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)

@@ -1,14 +1,15 @@
 """All parts of one running gateway, built once in `app.py` and handed to every request."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 
 from probes.engine.base import Engine
 from server.config import Settings
-from server.errors import OverloadedError
+from server.errors import OverloadedError, UpstreamTimeoutError
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool
@@ -27,17 +28,22 @@ class State:
     metrics: Metrics
     in_flight: int = 0
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold one of `limits.in_flight` places.
+    @asynccontextmanager
+    async def admit(self) -> AsyncIterator[None]:
+        """Hold one of `limits.in_flight` places, for `limits.total_s` at the most.
 
         Raises:
             OverloadedError: all are taken.
+            UpstreamTimeoutError: the time is up.
         """
-        if self.in_flight >= self.settings.limits.in_flight:
+        limits = self.settings.limits
+        if self.in_flight >= limits.in_flight:
             raise OverloadedError("too many requests in flight (limits.in_flight); try again shortly")
         self.in_flight += 1
         try:
-            yield
+            async with asyncio.timeout(limits.total_s):
+                yield
+        except TimeoutError as error:
+            raise UpstreamTimeoutError("the request took longer than limits.total_s") from error
         finally:
             self.in_flight -= 1
