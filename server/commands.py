@@ -133,6 +133,12 @@ class GatewayServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if sockets and not self.should_exit:
+            host, port = sockets[0].getsockname()[:2]
+            logger.info("gateway ready on http://%s:%d", host, port)
+
 
 async def run_gateway(settings: Settings, sock: socket.socket) -> None:
     """Serve until cancelled; open requests then have `SHUTDOWN_S` to end.
@@ -153,8 +159,6 @@ async def run_gateway(settings: Settings, sock: socket.socket) -> None:
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
     )
-    host, port = sock.getsockname()[:2]
-    logger.info("gateway on http://%s:%d", host, port)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     try:
         await asyncio.shield(serving)
