@@ -1,8 +1,8 @@
 """Which policy, at which knob, serves a target best on validation problems.
 
-Accuracy is judged by the mean *predicted* success probability of the chosen arms: with calibrated probes it spreads a
-third as much as measured outcomes do. Beside it stands the corrected one, which adds the chosen arms' mean residual:
-where the two differ by more than the interval, the probes need calibration before the policy needs tuning.
+Accuracy is judged by the mean *predicted* success probability of the chosen arms, for that spreads a third as much as
+measured outcomes do, if probes are calibrated. Where they are not, choosing finds their errors first. So it is
+corrected by the chosen arms' mean residual, measured - predicted, as far as that exceeds its noise (`corrected`).
 
 Of all policies `target_accuracy` is the optimum under the probabilities (a Lagrangian), but others say more simply what
 they do. So the simplest wins that is within one standard error of the best, paired by problem (Breiman et al.,
@@ -88,11 +88,13 @@ class Candidate:
     policy: str
     knobs: dict[str, float]
     accuracy: float
+    """By which targets are judged: predicted, and corrected by what was measured."""
+    predicted_accuracy: float
     """Mean predicted success probability of the chosen arms."""
-    corrected_accuracy: float
-    """The same plus the mean residual, measured - predicted, of the chosen arms."""
-    accuracy_interval: tuple[float, float]
-    """95%, of the corrected accuracy."""
+    measured_accuracy: float
+    """Their mean success rate."""
+    measured_interval: tuple[float, float]
+    """95%, over problems."""
     cost_usd: float
     """Mean expected cost of a query, the probes' prefill included."""
     saving_vs_best: float
@@ -109,7 +111,7 @@ class Tuning:
     always_best: Candidate
     """What always using it gives, without any probe."""
     table: Table
-    """(mean predicted accuracy, mu), for `target_accuracy`."""
+    """(accuracy, mu), for `target_accuracy`."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,11 @@ def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FI
         policy="always",
         knobs={},
         arms=np.full(len(data.success), best_arm),
-        accuracy=float(data.success[:, best_arm].mean()),
+        accuracy=corrected(data.success[:, best_arm], data.success_rate[:, best_arm]),
         cost_usd=float(data.cost[:, best_arm].mean()),
     )
     goal = best.accuracy if target.value is None else target.value
-    table = accuracy_table(data.success, data.cost)
+    table = accuracy_table(data)
     sweeps = (_sweep(policy, data, table) for policy in policies)
     points = [point for points in sweeps if (point := _best_point(points, target.measure, goal)) is not None]
     if not points:
@@ -151,23 +153,29 @@ def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FI
     return Tuning(chosen, candidates, best_arm, always_best, table)
 
 
-def accuracy_table(success: FloatArray, cost: FloatArray) -> Table:
-    """Mean predicted accuracy -> mu, so that linear interpolation stays close to the frontier of accuracy against cost.
+def corrected(predicted: FloatArray, measured: FloatArray) -> float:
+    """Mean of the predictions plus the part of their mean residual that exceeds its noise, (n,), (n,).
+
+    Empirical Bayes for one residual r with standard error s: its prior variance is estimated by max(0, r^2 - s^2), so
+    the share 1 - s^2 / r^2 of it is believed (Efron & Morris, JASA 68, 1973).
+    """
+    residual = measured - predicted
+    mean, variance = float(residual.mean()), float(residual.var()) / len(residual)
+    share = max(0.0, 1 - variance / mean**2) if mean else 0.0
+    return float(predicted.mean()) + share * mean
+
+
+def accuracy_table(data: Validation) -> Table:
+    """Accuracy -> mu, so that linear interpolation stays close to the frontier of accuracy against cost.
 
     Knots are added one by one where interpolation misses most: near the top, where accuracy hardly changes but cost
     does, and at the bottom, where mu has a long tail.
-
-    Args:
-        success: (n, k).
-        cost: expected USD of one answer, (n, k).
     """
-    mus = multipliers(success, cost)  # (m,)
-    rows = np.arange(len(success))
-    arms = [(success - mu * cost).argmax(axis=1) for mu in mus]
-    reached = np.minimum.accumulate(
-        [success[rows, chosen].mean() for chosen in arms]
-    )  # falls with mu, but for rounding
-    spent = np.array([of_chosen(cost, chosen).mean() for chosen in arms])
+    mus = multipliers(data.success, data.cost)  # (m,)
+    arms = [(data.success - mu * data.cost).argmax(axis=1) for mu in mus]
+    judged = [corrected(of_chosen(data.success, chosen), of_chosen(data.success_rate, chosen)) for chosen in arms]
+    reached = np.minimum.accumulate(judged)  # what a larger mu seems to add is noise
+    spent = np.array([of_chosen(data.cost, chosen).mean() for chosen in arms])
     steps = np.hypot(np.diff(reached) / (np.ptp(reached) or 1), np.diff(spent) / (np.ptp(spent) or 1))
     place = np.concatenate([[0.0], steps.cumsum()])  # along the frontier
     knots = [0, len(mus) - 1]
@@ -222,7 +230,7 @@ def _sweep(policy: str, data: Validation, table: Table) -> list[_Point]:
     points = []
     for value in values.tolist():
         arms = build(policy, {knob: value, "table": table}, data.tier_cost).choose(data.success, data.cost)
-        accuracy = float(of_chosen(data.success, arms).mean())
+        accuracy = corrected(of_chosen(data.success, arms), of_chosen(data.success_rate, arms))
         cost_usd = float(of_chosen(data.cost, arms).mean()) + data.prefill_usd
         points.append(_Point(policy, {knob: value}, arms, accuracy, cost_usd))
     return points
@@ -239,13 +247,13 @@ def _best_point(points: list[_Point], measure: str, goal: float) -> _Point | Non
 
 def _candidate(point: _Point, data: Validation, best_cost: float, seed: int) -> Candidate:
     measured = of_chosen(data.success_rate, point.arms)
-    residual = measured - of_chosen(data.success, point.arms)
     return Candidate(
         policy=point.policy,
         knobs=point.knobs,
         accuracy=point.accuracy,
-        corrected_accuracy=point.accuracy + float(residual.mean()),
-        accuracy_interval=mean_interval(measured, seed=seed),
+        predicted_accuracy=float(of_chosen(data.success, point.arms).mean()),
+        measured_accuracy=float(measured.mean()),
+        measured_interval=mean_interval(measured, seed=seed),
         cost_usd=point.cost_usd,
         saving_vs_best=1 - point.cost_usd / best_cost if best_cost > 0 else 0.0,
     )

@@ -67,7 +67,7 @@ def test_the_gateway_reads_what_tune_wrote(tmp_path: Path, rollouts: Path, capsy
     assert written["data"]["problems"] == 40
     # The cheapest arm that is right often enough: medium, at 20 x 0.5 + 10 x 2 USD per million.
     assert written["expected"]["accuracy"] == pytest.approx(0.8)
-    assert written["expected"]["corrected_accuracy"] == pytest.approx(0.8)
+    assert written["expected"]["measured_accuracy"] == pytest.approx(0.8)
     assert written["expected"]["cost_usd"] == pytest.approx(3e-5)
     assert written["best"] == "large"
     assert written["always_best"]["cost_usd"] == pytest.approx(9e-5)
