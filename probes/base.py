@@ -8,10 +8,15 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 FloatArray = NDArray[np.float64]
 Activations = NDArray[np.float32]
+
+
+Label = Literal["success_rate", "majority_vote_is_correct", "sample_is_correct"]
+"""What a probe is fitted to: the share of correct samples (regression), or whether the majority vote, or each single
+sample, is correct (classification)."""
 
 
 class ProbeError(Exception):
@@ -107,15 +112,15 @@ class ProbeCard(Frozen):
     schema_version: Literal[1] = 1
     kind: str
     """The probe's file name in `probes/`."""
-    # `pass` is a Python keyword, hence the alias.
-    pass_: Pass = Field(alias="pass")
+    # `pass` is a Python keyword, hence the aliases.
+    pass_: Pass = Field(validation_alias=AliasChoices("pass", "pass_"), serialization_alias="pass")
     site: Site
     d_model: int = Field(gt=0)
     canary_prompt: str
     canary_token_ids: list[int]
     """What the tokenizer made of the canary prompt at training; compared at load."""
     target: Target
-    label: Literal["success_rate", "majority_vote_is_correct"] = "success_rate"
+    label: Label = "success_rate"
     benchmark: str
     calibration: Calibration
     metrics: list[Metrics]

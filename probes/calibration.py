@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from probes.base import Calibration, Estimate, FloatArray
+from probes.logistic import fit_logistic, sigmoid
 
 RIDGE = 1e-6
 """Keeps Platt's scale finite where labels are separable."""
@@ -22,34 +23,18 @@ def apply(calibration: Calibration, raw: ArrayLike) -> FloatArray:
     values = np.asarray(raw, dtype=np.float64)
     if calibration.method == "none":
         return np.clip(values, 0.0, 1.0)
-    return _sigmoid(calibration.scale * values + calibration.bias)
+    return sigmoid(calibration.scale * values + calibration.bias)
 
 
 def fit_platt(raw: FloatArray, success_rate: FloatArray) -> Calibration:
     """The logistic curve with the least cross-entropy to success rates: (n,), (n,) -> scale and bias.
 
-    Newton's method on outputs scaled to unit variance. Source: Platt, "Probabilistic outputs for support vector
-    machines", 1999, with rates as targets.
+    Source: Platt, "Probabilistic outputs for support vector machines", 1999, with rates as targets.
     """
-    mean, deviation = raw.mean(), raw.std() or 1.0
+    mean, deviation = float(raw.mean()), float(raw.std()) or 1.0
     design = np.stack([(raw - mean) / deviation, np.ones_like(raw)], axis=1)  # (n, 2)
-    beta = np.array([0.0, _logit(success_rate.mean())])
-    loss = _cross_entropy(design @ beta, success_rate, beta)
-    for _ in range(100):
-        p = _sigmoid(design @ beta)
-        gradient = design.T @ (p - success_rate) / len(raw) + RIDGE * beta
-        curvature = (design * (p * (1 - p))[:, None]).T @ design / len(raw) + RIDGE * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        # Halve steps that overshoot: far from the optimum the curvature is nearly zero.
-        while (new_loss := _cross_entropy(design @ (beta - step), success_rate, beta - step)) > loss and (
-            np.abs(step).max() > 1e-12
-        ):
-            step = step / 2
-        beta, loss = beta - step, new_loss
-        if np.abs(step).max() < 1e-12:
-            break
-    scale = beta[0] / deviation
-    return Calibration(method="platt", scale=float(scale), bias=float(beta[1] - scale * mean))
+    scale, bias = fit_logistic(design, success_rate, RIDGE * len(raw), start=np.zeros(2)) / (deviation, 1.0)
+    return Calibration(method="platt", scale=float(scale), bias=float(bias - scale * mean))
 
 
 def brier(p: FloatArray, success_rate: FloatArray) -> float:
@@ -156,19 +141,3 @@ def _folded_normal_mean(mean: FloatArray, deviation: FloatArray) -> FloatArray:
     expected: FloatArray = sigma * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2)
     expected += mean * np.array([erf(x) for x in z / np.sqrt(2)])
     return expected
-
-
-def _cross_entropy(logits: FloatArray, success_rate: FloatArray, beta: FloatArray) -> float:
-    loss = np.logaddexp(0.0, logits) - success_rate * logits
-    return float(loss.mean() + RIDGE / 2 * (beta @ beta))
-
-
-def _sigmoid(logits: FloatArray) -> FloatArray:
-    # Written by tanh, which neither overflows nor warns.
-    p: FloatArray = 0.5 * (1.0 + np.tanh(0.5 * logits))
-    return p
-
-
-def _logit(p: float) -> float:
-    p = min(max(p, 1e-6), 1 - 1e-6)
-    return float(np.log(p / (1 - p)))

@@ -7,13 +7,14 @@ does differently is speed: one eigendecomposition of each site's Gram matrix ser
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probes import calibration
 from probes.base import Activations, FitResult, FloatArray, Probe, ProbeCard, ProbeError, Site
+from probes.logistic import fit_logistic
 
 ALPHAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 Task = Literal["regression", "classification"]
@@ -26,7 +27,7 @@ class Split:
     activations: Activations
     """(n, layers, positions, d_model)"""
     labels: FloatArray
-    """(n, probes): success rates, or 0 and 1 for classification."""
+    """(n, probes): success rates; to classification, shares of correct samples or 0 and 1."""
 
 
 class LinearEoi(Probe):
@@ -114,14 +115,14 @@ def _ridge(activations: Activations, labels: FloatArray, alphas: Sequence[float]
 
 
 def _logistic(activations: Activations, labels: FloatArray, alphas: Sequence[float]) -> Iterator[FloatArray]:
-    """Logistic regression's weights, in the same form as `_ridge`'s; labels are 0 and 1."""
-    from sklearn.linear_model import LogisticRegression
-
-    for position in range(activations.shape[1]):
+    """Logistic regression's weights, in the same form as `_ridge`'s; labels may be shares."""
+    _, positions, d = activations.shape
+    for position in range(positions):
         x = activations[:, position].astype(np.float64)
-
-        def fit(alpha: float, y: FloatArray, x: FloatArray = x) -> Any:
-            model = LogisticRegression(C=1 / alpha, fit_intercept=False, max_iter=10_000, tol=1e-6)
-            return model.fit(x, y).coef_[0]
-
-        yield np.array([np.stack([fit(alpha, y) for y in labels.T], axis=1) for alpha in alphas])
+        weights = np.zeros((len(alphas), d, labels.shape[1]))
+        for column, y in enumerate(labels.T):
+            w = np.zeros(d)
+            # From the strongest shrinkage on: each solution is near the next one.
+            for a in sorted(range(len(alphas)), key=lambda i: -alphas[i]):
+                w = weights[a, :, column] = fit_logistic(x, y, alphas[a], start=w)
+        yield weights

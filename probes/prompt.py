@@ -9,11 +9,12 @@ Needs tokenizers and jinja2 alone: the gateway's main process renders, and must 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from probes.base import Pass, ProbeCard, ProbeError
+from probes.base import Pass, ProbeCard, ProbeError, Recipe
 from probes.chat_template import compile_template
 from probes.source import model_file, optional_model_file, read_json
 
@@ -118,6 +119,24 @@ class Renderer:
         limit = self._recipe.max_tokens // 4
         within = sum(1 for _, token_end in encoding.offsets[: limit + 1] if token_end <= end)
         return max(head, min(within, limit))
+
+
+def new_pass(probe_model: str) -> Pass:
+    """The pass of probes that are about to be trained; a Hub model is pinned to its commit.
+
+    Args:
+        probe_model: an absolute folder, or a Hub id.
+
+    Raises:
+        ProbeError: the model lacks a tokenizer or a chat template.
+    """
+    unpinned = Pass(probe_model=probe_model, recipe=Recipe(chat_template_sha256=""))
+    # The Hub's cache keeps each commit's files in a folder that bears the commit's name.
+    revision = None if Path(probe_model).is_dir() else model_file(unpinned, "config.json").parent.name
+    pinned = unpinned.model_copy(update={"revision": revision})
+    config = read_json(optional_model_file(pinned, "tokenizer_config.json"))
+    sha256 = hashlib.sha256(_template_source(pinned, config).encode()).hexdigest()
+    return Pass(probe_model=probe_model, revision=revision, recipe=Recipe(chat_template_sha256=sha256))
 
 
 def verify(card: ProbeCard, renderer: Renderer) -> None:

@@ -1,0 +1,288 @@
+"""An engine in a process of its own: a forward pass holds the GIL for milliseconds, which the event loop would feel.
+
+What arrives while one micro-batch is computed forms the next one. Imports no torch.
+"""
+
+import asyncio
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from probes.base import FloatArray, ProbeError
+from probes.engine.base import EngineUnavailableError, Prompt, Scores
+from probes.engine.batch import padding_tokens
+from probes.engine.wire import LINE_BYTES, decode_scores, encode_prompts
+
+logger = logging.getLogger(__name__)
+
+BATCH_PROMPTS = 64
+BATCH_TOKENS = 16_384
+"""What one micro-batch takes from the queue at most: later prompts do not wait long for it."""
+FIRST_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """One computed micro-batch."""
+
+    prompts: int
+    tokens: int
+    """Over all passes, padding left out."""
+    padding_tokens: int
+    queue_s: float
+    """Wait of its first prompt."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    prompt: Prompt
+    tokens: int
+    deadline: float
+    arrived: float
+    success: asyncio.Future[FloatArray]
+    """(probes,)"""
+
+
+class ProcessEngine:
+    """Scores prompts in a child process, which it restarts should it die. Satisfies `Engine`.
+
+    Args:
+        folders: the probe artifacts, in the order of the scores.
+        device: cpu, cuda:N or auto.
+        queue_prompts, queue_tokens: what may wait; more is refused at once.
+        on_batch: called after each micro-batch.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        *,
+        device: str = "auto",
+        queue_prompts: int = 512,
+        queue_tokens: int = 200_000,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+    ) -> None:
+        self._arguments = (device, *(str(Path(folder).absolute()) for folder in folders))
+        self._queue_prompts = queue_prompts
+        self._queue_tokens = queue_tokens
+        self._on_batch = on_batch
+        self._queue: deque[_Waiting] = deque()
+        self._tokens = 0
+        self._arrival = asyncio.Event()
+        self._computing: list[_Waiting] = []
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._ready = False
+
+    @property
+    def ready(self) -> bool:
+        return self._ready
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, None while there is no child."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the child and return when it can score.
+
+        Raises:
+            ProbeError: a probe or a probe model cannot be loaded.
+        """
+        try:
+            process = await self._spawn()
+        except BaseException:
+            await self._end_process()
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(process))
+
+    async def close(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._ready = False
+        self._fail_all("the engine is closed")
+        await self._end_process()
+
+    async def score(self, prompts: Sequence[Prompt], deadline: float) -> Scores:
+        """See `Engine.score`."""
+        loop = asyncio.get_running_loop()
+        if not self._ready:
+            raise EngineUnavailableError("the engine process is not running; it is being restarted")
+        sizes = [sum(map(len, prompt.token_ids)) for prompt in prompts]
+        if len(self._queue) + len(prompts) > self._queue_prompts or self._tokens + sum(sizes) > self._queue_tokens:
+            raise EngineUnavailableError(
+                f"the engine's queue is full: {len(self._queue)} prompts with {self._tokens} tokens wait "
+                f"(engine.queue: {self._queue_prompts} prompts, {self._queue_tokens} tokens)"
+            )
+        now = loop.time()
+        waiting = [
+            _Waiting(prompt, tokens, deadline, now, loop.create_future())
+            for prompt, tokens in zip(prompts, sizes, strict=True)
+        ]
+        self._queue.extend(waiting)
+        self._tokens += sum(sizes)
+        self._arrival.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                rows = await asyncio.gather(*(one.success for one in waiting))
+        except TimeoutError as error:
+            raise EngineUnavailableError(
+                "the engine did not answer before the deadline (engine.deadline_ms)"
+            ) from error
+        return Scores(np.array(rows))
+
+    async def _supervise(self, process: asyncio.subprocess.Process) -> None:
+        """Compute micro-batches for as long as the child lives, then start another; ends when cancelled."""
+        while True:
+            batches = asyncio.create_task(self._compute_batches(process))
+            died = asyncio.create_task(process.wait())
+            self._ready = True
+            try:
+                await asyncio.wait((batches, died), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._ready = False
+                batches.cancel()
+                died.cancel()
+            await asyncio.wait((batches,))
+            if not batches.cancelled() and (error := batches.exception()) is not None:
+                logger.error("the engine process failed: %r", error)
+            await self._end_process()
+            logger.error("the engine process ended with code %s; restarting it", process.returncode)
+            self._fail_all("the engine process died; it is being restarted")
+            process = await self._respawn()
+
+    async def _compute_batches(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        while True:
+            await self._arrival.wait()
+            self._computing = self._next_batch()
+            if not self._computing:
+                continue
+            began = asyncio.get_running_loop().time()
+            process.stdin.write(encode_prompts([one.prompt for one in self._computing]))
+            await process.stdin.drain()
+            try:
+                scores = await _read(process)
+            except ProbeError as error:
+                logger.error("%s", error)
+                _fail(self._computing, f"the engine failed on these prompts: {error}")
+                continue
+            assert scores is not None
+            for one, success in zip(self._computing, scores.success, strict=True):
+                if not one.success.done():
+                    one.success.set_result(success)
+            self._on_batch(_report(self._computing, began))
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Take from the queue what still matters, oldest first."""
+        now = asyncio.get_running_loop().time()
+        batch: list[_Waiting] = []
+        tokens = 0
+        while self._queue and len(batch) < BATCH_PROMPTS:
+            first = self._queue[0]
+            wanted = not first.success.done() and first.deadline > now
+            if wanted and batch and tokens + first.tokens > BATCH_TOKENS:
+                break
+            self._queue.popleft()
+            self._tokens -= first.tokens
+            if wanted:
+                batch.append(first)
+                tokens += first.tokens
+        if not self._queue:
+            self._arrival.clear()
+        return batch
+
+    def _fail_all(self, message: str) -> None:
+        _fail([*self._computing, *self._queue], message)
+        self._computing = []
+        self._queue.clear()
+        self._tokens = 0
+        self._arrival.clear()
+
+    async def _respawn(self) -> asyncio.subprocess.Process:
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            await asyncio.sleep(backoff_s)
+            try:
+                return await self._spawn()
+            except (ProbeError, OSError) as error:
+                logger.error("cannot restart the engine: %s", error)
+                await self._end_process()
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        """A child that has loaded its probe models.
+
+        Raises:
+            ProbeError: it could not.
+        """
+        # A session of its own: Ctrl-C reaches the gateway, which ends the child when requests are done.
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "probes.engine.worker",
+            *self._arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES,
+            start_new_session=True,
+        )
+        try:
+            await _read(process)
+        except ConnectionError as error:
+            code = await process.wait()
+            raise ProbeError(
+                f"the engine process ended with code {code} while it loaded the probe models; see what it wrote above"
+            ) from error
+        return process
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+
+
+async def _read(process: asyncio.subprocess.Process) -> Scores | None:
+    """The child's next answer.
+
+    Raises:
+        ConnectionError: it died.
+        ProbeError: it reports an error.
+    """
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    if not line.endswith(b"\n"):
+        raise ConnectionError("the engine process ended")
+    return decode_scores(line)
+
+
+def _fail(waiting: Sequence[_Waiting], message: str) -> None:
+    for one in waiting:
+        if not one.success.done():
+            one.success.set_exception(EngineUnavailableError(message))
+
+
+def _report(batch: Sequence[_Waiting], began: float) -> BatchReport:
+    passes = len(batch[0].prompt.token_ids)
+    return BatchReport(
+        prompts=len(batch),
+        tokens=sum(one.tokens for one in batch),
+        padding_tokens=sum(padding_tokens([len(one.prompt.token_ids[i]) for one in batch]) for i in range(passes)),
+        queue_s=began - batch[0].arrived,
+    )

@@ -1,0 +1,73 @@
+"""The engine process: reads prompts from stdin and writes scores to stdout, until stdin ends.
+
+python -m probes.engine.worker cpu FOLDER [FOLDER ...]      (started by `probes.engine.process`)
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from typing import BinaryIO
+
+from probes.base import ProbeError
+from probes.engine.wire import decode_prompts, encode_error, encode_ready, encode_scores
+
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
+"""Transformers imports these wherever they are installed: 125 MB that no forward pass reads."""
+
+
+def main(device: str, folders: list[str]) -> None:
+    die_with_parent()
+    with _private_stdout() as out:
+        try:
+            from probes.artifact import load_artifact
+
+            sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: "not installed"
+            import torch
+            from transformers.utils import logging as transformers_logging
+
+            from probes.engine.base import Prompt
+            from probes.engine.torch_engine import TorchEngine
+
+            transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            engine = TorchEngine([load_artifact(folder) for folder in folders], device)
+            engine.score([Prompt(((0,),) * len(engine.passes))])  # the first pass is slow; no user should wait for it
+        except ProbeError as error:
+            _write(out, encode_error(str(error)))
+            return
+        _write(out, encode_ready())
+        for line in sys.stdin.buffer:
+            try:
+                answer = encode_scores(engine.score(decode_prompts(line)))
+            except Exception as error:
+                logger.exception("a micro-batch failed")
+                answer = encode_error(f"{type(error).__name__}: {error}")
+            _write(out, answer)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, however that ends; else the end of stdin must do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _private_stdout() -> BinaryIO:
+    """The real stdout; what libraries print goes to stderr instead."""
+    private = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return private
+
+
+def _write(out: BinaryIO, line: bytes) -> None:
+    out.write(line)
+    out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
