@@ -154,16 +154,16 @@ def _result(settings: Settings, tuning: Tuning, outcomes: Outcomes, options: arg
 
 
 def _show(tuning: Tuning, arms: list[str]) -> None:
-    table = Table(box=None, header_style="bold", title="Policies at the target", padding=(0, 1, 0, 0))
+    table = Table(box=None, header_style="bold", title="Policies at the target, per query", padding=(0, 1, 0, 0))
     table.add_column("policy")
-    for heading in ("knob", "predicted", "corrected", "measured [95%]", "USD/query", "saving"):
+    for heading in ("knob", "predicted", "corrected", "measured [95%]", "USD", "saving"):
         table.add_column(heading, justify="right", no_wrap=True)
     for candidate in (*tuning.candidates, tuning.always_best):
         low, high = candidate.measured_interval
         always = candidate is tuning.always_best
         table.add_row(
             f"always {arms[tuning.best_arm]}" if always else candidate.policy,
-            " ".join(f"{value:.4g}" for value in candidate.knobs.values()),
+            " ".join(f"{value:.3g}" for value in candidate.knobs.values()),
             f"{candidate.predicted_accuracy:.3f}",
             f"{candidate.accuracy:.3f}",
             f"{candidate.measured_accuracy:.3f} [{low:.3f}, {high:.3f}]",
