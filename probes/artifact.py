@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from probes.base import Pass, Probe, ProbeCard, ProbeError, load
 from probes.source import resolve_model
@@ -89,7 +89,9 @@ def save_artifact(folder: str | os.PathLike[str], card: ProbeCard, probe: Probe)
         new.mkdir()
         config = card.model_dump(mode="json", by_alias=True)
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in probe.tensors().items()}, new / WEIGHTS)
+        # safetensors' save_file would make a file that nobody else may read.
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in probe.tensors().items()}
+        (new / WEIGHTS).write_bytes(save(tensors))
         # A folder that is not empty cannot be renamed over.
         if folder.exists():
             folder.rename(old)
