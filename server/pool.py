@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from probes.artifact import Artifact, load_artifact
 
+from probes.artifact import Artifact, load_artifact
 from probes.base import ProbeError
 from routing_policies.costs import tier_cost
 from server.config import Arm as ArmSettings

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from probes.artifact import distinct_passes
-from probes.prompt import Renderer, verify
 
+from probes.artifact import distinct_passes
 from probes.base import FloatArray
 from probes.engine.base import Engine, Prompt
+from probes.prompt import Renderer, verify
 from server.config import Settings, prefill_usd_per_token
 from server.pool import Pool
 
