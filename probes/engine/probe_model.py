@@ -1,12 +1,14 @@
 """The first blocks of a probe model, for serving and harvesting alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from probes.base import Activations, Pass, ProbeError, Site
 from probes.engine.batch import micro_batches
@@ -98,19 +100,34 @@ def _config(pass_: Pass) -> Any:
 
 def _load(pass_: Pass, config: Any) -> PreTrainedModel:
     try:
-        # safetensors alone: other weights are pickles.
-        model: PreTrainedModel = AutoModel.from_pretrained(
-            pass_.probe_model,
-            revision=pass_.revision,
-            config=config,
-            dtype=getattr(torch, pass_.dtype),
-            use_safetensors=True,
-        )
+        with _quiet():
+            # safetensors alone: other weights are pickles.
+            model: PreTrainedModel = AutoModel.from_pretrained(
+                pass_.probe_model,
+                revision=pass_.revision,
+                config=config,
+                dtype=getattr(torch, pass_.dtype),
+                use_safetensors=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ProbeError(
             f"cannot load probe model {pass_.probe_model}: {error}; it must be a causal language model in safetensors"
         ) from error
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bar, and the report that the blocks we left out were left out."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _remove_final_norm(model: PreTrainedModel) -> None:

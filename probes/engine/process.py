@@ -101,6 +101,7 @@ class ProcessEngine:
         except BaseException:
             await self._end_process()
             raise
+        self._ready = True
         self._supervisor = asyncio.create_task(self._supervise(process))
 
     async def close(self) -> None:
@@ -145,7 +146,6 @@ class ProcessEngine:
         while True:
             batches = asyncio.create_task(self._compute_batches(process))
             died = asyncio.create_task(process.wait())
-            self._ready = True
             try:
                 await asyncio.wait((batches, died), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -159,6 +159,7 @@ class ProcessEngine:
             logger.error("the engine process ended with code %s; restarting it", process.returncode)
             self._fail_all("the engine process died; it is being restarted")
             process = await self._respawn()
+            self._ready = True
 
     async def _compute_batches(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None

@@ -28,13 +28,10 @@ def main(device: str, folders: list[str]) -> None:
 
             sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: "not installed"
             import torch
-            from transformers.utils import logging as transformers_logging
 
             from probes.engine.base import Prompt
             from probes.engine.torch_engine import TorchEngine
 
-            transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
             torch.set_num_threads(len(os.sched_getaffinity(0)))
             engine = TorchEngine([load_artifact(folder) for folder in folders], device)
             engine.score([Prompt(((0,),) * len(engine.passes))])  # the first pass is slow; no user should wait for it
