@@ -80,6 +80,22 @@ class Validation:
     prefill_usd: float = 0.0
     """What the probes' own prefill costs per query, on average."""
 
+    @property
+    def best_arm(self) -> int:
+        """The single arm of the highest mean success probability."""
+        return int(self.success.mean(axis=0).argmax())
+
+    def accuracy(self, arms: IndexArray) -> float:
+        """By which targets are judged, (n,) arm indices: the best single arm's accuracy, and what these gain on it.
+
+        Both are corrected by what was measured. The gain, a difference on the same problems, has far less noise than
+        either side of it.
+        """
+        best = np.full(len(arms), self.best_arm)
+        predicted, measured = of_chosen(self.success, best), of_chosen(self.success_rate, best)
+        gain = of_chosen(self.success, arms) - predicted, of_chosen(self.success_rate, arms) - measured
+        return corrected(predicted, measured) + corrected(*gain)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -107,7 +123,6 @@ class Tuning:
     candidates: list[Candidate]
     """One per policy that meets the target."""
     best_arm: int
-    """The single arm of the highest mean success probability."""
     always_best: Candidate
     """What always using it gives, without any probe."""
     table: Table
@@ -130,14 +145,9 @@ def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FI
         TuneError: no policy meets the target.
         PolicyError: a value is NaN, or shapes differ.
     """
-    best_arm = int(data.success.mean(axis=0).argmax())
-    best = _Point(
-        policy="always",
-        knobs={},
-        arms=np.full(len(data.success), best_arm),
-        accuracy=corrected(data.success[:, best_arm], data.success_rate[:, best_arm]),
-        cost_usd=float(data.cost[:, best_arm].mean()),
-    )
+    best_arms = np.full(len(data.success), data.best_arm)
+    best_cost = float(of_chosen(data.cost, best_arms).mean())
+    best = _Point("always", {}, best_arms, data.accuracy(best_arms), best_cost)
     goal = best.accuracy if target.value is None else target.value
     table = accuracy_table(data)
     sweeps = (_sweep(policy, data, table) for policy in policies)
@@ -150,7 +160,7 @@ def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FI
         )
     always_best, *candidates = (_candidate(point, data, best.cost_usd, seed) for point in (best, *points))
     chosen = candidates[_simplest(points, data, target.measure)]
-    return Tuning(chosen, candidates, best_arm, always_best, table)
+    return Tuning(chosen, candidates, data.best_arm, always_best, table)
 
 
 def corrected(predicted: FloatArray, measured: FloatArray) -> float:
@@ -173,8 +183,9 @@ def accuracy_table(data: Validation) -> Table:
     """
     mus = multipliers(data.success, data.cost)  # (m,)
     arms = [(data.success - mu * data.cost).argmax(axis=1) for mu in mus]
-    judged = [corrected(of_chosen(data.success, chosen), of_chosen(data.success_rate, chosen)) for chosen in arms]
-    reached = np.minimum.accumulate(judged)  # what a larger mu seems to add is noise
+    reached = np.minimum.accumulate(
+        [data.accuracy(chosen) for chosen in arms]
+    )  # what a larger mu seems to add is noise
     spent = np.array([of_chosen(data.cost, chosen).mean() for chosen in arms])
     steps = np.hypot(np.diff(reached) / (np.ptp(reached) or 1), np.diff(spent) / (np.ptp(spent) or 1))
     place = np.concatenate([[0.0], steps.cumsum()])  # along the frontier
@@ -230,9 +241,8 @@ def _sweep(policy: str, data: Validation, table: Table) -> list[_Point]:
     points = []
     for value in values.tolist():
         arms = build(policy, {knob: value, "table": table}, data.tier_cost).choose(data.success, data.cost)
-        accuracy = corrected(of_chosen(data.success, arms), of_chosen(data.success_rate, arms))
         cost_usd = float(of_chosen(data.cost, arms).mean()) + data.prefill_usd
-        points.append(_Point(policy, {knob: value}, arms, accuracy, cost_usd))
+        points.append(_Point(policy, {knob: value}, arms, data.accuracy(arms), cost_usd))
     return points
 
 
