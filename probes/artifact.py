@@ -10,7 +10,6 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +34,8 @@ class Artifact:
     folder: Path
     card: ProbeCard
     probe: Probe
-
-    @cached_property
-    def revision(self) -> str:
-        """Short hash of the artifact's files: names these very weights in headers and metrics."""
-        content = b"".join((self.folder / name).read_bytes() for name in (CONFIG, WEIGHTS))
-        return hashlib.sha256(content).hexdigest()[:12]
+    revision: str
+    """Short hash of the artifact's files: names these very weights in headers and metrics."""
 
     @property
     def pass_(self) -> Pass:
@@ -71,7 +66,8 @@ def load_artifact(folder: str | os.PathLike[str]) -> Artifact:
         probe = load(card.kind).from_tensors(tensors, card)
     except ProbeError as error:
         raise ProbeError(f"{folder}: {error}") from error
-    return Artifact(folder, card, probe)
+    content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))
+    return Artifact(folder, card, probe, revision=hashlib.sha256(content).hexdigest()[:12])
 
 
 def save_artifact(folder: str | os.PathLike[str], card: ProbeCard, probe: Probe) -> None:
