@@ -44,8 +44,8 @@ The last line on stdout is the result as JSON.
 def main(argv: list[str]) -> int:
     """`pika demo`; exit code 0 only where every request was answered."""
     args = _parser().parse_args(argv)
-    # `kill` ends us as Ctrl-C does: through every `finally`.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # `kill` ends us as Ctrl-C does: through every `finally`. A shell's background jobs ignore Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     stderr = Console(stderr=True)
     try:
         with gateway(POOL, args.port) as running:
