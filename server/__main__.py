@@ -43,14 +43,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     module, _, function = COMMANDS[name][0].partition(":")
     try:
-        command = getattr(import_module(module), function)
+        code: int = getattr(import_module(module), function)(rest)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("server", "offline", "probes", "routing_policies"):
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "server", "offline", "probes", "routing_policies"):
             raise
         extra = "offline" if module.startswith("offline") else "engine"
-        print(f"pika {name} needs {error.name}: pip install 'pika-router[{extra}]'", file=sys.stderr)
+        print(f"pika {name} needs {missing}: pip install 'pika-router[{extra}]'", file=sys.stderr)
         return 1
-    code: int = command(rest)
     return code
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
 
 import httpx
 from fastapi import FastAPI, Request, Response
@@ -15,7 +16,7 @@ from probes.engine.base import Engine
 from probes.engine.process import BatchReport, ProcessEngine
 from server import score, status
 from server.chat import Chat
-from server.config import Settings
+from server.config import ConfigError, Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
 from server.metrics import Metrics
 from server.policies import Policies
@@ -33,6 +34,8 @@ def create_app(settings: Settings) -> FastAPI:
     """
     pool = build_pool(settings)
     policies = Policies(settings, pool.tier_cost)
+    if pool.artifacts and find_spec("torch") is None:
+        raise ConfigError("probes need torch: pip install 'pika-router[engine]', or give arms a success_probability")
     predictor = Predictor(pool, settings)
     metrics = Metrics(pool, policies.name)
 
