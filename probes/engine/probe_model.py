@@ -16,6 +16,9 @@ from probes.engine.batch import micro_batches
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 """What architectures call the norm after the last block."""
 
+SMALL_PARAMETERS = 20_000_000
+"""Up to here one thread serves best: a product takes less time than waking a second thread, or waiting for one."""
+
 
 class ProbeModel:
     """A pass's probe model, cut after the deepest layer asked for; has no LM head.
@@ -47,6 +50,8 @@ class ProbeModel:
         self.d_model = int(config.hidden_size)
         self._model = _load(pass_, config)
         nn.Module.to(self._model, self.device)
+        parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        self._max_threads = 1 if parameters <= SMALL_PARAMETERS else None
         if self.depth < full_depth:
             # Hugging Face's last hidden state stands after the final norm, all others before it.
             _remove_final_norm(self._model)
@@ -60,9 +65,10 @@ class ProbeModel:
             on_batch: called after each micro-batch with its number of prompts, for progress bars.
         """
         found = np.empty((len(prompts), len(sites), self.d_model), dtype=np.float32)
-        for rows in micro_batches([len(prompt) for prompt in prompts]):
-            found[rows] = self._forward([prompts[row] for row in rows], sites).float().cpu().numpy()
-            on_batch(len(rows))
+        with _threads(self._max_threads):
+            for rows in micro_batches([len(prompt) for prompt in prompts]):
+                found[rows] = self._forward([prompts[row] for row in rows], sites).float().cpu().numpy()
+                on_batch(len(rows))
         return found
 
     @torch.inference_mode()
@@ -114,6 +120,17 @@ def _load(pass_: Pass, config: Any) -> PreTrainedModel:
             f"cannot load probe model {pass_.probe_model}: {error}; it must be a causal language model in safetensors"
         ) from error
     return model
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """With at most n threads; None: as many as torch has been given."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, n or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

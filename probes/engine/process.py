@@ -5,6 +5,7 @@ What arrives while one micro-batch is computed forms the next one. Imports no to
 
 import asyncio
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -235,6 +236,8 @@ class ProcessEngine:
             *self._arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            # Threads that spin while they wait stall each other where cores are shared, with vLLM say.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             limit=LINE_BYTES,
             start_new_session=True,
         )

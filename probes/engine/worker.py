@@ -10,6 +10,7 @@ import signal
 import sys
 from typing import BinaryIO
 
+from probes.artifact import load_artifact
 from probes.base import ProbeError
 from probes.engine.wire import decode_prompts, encode_error, encode_ready, encode_scores
 
@@ -24,8 +25,7 @@ def main(device: str, folders: list[str]) -> None:
     die_with_parent()
     with _private_stdout() as out:
         try:
-            from probes.artifact import load_artifact
-
+            artifacts = [load_artifact(folder) for folder in folders]  # errors are told before torch is imported
             sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: "not installed"
             import torch
 
@@ -33,7 +33,7 @@ def main(device: str, folders: list[str]) -> None:
             from probes.engine.torch_engine import TorchEngine
 
             torch.set_num_threads(len(os.sched_getaffinity(0)))
-            engine = TorchEngine([load_artifact(folder) for folder in folders], device)
+            engine = TorchEngine(artifacts, device)
             engine.score([Prompt(((0,),) * len(engine.passes))])  # the first pass is slow; no user should wait for it
         except ProbeError as error:
             _write(out, encode_error(str(error)))

@@ -1,0 +1,180 @@
+"""The engine in its own process: same numbers, bounded, and no trace left whatever dies."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import numpy as np
+import pytest
+
+from probes.base import ProbeError
+from probes.engine.base import EngineUnavailableError, Prompt
+from probes.engine.process import BatchReport, ProcessEngine
+from probes.engine.torch_engine import TorchEngine
+from tests.support.probes import NANO_POOL, artifact
+from tests.support.processes import no_process_left, running, until
+
+SERVED = [NANO_POOL / "probes" / arm for arm in ("nano-small", "nano-medium", "nano-large")]
+pytestmark = pytest.mark.anyio
+
+
+def prompts(n: int, seed: int = 0) -> list[Prompt]:
+    rng = np.random.default_rng(seed)
+    return [Prompt((tuple(rng.integers(3, 600, size=size).tolist()),)) for size in rng.integers(10, 90, size=n)]
+
+
+@asynccontextmanager
+async def running_engine(folders: Sequence[Path], **options: Any) -> AsyncIterator[ProcessEngine]:
+    engine = ProcessEngine(folders, device="cpu", **options)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def soon(seconds: float = 30) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+@pytest.fixture(scope="module")
+async def engine(anyio_backend: str) -> AsyncIterator[ProcessEngine]:
+    """One for all tests that leave it as it was."""
+    async with running_engine(SERVED, queue_prompts=80, queue_tokens=3000) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def stuck(engine: ProcessEngine) -> AsyncIterator[None]:
+    """Inside, the child computes one micro-batch without end."""
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGSTOP)
+    first = asyncio.create_task(engine.score(prompts(1), soon()))
+    await asyncio.sleep(0.05)  # taken from the queue
+    yield
+    os.kill(engine.pid, signal.SIGCONT)
+    assert (await first).success.shape == (1, 3)
+
+
+async def test_scores_equal_those_in_process(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    artifacts = [artifact(folder, "nano-medium", layer=3, seed=seed) for seed, folder in enumerate(folders)]
+    reports: list[BatchReport] = []
+    async with running_engine(folders, on_batch=reports.append) as engine:
+        assert engine.ready
+        calls = [engine.score(prompts(1 + n % 3, seed=n), soon()) for n in range(40)]
+        answers = await asyncio.gather(*calls)
+    expected = TorchEngine(artifacts, "cpu").score([prompt for n in range(40) for prompt in prompts(1 + n % 3, seed=n)])
+    np.testing.assert_allclose(np.concatenate([answer.success for answer in answers]), expected.success, atol=1e-6)
+    assert not engine.ready
+    # What came while the first micro-batch was computed went together.
+    assert len(reports) < 10
+    assert sum(report.prompts for report in reports) == len(expected.success)
+    assert all(report.tokens > report.padding_tokens >= 0 <= report.queue_s for report in reports)
+
+
+async def test_more_than_the_queue_holds_is_refused_at_once(engine: ProcessEngine) -> None:
+    short = [Prompt(((5, 6, 7),))]
+    async with stuck(engine):
+        others = asyncio.create_task(engine.score(short * 80, soon()))
+        await asyncio.sleep(0.05)
+        with pytest.raises(EngineUnavailableError, match="queue is full: 80 prompts with 240 tokens wait"):
+            await engine.score(short, soon())
+    assert (await others).success.shape == (80, 3)
+    with pytest.raises(EngineUnavailableError, match="queue is full: 0 prompts"):
+        await engine.score([Prompt(((5,) * 3001,))], soon())
+
+
+async def test_a_passed_deadline_is_an_error_and_is_not_computed(
+    engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[BatchReport] = []
+    monkeypatch.setattr(engine, "_on_batch", reports.append)
+    with pytest.raises(EngineUnavailableError, match="before the deadline"):
+        await engine.score(prompts(1), soon(-1))
+    async with stuck(engine):
+        with pytest.raises(EngineUnavailableError, match="before the deadline"):
+            await engine.score(prompts(7), soon(0.1))
+    await engine.score(prompts(2), soon())
+    assert [report.prompts for report in reports] == [1, 2]
+
+
+async def test_a_prompt_that_fails_does_not_take_the_engine_down(engine: ProcessEngine) -> None:
+    with pytest.raises(EngineUnavailableError, match="failed on these prompts"):
+        await engine.score([Prompt(((10**6,),))], soon())
+    assert (await engine.score(prompts(1), soon())).success.shape == (1, 3)
+
+
+async def test_a_killed_process_fails_who_waits_and_comes_back(engine: ProcessEngine) -> None:
+    [before] = (await engine.score(prompts(1), soon())).success
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGSTOP)  # so that the call is surely waiting
+    waiting = asyncio.create_task(engine.score(prompts(50), soon()))
+    await asyncio.sleep(0.05)
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineUnavailableError, match="died; it is being restarted"):
+        await waiting
+    assert not engine.ready
+    with pytest.raises(EngineUnavailableError, match="is not running; it is being restarted"):
+        await engine.score(prompts(1), soon())
+    await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
+    np.testing.assert_array_equal((await engine.score(prompts(1), soon())).success, [before])
+
+
+async def test_what_cannot_be_loaded_is_told_at_start(tmp_path: Path) -> None:
+    with no_process_left(), pytest.raises(ProbeError, match="no probe folder at"):
+        await ProcessEngine([tmp_path / "none"]).start()
+
+
+async def test_closing_fails_who_waits_and_leaves_no_process() -> None:
+    with no_process_left():
+        async with running_engine(SERVED) as engine:
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGSTOP)
+            waiting = asyncio.create_task(engine.score(prompts(3), soon()))
+            await asyncio.sleep(0.05)
+        with pytest.raises(EngineUnavailableError, match="closed"):
+            await waiting
+
+
+GATEWAY = """
+import asyncio, sys
+from pathlib import Path
+from probes.engine.base import Prompt
+from probes.engine.process import ProcessEngine
+
+def resident_mb(pid):
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
+
+async def main():
+    engine = ProcessEngine([Path(folder) for folder in sys.argv[1:]], device="cpu")
+    await engine.start()
+    await engine.score([Prompt(((5,) * 60,))] * 64, asyncio.get_running_loop().time() + 30)
+    assert not {"torch", "transformers", "scipy", "sklearn"} & set(sys.modules)
+    print(engine.pid, resident_mb("self"), resident_mb(engine.pid), flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_the_engine_is_small_and_dies_with_a_killed_gateway() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", GATEWAY, *map(str, SERVED)], stdout=subprocess.PIPE, text=True
+    ) as gateway:
+        try:
+            assert gateway.stdout is not None
+            pid, parent_mb, child_mb = map(float, gateway.stdout.readline().split())
+            assert int(pid) in running()
+        finally:
+            gateway.kill()
+    until(lambda: int(pid) not in running(), 10, "the engine's process ends with its gateway's")
+    # The gateway's own modules take some 60 MB more; together they stay under 600.
+    assert parent_mb + child_mb < 520

@@ -1,0 +1,132 @@
+"""The truncated forward pass equals the whole model's, whatever the batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from probes import calibration
+from probes.artifact import load_artifact, save_artifact
+from probes.base import Activations, Pass, ProbeError, Recipe, Site
+from probes.engine.base import Prompt
+from probes.engine.batch import micro_batches, padding_tokens
+from probes.engine.probe_model import ProbeModel, n_layers
+from probes.engine.torch_engine import TorchEngine
+from probes.linear_eoi import LinearEoi
+from tests.support.probes import NANO_POOL, artifact, card
+
+POSITIONS = (-5, -4, -3, -2, -1)
+
+
+def pass_of(folder: Path) -> Pass:
+    return Pass(probe_model=str(folder), recipe=Recipe(chat_template_sha256=""))
+
+
+def prompts(n: int = 9, seed: int = 0) -> list[tuple[int, ...]]:
+    """Of mixed lengths."""
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.integers(3, 600, size=size).tolist()) for size in rng.integers(5, 90, size=n)]
+
+
+def reference(folder: Path, prompts: list[tuple[int, ...]]) -> Activations:
+    """Transformers' own hidden states of the whole model, one prompt at a time: (n, layers, positions, d_model)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    with torch.no_grad():
+        for prompt in prompts:
+            hidden = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+            found.append(np.stack([[layer[0, position].numpy() for position in POSITIONS] for layer in hidden]))
+    return np.stack(found)
+
+
+@pytest.fixture(scope="session")
+def sliding_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another architecture: layers of two types, grouped heads, biases."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=640, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_window_layers=2, use_sliding_window=True, sliding_window=16, pad_token_id=0,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("qwen")
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["nano-small", "nano-medium", "nano-large", "sliding"])
+def test_all_layers_and_positions_equal_transformers(model: str, sliding_qwen: Path) -> None:
+    folder = sliding_qwen if model == "sliding" else NANO_POOL / model
+    expected = reference(folder, prompts())
+    depth = n_layers(pass_of(folder))
+    assert expected.shape[1] == depth + 1
+    for deepest in range(depth + 1):
+        probe_model = ProbeModel(pass_of(folder), range(deepest + 1), "cpu")
+        sites = [Site(layer=layer, position=position) for layer in range(deepest + 1) for position in POSITIONS]
+        found = probe_model.activations(prompts(), sites).reshape(len(prompts()), deepest + 1, len(POSITIONS), -1)
+        np.testing.assert_allclose(found, expected[:, : deepest + 1], atol=1e-5, rtol=1e-5)
+        # One layer alone takes another way out of the model.
+        alone = ProbeModel(pass_of(folder), [deepest], "cpu").activations(prompts(), [Site(layer=deepest, position=-1)])
+        np.testing.assert_allclose(alone[:, 0], expected[:, deepest, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_company_a_prompt_keeps_changes_nothing() -> None:
+    model = ProbeModel(pass_of(NANO_POOL / "nano-medium"), [3], "cpu")
+    sites = [Site(layer=3, position=-2)]
+    together = model.activations(prompts(40), sites)
+    alone = np.concatenate([model.activations([prompt], sites) for prompt in prompts(40)])
+    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_after_the_deepest_layer_are_not_built() -> None:
+    sizes = [
+        sum(
+            parameter.numel()
+            for parameter in ProbeModel(pass_of(NANO_POOL / "nano-medium"), [layer])._model.parameters()
+        )
+        for layer in (1, 2, 4)
+    ]
+    block = sizes[1] - sizes[0]
+    assert sizes[2] == sizes[0] + 3 * block
+
+
+def test_scores_are_the_heads_of_the_activations(tmp_path: Path) -> None:
+    """Three probes, two passes, two sites in one pass, in the artifacts' order."""
+    artifacts = [
+        artifact(tmp_path / "a", "nano-medium", layer=3, position=-1, seed=1),
+        artifact(tmp_path / "b", "nano-large", layer=2, position=-2, seed=2),
+        artifact(tmp_path / "c", "nano-medium", layer=1, position=-5, seed=3),
+    ]
+    engine = TorchEngine(artifacts, "cpu")
+    first, second = prompts(seed=1), prompts(seed=2)
+    scores = engine.score([Prompt(pair) for pair in zip(first, second, strict=True)])
+    medium, large = (
+        reference(NANO_POOL / model, ids) for model, ids in (("nano-medium", first), ("nano-large", second))
+    )
+    read = [medium[:, 3, -1], large[:, 2, -2], medium[:, 1, 0]]
+    for column, (one, activations) in enumerate(zip(artifacts, read, strict=True)):
+        expected = calibration.apply(one.card.calibration, one.probe.raw(activations))
+        np.testing.assert_allclose(scores.success[:, column], expected, atol=1e-5)
+
+
+def test_misfits_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="has layers 0 to 2; asked for"):
+        ProbeModel(pass_of(NANO_POOL / "nano-small"), [3])
+    large = artifact(tmp_path / "a", "nano-large").card.pass_
+    made = card("nano-small").model_copy(update={"pass_": large})
+    save_artifact(tmp_path / "b", made, LinearEoi(np.zeros(96, dtype=np.float32)))
+    with pytest.raises(ProbeError, match=r"reads 96 dimensions, its probe model .* has 160: train the probe anew"):
+        TorchEngine([load_artifact(tmp_path / "b")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ProbeError, match="cannot read the configuration"):
+        ProbeModel(pass_of(tmp_path / "empty"), [1])
+
+
+def test_micro_batches_hold_like_lengths_within_the_bound() -> None:
+    lengths = np.random.default_rng(0).integers(1, 300, size=500).tolist()
+    batches = micro_batches(lengths, max_tokens=1000)
+    assert sorted(index for batch in batches for index in batch) == list(range(500))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 1000 for batch in batches)
+    assert padding_tokens(lengths, max_tokens=1000) < 0.05 * sum(lengths)
+    assert micro_batches([5000], max_tokens=1000) == [[0]]
+    assert micro_batches([]) == []
