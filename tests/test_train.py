@@ -1,0 +1,189 @@
+"""`pika train` on the nano pool's rollouts."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from offline.label import success_probabilities
+from offline.train import main
+from probes.artifact import load_artifact
+from server.config import load
+from tests.support.probes import NANO_POOL
+
+POOL = NANO_POOL / "pool.yaml"
+ARMS = ("nano-small", "nano-medium", "nano-large")
+PROBLEMS = {"train": 400, "validation": 150, "test": 150}
+
+
+@pytest.fixture(scope="module")
+def rollouts() -> pd.DataFrame:
+    """Some of the nano pool's rollouts: the first problems of each split, every arm."""
+    whole = pd.read_parquet(NANO_POOL / "rollouts.parquet")
+    parts = [
+        whole[(whole["arm"] == arm) & (whole["split"] == split)].head(n)
+        for arm in ARMS
+        for split, n in PROBLEMS.items()
+    ]
+    return pd.concat(parts)
+
+
+def train(data: pd.DataFrame, folder: Path, *options: str, model: str = "nano-small") -> int:
+    data.to_parquet(folder / "rollouts.parquet")
+    required = [str(POOL), "--data", str(folder / "rollouts.parquet"), "--out", str(folder / "probes")]
+    return main([*required, "--probe-model", str(NANO_POOL / model), *options])
+
+
+def test_probes_of_all_arms(rollouts: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(rollouts, tmp_path) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["arms"]
+    assert list(result) == list(ARMS)
+    for arm in ARMS:
+        artifact = load_artifact(tmp_path / "probes" / arm)
+        card = artifact.card
+        assert artifact.pass_.probe_model == str(NANO_POOL / "nano-small")
+        assert not card.pass_.probe_model.startswith("/")
+        assert card.target.arm == card.target.model == arm
+        assert (card.target.k, card.target.temperature, card.target.max_tokens) == (8, 0.7, 64)
+        [metrics] = card.metrics
+        assert (metrics.split, metrics.n) == ("test", PROBLEMS["test"])
+        assert metrics.auroc.low < metrics.auroc.value < metrics.auroc.high
+        assert metrics.auroc.value > card.baselines["tfidf"].auroc.value
+        assert result[arm]["auroc"] == metrics.auroc.value
+        rows = rollouts[(rollouts["arm"] == arm) & (rollouts["split"] == "train")]
+        assert card.mean_tokens.output == pytest.approx(np.concatenate(rows["output_tokens"].to_list()).mean())
+        assert card.mean_tokens.input == pytest.approx(rows["input_tokens"].mean())
+    assert result["nano-small"]["beats_length"]
+
+
+@pytest.mark.parametrize("label", ["success_rate", "majority_vote_is_correct", "sample_is_correct"])
+def test_a_repeated_run_gives_the_same_probes(label: str, rollouts: pd.DataFrame, tmp_path: Path) -> None:
+    options = ("--layers", "1..2", "--positions", "-2..-1", "--arms", "nano-small,nano-large", "--label", label)
+    weights = []
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        assert train(rollouts, tmp_path / run, *options) == 0
+        probes = [load_artifact(tmp_path / run / "probes" / arm) for arm in ("nano-small", "nano-large")]
+        weights.append([probe.probe.tensors()["weight"] for probe in probes])
+        for probe in probes:
+            assert probe.card.label == probe.card.label_type == label
+            assert probe.card.training["layers"] == [1, 2]
+            assert probe.card.training["positions"] == [-2, -1]
+    np.testing.assert_allclose(weights[0], weights[1], atol=1e-6)
+
+
+def test_the_nano_pools_probes_come_from_its_rollouts(tmp_path: Path) -> None:
+    """Trained anew on the sites that were chosen, they predict the same."""
+    settings = load(POOL)
+    cards = [load_artifact(NANO_POOL / "probes" / arm).card for arm in ARMS]
+    options = ["--layers", ",".join(str(card.site.layer) for card in cards), "--label", cards[0].label]
+    options += ["--positions", ",".join(str(card.site.position) for card in cards)]
+    required = [str(POOL), "--data", str(NANO_POOL / "rollouts.parquet"), "--out", str(tmp_path / "probes")]
+    model = Path(cards[0].pass_.probe_model).name
+    assert main([*required, "--probe-model", str(NANO_POOL / model), *options]) == 0
+    arms = {arm: settings.arms[arm].model_copy(update={"probe": str(tmp_path / "probes" / arm)}) for arm in ARMS}
+    problems = pd.read_parquet(NANO_POOL / "rollouts.parquet").query("split == 'test' and arm == 'nano-small'")
+    texts = problems["problem"].head(300).to_list()
+    stored = success_probabilities(settings, texts)
+    again = success_probabilities(settings.model_copy(update={"arms": arms}), texts)
+    # 1e-6 on one machine; other processors round the activations otherwise.
+    np.testing.assert_allclose(again, stored, atol=1e-4)
+    for arm, card in zip(ARMS, cards, strict=True):
+        assert load_artifact(tmp_path / "probes" / arm).card.site == card.site
+
+
+def test_labels_know_what_rollouts_showed(rollouts: pd.DataFrame) -> None:
+    test = rollouts[rollouts["split"] == "test"]
+    problems = test.loc[test["arm"] == ARMS[0], "problem"].to_list()
+    settings = load(POOL)
+    constant = settings.arms["nano-small"].model_copy(update={"probe": None, "success_probability": 0.25})
+    settings = settings.model_copy(update={"arms": {**settings.arms, "nano-small": constant}})
+    success = success_probabilities(settings, problems)
+    assert (success[:, 0] == 0.25).all()
+    for column, arm in ((1, "nano-medium"), (2, "nano-large")):
+        rate = test.loc[test["arm"] == arm, "success_rate"].to_numpy()
+        assert abs(success[:, column].mean() - rate.mean()) < 0.08
+        assert np.corrcoef(success[:, column], rate)[0, 1] > 0.4
+    assert success_probabilities(settings, []).shape == (0, 3)
+
+
+def of(arm: str, split: str) -> Callable[[pd.DataFrame], Any]:
+    return lambda data: (data["arm"] == arm) & (data["split"] == split)
+
+
+def change(rows: Callable[[pd.DataFrame], Any], **values: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def changed(data: pd.DataFrame) -> pd.DataFrame:
+        data = data.copy()
+        for column, value in values.items():
+            data.loc[rows(data), column] = value
+        return data
+
+    return changed
+
+
+def repeat_in_test(data: pd.DataFrame) -> pd.DataFrame:
+    text = data.loc[data["split"] == "train", "problem"].iloc[0]
+    first = data.loc[data["split"] == "test", "problem"].iloc[0]
+    return data.assign(problem=data["problem"].replace(first, text))
+
+
+FLAWS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
+    "column": (
+        lambda data: data.drop(columns=["k", "problem"]),
+        "lacks the columns problem, k; `pika rollouts` writes",
+    ),
+    "arm": (lambda data: data[data["arm"] != "nano-large"], "has no rollouts of arm 'nano-large'; it has nano-medium"),
+    "split": (lambda data: data[data["split"] != "validation"], "has no validation problems: run `pika rollouts` with"),
+    "rows": (
+        lambda data: data.drop(index=data[of("nano-small", "test")(data)].index[:3]),
+        "'nano-small' lacks 3 of 700",
+    ),
+    "twice": (lambda data: pd.concat([data, data.head(2)]), "2 rows stand twice, such as 'nano-small' on"),
+    "constant": (
+        change(of("nano-medium", "train"), success_rate=1.0),
+        "the success_rate of arm 'nano-medium' is 1 on every train problem",
+    ),
+    "two splits": (repeat_in_test, "one problem stands under several ids or in several splits"),
+    "k": (change(of("nano-small", "test"), k=4), "arm 'nano-small' mixes k 4, 8"),
+    "rate": (change(of("nano-small", "test"), success_rate=1.5), "success_rate must lie in [0, 1]"),
+    "benchmark": (change(of("nano-small", "test"), benchmark="math"), "mixes benchmarks"),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_flaws_of_the_data_are_named(
+    flaw: str, rollouts: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, message = FLAWS[flaw]
+    assert train(make(rollouts), tmp_path, "--layers", "1", "--positions", "-1") == 2
+    # Progress bars precede it.
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "probes").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--arms", "nano-tiny"), "has no arm 'nano-tiny'; it has nano-small, nano-medium, nano-large"),
+        (("--layers", "3"), "has layers 0 to 2; asked for [3]"),
+        (("--positions", "-99"), "down to -"),
+        (("--positions", "0"), "they count from the prompt's end"),
+        (("--probe-model", "./nowhere"), "no folder at nowhere; give a folder or a Hub id"),
+    ],
+)
+def test_wrong_options_are_named(
+    options: tuple[str, ...], message: str, rollouts: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(rollouts, tmp_path, *options) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("layers", ["x", "3..1", "1,", ""])
+def test_malformed_ranges_are_refused(layers: str, rollouts: pd.DataFrame, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as refused:
+        train(rollouts, tmp_path, "--layers", layers)
+    assert refused.value.code == 2
