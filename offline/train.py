@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch and transformers come with these
 EXAMPLES = """examples:
   pika train pool.yaml --data rollouts.parquet --probe-model Qwen/Qwen2.5-1.5B-Instruct --out probes
   pika train offline/nano_pool/pool.yaml --data offline/nano_pool/rollouts.parquet \\
-      --probe-model offline/nano_pool/nano-medium --out offline/nano_pool/probes
+      --probe-model offline/nano_pool/nano-medium --label sample_is_correct --out offline/nano_pool/probes
 
 Fits on the split train, chooses layer, position and alpha on validation, calibrates there, and reports on test.
 Writes one folder per arm, for the arm's `probe:` in CONFIG to name.
@@ -72,7 +72,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--arms", type=lambda text: text.split(","), help="a,b (default: all of CONFIG)")
     parser.add_argument("--layers", type=_numbers, help="to try: all (default), 2,3 or 0..5")
     parser.add_argument("--positions", type=_numbers, help="to try: -5..-1 or -2,-1 (default: all EOI tokens)")
-    parser.add_argument("--label", choices=get_args(Label), default="success_rate", help="what to fit")
+    parser.add_argument(
+        "--label",
+        choices=get_args(Label),
+        default="success_rate",
+        help="default: success_rate; sample_is_correct (of each single sample) routes best on the nano pool",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda:N or auto (default)")
     parser.add_argument("--seed", type=int, default=0, help="of the intervals' bootstrap; the fit draws nothing")
     return parser
