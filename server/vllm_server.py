@@ -19,6 +19,8 @@ SHUTDOWN_TIMEOUT_S = 5
 RESERVED = ("--host", "--port", "--model", "--served-model-name")
 LAST_LINES = 15
 PORT_TAKEN = "address already in use"
+ERROR_LINE = re.compile(r"\b(\w*(Error|Exception)|error)\b: |\[Errno \d+\]")
+HARMLESS_LINE = re.compile(r"\b(INFO|WARNING|DEBUG)\b")
 
 FIXES = (
     (PORT_TAKEN, "another process has the port: stop it, or leave launch.port out"),
@@ -171,9 +173,10 @@ def is_cpu_build() -> bool:
 def explain(server: VllmServer, log: str, what: str) -> str:
     """Why a server failed, from what it logged: the first error, the last lines, where all of it stands, the fix."""
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if ERROR_LINE.search(line) and not HARMLESS_LINE.search(line)]
     # The first one is the root cause; later ones report that there was one.
-    reason = next((line for line in lines if re.search(r"\b(\w*(Error|Exception)|error): ", line)), None)
-    fix = next((fix for pattern, fix in FIXES if re.search(pattern, log, re.IGNORECASE)), None)
+    reason = errors[0] if errors else None
+    fix = next((fix for pattern, fix in FIXES if re.search(pattern, "\n".join(errors), re.IGNORECASE)), None)
     parts = [f"{server.name}: {what}"]
     if lines:
         parts += ["last lines of its log:", *(f"    {line}" for line in lines[-LAST_LINES:])]

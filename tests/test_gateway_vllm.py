@@ -178,6 +178,7 @@ def test_every_policy_can_be_asked_for(base_url: str) -> None:
 async def test_a_server_killed_in_mid_stream_and_after(tmp_path: Path) -> None:
     """The stream ends with an error event; the next request is answered by another arm; the server comes back."""
     async with launched(_only("nano-small", "nano-medium"), log_dir=tmp_path) as settings:
+        victim = _server_pid(settings, "nano-medium")
         with serving(create_app(settings)) as url:
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 body = {"model": "auto-max_success", "messages": ask(QUESTION), "max_tokens": 400, "ignore_eos": True}
@@ -185,7 +186,7 @@ async def test_a_server_killed_in_mid_stream_and_after(tmp_path: Path) -> None:
                     assert answer.headers["x-pika-arm"] == "nano-medium"
                     chunks = answer.aiter_text()
                     text = await anext(chunks)
-                    os.kill(_server_pid(settings, "nano-medium"), signal.SIGKILL)
+                    os.kill(victim, signal.SIGKILL)
                     async for chunk in chunks:
                         text += chunk
                 last = text.removesuffix("\n\n").rpartition("\n\n")[2]
@@ -196,6 +197,7 @@ async def test_a_server_killed_in_mid_stream_and_after(tmp_path: Path) -> None:
                 assert answer.headers["x-pika-arm"] == "nano-small"
                 assert answer.headers["x-pika-path"] == "fallback"
 
+                await asyncio.to_thread(until, lambda: not _all_up(url), 10, "the health checks notice")
                 await asyncio.to_thread(until, lambda: _all_up(url), 90, "the killed server is back")
                 answer = await client.post("/v1/chat/completions", json={**body, "max_tokens": 5})
                 assert answer.headers["x-pika-arm"] == "nano-medium"
