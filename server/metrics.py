@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from server.pool import Pool
 
 # Half of the exposition would tell when each counter was made, which is when we started.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
 FLAGS = ("infeasible", "truncated", "text-only", "tools-unseen", "policy-changed", "uncalibrated")
 ATTEMPT_OUTCOMES = ("ok", "client_error", "server_error", "connect_error", "timeout", "broken", "cancelled")
