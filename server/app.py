@@ -1,7 +1,6 @@
 """create_app(settings): builds the parts, opens them in `lifespan`, and mounts the routes."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
@@ -11,18 +10,21 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from probes.base import ProbeError
 from probes.engine.base import Engine
 from probes.engine.process import BatchReport, ProcessEngine
 from server import score, status
 from server.chat import Chat
 from server.config import ConfigError, Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
+from server.http import read_headers, request_id
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool, build_pool, check_health, watch_health
 from server.predictor import Predictor
 from server.state import State
+
+KEEPALIVE_EXPIRY_S = 2.0
+"""Idle upstream connections are dropped well before vLLM drops them, after 5 s: none closes under a request."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -42,18 +44,12 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, State]]:
         engine = _engine(pool, settings, metrics)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.limits.in_flight)
+        limits = httpx.Limits(keepalive_expiry=KEEPALIVE_EXPIRY_S)
         async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
             replicas = [replica for model in pool.models for replica in model.replicas]
             await asyncio.gather(*(check_health(replica, client) for replica in replicas))
             if engine is not None:
-                try:
-                    await engine.start()
-                except ProbeError as error:
-                    # The caller reports it in one line; uvicorn would print a traceback.
-                    app.state.failure = error
-                    logging.getLogger("uvicorn.error").disabled = True
-                    raise
+                await engine.start()
             watcher = asyncio.create_task(watch_health(pool, client))
             try:
                 yield {"pika": State(settings, pool, policies, predictor, engine, client, metrics)}
@@ -65,7 +61,6 @@ def create_app(settings: Settings) -> FastAPI:
                     await engine.close()
 
     app = FastAPI(title="PIKA Router", lifespan=lifespan)
-    app.state.failure = None
     app.router.routes.append(Route("/v1/chat/completions", Chat(), methods=["POST"]))
     app.include_router(score.router)
     app.include_router(status.router)
@@ -94,17 +89,19 @@ def _engine(pool: Pool, settings: Settings, metrics: Metrics) -> Engine | None:
     )
 
 
-async def _gateway_error(_: Request, error: Exception) -> Response:
+async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     headers = {name.decode(): value.decode() for name, value in error.headers()}
+    headers["x-request-id"] = request_id(read_headers(request.scope))
     return Response(error.body(), error.status, headers)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same form as all other errors."""
     assert isinstance(error, HTTPException)
     body = error_body(str(error.detail), "invalid_request_error")
-    return Response(body, error.status_code, error.headers, "application/json")
+    headers = {**(error.headers or {}), "x-request-id": request_id(read_headers(request.scope))}
+    return Response(body, error.status_code, headers, "application/json")
 
 
 async def _internal_error(request: Request, _: Exception) -> Response:

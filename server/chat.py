@@ -1,11 +1,12 @@
 """POST /v1/chat/completions: read, decide, dispatch, relay. A raw ASGI route."""
 
+import asyncio
 import logging
-import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from server.chat_request import ChatRequest, parse_chat
-from server.decision import Decision, decide
+from server.decision import decide
 from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
 from server.http import (
     Receive,
@@ -27,6 +28,8 @@ from server.state import State
 
 logger = logging.getLogger(__name__)
 
+LAST_WORDS_S = 5
+
 
 class Chat:
     """The route as an ASGI application."""
@@ -38,6 +41,7 @@ class Chat:
         try:
             async with state.admit():
                 raw = await read_body(headers, receive, state.settings.limits.body_mb)
+                exchange.record.read()
                 await unless_client_leaves(exchange.serve(parse_chat(raw, headers)), receive)
         except GatewayError as error:
             await exchange.fail(error)
@@ -55,21 +59,18 @@ class Exchange:
     send: Send
     started: bool = False
     """Whether the client has our response's head."""
-    sent: Dispatch | None = None
     debug: bool = False
     record: Record = field(init=False)
 
     def __post_init__(self) -> None:
-        self.record = Record(self.state, self.request_id, time.perf_counter())
+        self.record = Record(self.state, self.request_id)
 
     async def serve(self, request: ChatRequest) -> None:
         self.debug = request.headers.get(DEBUG_HEADER) == "1"
-        decision = await decide(self.state, request)
-        self.record.decided(decision)
-        self.sent = Dispatch(decision)
+        sent = Dispatch(await decide(self.state, request))
+        self.record.decided(sent)
         try:
-            answer = await dispatch(self.state, request, self.request_id, "/chat/completions", self.sent)
-            self.record.decided(self.sent.decision)
+            answer = await dispatch(self.state, request, self.request_id, "/chat/completions", sent)
             try:
                 if answer.stream is None:
                     await self._relay_whole(answer)
@@ -78,7 +79,7 @@ class Exchange:
             finally:
                 await answer.aclose()
         finally:
-            self.sent.release(self.state)
+            sent.release(self.state)
 
     async def _relay_whole(self, answer: Answer) -> None:
         self.started = True
@@ -108,12 +109,14 @@ class Exchange:
     async def fail(self, error: GatewayError) -> None:
         """Tell the client: an error answer, or the last event of a stream that has begun."""
         self.record.finish(error.status)
-        if self.started:
-            await self.send({"type": "http.response.body", "body": error_event(error.body())})
-        else:
-            await send_error(self.send, error, self._headers())
+        # A client that no longer reads is not waited for.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                if self.started:
+                    await self.send({"type": "http.response.body", "body": error_event(error.body())})
+                else:
+                    await send_error(self.send, error, self._headers())
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
-        decision: Decision | None = None if self.sent is None else self.sent.decision
-        attempts = 0 if self.sent is None else self.sent.attempts
-        return decision_headers(self.state, self.request_id, self.record.routing_s, decision, attempts, self.debug)
+        record = self.record
+        return decision_headers(self.state, self.request_id, record.routing_s, record.sent, self.debug)

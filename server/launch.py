@@ -6,6 +6,7 @@ async with launched(load("pool.yaml")) as settings:      # every `launch` has be
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ PROGRESS_S = 15.0
 POLL_S = 0.2
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
 PORT_ATTEMPTS = 3
+LOG_BYTES = 2**18
 
 
 @asynccontextmanager
@@ -130,6 +132,7 @@ class _Server:
             LaunchError: it ended, or was not healthy in time.
         """
         for attempts_left in reversed(range(PORT_ATTEMPTS)):
+            self.spec.log.parent.mkdir(parents=True, exist_ok=True)
             with self.spec.log.open("ab") as log:
                 self.log_start = log.tell()
                 self.run = await Guard.start(self.spec.command, self.spec.env, log)
@@ -184,7 +187,7 @@ class _Server:
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             try:
                 await self.start()
-            except LaunchError as error:
+            except (LaunchError, OSError) as error:
                 logger.error("%s", error)
 
     def _failure(self, what: str) -> LaunchError:
@@ -192,10 +195,13 @@ class _Server:
         return LaunchError(explain(self.spec, self._log(), what))
 
     def _log(self) -> str:
-        """What it logged since its last start."""
-        with self.spec.log.open("rb") as log:
-            log.seek(self.log_start)
-            return log.read().decode(errors="replace")
+        """What it logged since its last start, of much the end; empty where somebody cleaned up."""
+        try:
+            with self.spec.log.open("rb") as log:
+                log.seek(max(self.log_start, log.seek(0, os.SEEK_END) - LOG_BYTES))
+                return log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     async def stop(self) -> None:
         """Returns when it has ended."""

@@ -19,6 +19,7 @@ from server.config import Model as ModelSettings
 logger = logging.getLogger(__name__)
 
 HEALTH_INTERVAL_S = 2.0
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 @dataclass
@@ -69,6 +70,11 @@ class Arm:
     mean_output_tokens: float
 
     @property
+    def probe_name(self) -> str | None:
+        """The probe and its very weights, as headers and metrics name it."""
+        return None if self.artifact is None else f"{self.artifact.card.probe_name}@{self.artifact.revision}"
+
+    @property
     def uncalibrated(self) -> bool:
         return self.artifact is None or self.artifact.card.calibration.method == "none"
 
@@ -77,22 +83,31 @@ class Arm:
         prices = self.model.prices
         return (input_tokens * prices.input + output_tokens * prices.output) / 1e6
 
+    def fields(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A client's body as this arm gets it: its defaults where the client says nothing, its request always."""
+        said = {name: value for name, value in body.items() if value is not None or name not in self.defaults}
+        fields: dict[str, Any] = {}
+        for layer in (self.defaults, said, self.request):
+            if any(layer.get(name) is not None for name in OUTPUT_LIMITS):
+                # Two names of one limit: what an earlier layer said under either name is overruled.
+                for name in OUTPUT_LIMITS:
+                    fields.pop(name, None)
+            fields |= layer
+        return fields
+
     def max_tokens(self, body: Mapping[str, Any]) -> int | None:
         """The output limit that a request will reach this arm with; None where nobody set one."""
-        for fields in (self.request, body, self.defaults):
-            for key in ("max_completion_tokens", "max_tokens"):
-                value = fields.get(key)
-                if isinstance(value, int):
-                    return value
-        return None
+        fields = self.fields(body)
+        limits = (fields.get(name) for name in OUTPUT_LIMITS)
+        return next((limit for limit in limits if isinstance(limit, int)), None)
 
     def sampling_changed(self, body: Mapping[str, Any]) -> bool:
         """Whether the client departs from what the probe's labels were sampled with."""
         if self.artifact is None:
             return False
         target = self.artifact.card.target
-        temperature = {**self.defaults, **body, **self.request}.get("temperature", 1.0)
         limit = self.max_tokens(body)
+        temperature = self.fields(body).get("temperature", 1.0)
         return temperature != target.temperature or (limit is not None and limit < target.max_tokens)
 
 
@@ -195,9 +210,11 @@ async def watch_health(pool: Pool, client: httpx.AsyncClient) -> None:
 async def check_health(replica: Replica, client: httpx.AsyncClient) -> None:
     """One health check; sets `replica.healthy`."""
     try:
-        response = await client.get(replica.health_url, headers=dict(replica.headers), timeout=HEALTH_INTERVAL_S)
+        # httpx's own timeout is per read: a server that drips would hold up all checks.
+        async with asyncio.timeout(HEALTH_INTERVAL_S):
+            response = await client.get(replica.health_url, headers=dict(replica.headers))
         healthy = response.status_code < 500
-    except httpx.HTTPError:
+    except (httpx.HTTPError, TimeoutError):
         healthy = False
     if healthy != replica.healthy:
         logger.log(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from server.decision import Decision
+from server.retry import Dispatch
 from server.state import State
 
 logger = logging.getLogger(__name__)
@@ -15,25 +16,28 @@ logger = logging.getLogger(__name__)
 class Record:
     """Counts one request once, at its end."""
 
-    def __init__(self, state: State, request_id: str, began: float) -> None:
+    def __init__(self, state: State, request_id: str) -> None:
         self.state = state
         self.request_id = request_id
-        self.began = began
+        self.began = time.perf_counter()
         self.routing_s = 0.0
-        self._decision: Decision | None = None
+        self.sent: Dispatch | None = None
         self._finished = False
 
-    def decided(self, decision: Decision) -> None:
-        """The decision that stands so far; a fallback replaces it."""
-        if self._decision is None:
-            self.routing_s = time.perf_counter() - self.began
-            self.state.metrics.routing.observe(self.routing_s)
-            self.state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
-        self._decision = decision
+    def read(self) -> None:
+        """The whole request is here: from now on the time is ours, not the client's."""
+        self.began = time.perf_counter()
+
+    def decided(self, sent: Dispatch) -> None:
+        """There is a decision; where a fallback replaces it, `sent` says so."""
+        self.sent = sent
+        self.routing_s = time.perf_counter() - self.began
+        self.state.metrics.routing.observe(self.routing_s)
+        self.state.metrics.probe_cost.inc(sent.decision.prediction.prefill_usd)
 
     def first_byte(self) -> None:
-        if self._decision is not None:
-            arm = self.state.pool.arms[self._decision.arm].name
+        if self.sent is not None:
+            arm = self.state.pool.arms[self.sent.decision.arm].name
             self.state.metrics.first_token.labels(arm).observe(time.perf_counter() - self.began)
 
     def finish(self, status: int, usage: dict[str, Any] | None = None) -> None:
@@ -42,12 +46,11 @@ class Record:
             return
         self._finished = True
         duration_s = time.perf_counter() - self.began
-        decision = self._decision
-        if decision is None:
+        if self.sent is None:
             self.state.metrics.requests.labels("none", "none", "none", str(status)).inc()
             logger.info("request %s code=%d ms=%.1f", self.request_id, status, duration_s * 1e3)
             return
-        metrics = self.state.metrics
+        metrics, decision = self.state.metrics, self.sent.decision
         arm = self.state.pool.arms[decision.arm].name
         metrics.requests.labels(arm, decision.policy, decision.path, str(status)).inc()
         metrics.duration.labels(arm).observe(duration_s)
@@ -86,11 +89,12 @@ def _count(usage: dict[str, Any], key: str) -> int:
 
 
 def decision_headers(
-    state: State, request_id: str, routing_s: float, decision: Decision | None, attempts: int, debug: bool
+    state: State, request_id: str, routing_s: float, sent: Dispatch | None, debug: bool
 ) -> list[tuple[bytes, bytes]]:
     """The `x-pika-*` headers, sent before the first byte of every answer."""
     headers = {"x-request-id": request_id}
-    if decision is not None:
+    if sent is not None:
+        decision = sent.decision
         arm = state.pool.arms[decision.arm]
         headers |= {
             "x-pika-arm": arm.name,
@@ -100,12 +104,12 @@ def decision_headers(
             "x-pika-flags": ",".join(decision.flags),
             "x-pika-expected-cost-usd": f"{decision.cost[decision.arm]:.3g}",
             "x-pika-routing-ms": f"{routing_s * 1e3:.2f}",
-            "x-pika-attempts": str(attempts),
+            "x-pika-attempts": str(sent.attempts),
         }
         if decision.success_probability is not None:
             headers["x-pika-success-probability"] = f"{decision.success_probability:.4f}"
-        if arm.artifact is not None:
-            headers["x-pika-probe"] = f"{arm.artifact.card.probe_name}@{arm.artifact.revision}"
+        if arm.probe_name is not None:
+            headers["x-pika-probe"] = arm.probe_name
         if debug:
             known = zip(state.pool.arms, decision.prediction.success, strict=True)
             headers["x-pika-success-probabilities"] = ",".join(

@@ -65,18 +65,15 @@ class Answer:
                 await self.response.aclose()
 
 
-def forwarded_headers(headers: Mapping[str, str], replica: Replica, request_id: str) -> dict[str, str]:
+def forwarded_headers(headers: Mapping[str, str], replica: Replica, request_id: str) -> list[tuple[bytes, bytes]]:
     """The client's headers as the upstream gets them: ours, the hop's and the client's key are taken out."""
     kept = {
         name: value for name, value in headers.items() if name not in NOT_FORWARDED and not name.startswith("x-pika-")
     }
-    return {
-        **kept,
-        "content-type": "application/json",
-        "accept-encoding": "identity",
-        "x-request-id": request_id,
-        **replica.headers,
-    }
+    ours = {"content-type": "application/json", "accept-encoding": "identity", "x-request-id": request_id}
+    sent = {**kept, **ours, **replica.headers}
+    # As bytes: httpx would refuse what is not ASCII, which HTTP lets a client send.
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent.items()]
 
 
 async def post(
@@ -84,7 +81,7 @@ async def post(
     replica: Replica,
     path: str,
     content: bytes,
-    headers: dict[str, str],
+    headers: list[tuple[bytes, bytes]],
     limits: Limits,
     first_byte_s: float,
 ) -> Answer:

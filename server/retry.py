@@ -7,7 +7,7 @@ import orjson
 
 from server.chat_request import ChatRequest
 from server.decision import Decision
-from server.errors import GatewayError, UpstreamError, UpstreamTimeoutError
+from server.errors import BadRequestError, GatewayError, UpstreamError, UpstreamTimeoutError
 from server.pool import Arm, Replica
 from server.relay import Answer, AttemptError, forwarded_headers, post
 from server.sse import with_usage
@@ -67,7 +67,7 @@ async def _attempt(
     state: State, arm: Arm, replica: Replica, request: ChatRequest, request_id: str, path: str
 ) -> Answer:
     headers = forwarded_headers(request.headers, replica, request_id)
-    content = orjson.dumps(upstream_body(arm, request))
+    content = upstream_body(arm, request)
     limits = state.settings.limits
     # A non-streamed answer's first byte comes when all of it is generated.
     first_byte_s = limits.first_byte_s if request.stream else limits.total_s
@@ -85,14 +85,18 @@ async def _attempt(
         state.metrics.attempts.labels(arm.name, outcome).inc()
 
 
-def upstream_body(arm: Arm, request: ChatRequest) -> dict[str, object]:
-    """The client's body as the arm gets it; all fields but these stay as they were sent."""
-    body = {**arm.defaults, **request.body, **arm.request, "model": arm.model.name}
-    if "max_completion_tokens" in request.body and "max_tokens" not in request.body:
-        # vLLM would let the arm's default max_tokens stand beside the client's newer word for it.
-        body.pop("max_tokens", None)
+def upstream_body(arm: Arm, request: ChatRequest) -> bytes:
+    """The client's body as the arm gets it; all fields but the arm's own stay as they were sent.
+
+    Raises:
+        BadRequestError: it is nested deeper than it can be written.
+    """
+    body = {**arm.fields(request.body), "model": arm.model.name}
     body.pop("routing", None)
-    return with_usage(body) if request.stream else body
+    try:
+        return orjson.dumps(with_usage(body) if request.stream else body)
+    except TypeError as error:
+        raise BadRequestError("the body is nested too deeply") from error
 
 
 def _gateway_error(failure: AttemptError) -> GatewayError:

@@ -10,7 +10,7 @@ from probes.engine.base import EngineUnavailableError
 from server.chat_request import check_messages, parse_chat, parse_json
 from server.decision import Decision, decide
 from server.errors import BadRequestError, ProbeUnavailableError
-from server.http import read_body, read_headers
+from server.http import read_body, read_headers, request_id
 from server.predictor import Messages, Prediction
 from server.state import State
 
@@ -24,8 +24,9 @@ MAX_INPUTS = 256
 async def score(request: Request) -> Response:
     """Success probability of every arm for one or more prompts."""
     state: State = request.state.pika
+    headers = read_headers(request.scope)
     async with state.admit():
-        raw = await read_body(read_headers(request.scope), request.receive, state.settings.limits.body_mb)
+        raw = await read_body(headers, request.receive, state.settings.limits.body_mb)
         conversations = _conversations(parse_json(raw))
         rendered = [await state.predictor.render(messages) for messages in conversations]
         try:
@@ -37,7 +38,7 @@ async def score(request: Request) -> Response:
         {"index": i, "arms": _scores(state, prediction), "flags": list(prediction.flags)}
         for i, prediction in enumerate(predictions)
     ]
-    return JSONResponse({"data": data})
+    return JSONResponse({"data": data}, headers={"x-request-id": request_id(headers)})
 
 
 @router.post("/route")
@@ -58,7 +59,8 @@ async def route(request: Request) -> Response:
             "flags": list(decision.flags),
             "arms": _considered(state, decision),
             "fallbacks": [arms[i].name for i in decision.fallbacks(state, chat)],
-        }
+        },
+        headers={"x-request-id": request_id(headers)},
     )
 
 
@@ -94,7 +96,7 @@ def _scores(state: State, prediction: Prediction) -> dict[str, Any]:
             **_probability(float(prediction.success[i])),
             "activation_percentile": None,
             "prompt_tokens": prediction.prompt_tokens[i],
-            "probe": f"{arm.artifact.card.probe_name}@{arm.artifact.revision}",
+            "probe": arm.probe_name,
         }
     return scores
 

@@ -64,7 +64,6 @@ def _entry(name: str) -> dict[str, Any]:
 
 
 def _arm_entry(arm: Arm) -> dict[str, Any]:
-    probe = None if arm.artifact is None else f"{arm.artifact.card.probe_name}@{arm.artifact.revision}"
     return {
         **_entry(arm.name),
         "max_model_len": arm.model.max_context_tokens,
@@ -72,7 +71,7 @@ def _arm_entry(arm: Arm) -> dict[str, Any]:
             "model": arm.model.name,
             "request": dict(arm.request),
             "usd_per_million_tokens": arm.model.prices.model_dump(),
-            "probe": probe,
+            "probe": arm.probe_name,
             "success_probability": arm.success_probability,
         },
     }

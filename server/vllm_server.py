@@ -92,7 +92,7 @@ def plan(settings: Settings, log_dir: Path) -> dict[ServerKey, VllmServer]:
         for (name, index), (model, launch) in entries.items():
             port = _reserve(launch.port, reserved, name)
             servers[name, index] = VllmServer(
-                name=name if len(model.replicas) == 1 else f"{name}-{index}",
+                name=name if len(model.replicas) == 1 else f"{name}/{index}",
                 port=port,
                 port_is_fixed=launch.port is not None,
                 arguments=tuple(_arguments(name, model, launch, settings.model_source(model.model))),

@@ -87,6 +87,11 @@ def test_a_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str], comma
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
+def test_a_port_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(write(tmp_path, pool())), "--port", "99999"]) == 2
+    assert "port 99999 does not exist" in capsys.readouterr().err
+
+
 def copy_pool(folder: Path) -> Path:
     """The nano pool's configuration, small model and probes, to be broken by a test."""
     shutil.copytree(POOL.parent, folder / "nano_pool", ignore=shutil.ignore_patterns("*.parquet"))
@@ -112,6 +117,18 @@ def test_a_tokenizer_that_is_not_the_probes(tmp_path: Path, capfd: pytest.Captur
     assert main([command, str(file)]) in (1, 2)
     shown = " ".join("".join(capfd.readouterr()).replace("│", " ").split())
     assert "splits the canary prompt otherwise" in shown
+
+
+def test_a_probe_model_without_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = urls_for(copy_pool(tmp_path))
+    folder = _probe_model(file, "nano-small")
+    (folder / "model.safetensors").unlink()
+    assert main(["check", str(file)]) == 1
+    assert "no weights in safetensors" in " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert main(["serve", str(file), "--port", "0"]) == 2
+    error = capfd.readouterr().err
+    assert "pika: cannot load probe model" in error
+    assert "Traceback" not in error
 
 
 def _probe_model(file: Path, name: str) -> Path:

@@ -66,6 +66,8 @@ def test_defaults_and_words(tmp_path: Path) -> None:
         ({"arms": {"a b": pool()["arms"]["small"]}}, "names have up to 64 letters"),
         ({"models": model(replicas=[{}])}, "either url (it runs already) or launch"),
         ({"models": model(replicas=[{"url": "localhost:1"}])}, "is no http(s) URL"),
+        ({"models": model(replicas=[{"url": "http://h:abc/v1"}])}, "models.small.replicas.0"),
+        ({"models": model(replicas=[{"url": "http://h:1"}])}, "which ends in /v1"),
         ({"models": model(max_context_tokens=0)}, "models.small.max_context_tokens"),
         ({"models": model(usd_per_million_tokens={"input": -1, "output": 1})}, "usd_per_million_tokens.input"),
         ({"engine": {"when_unavailable": "nobody"}}, "'nobody' is no arm"),

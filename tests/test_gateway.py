@@ -15,6 +15,7 @@ from tests.support.gateway import constant_pool, serving
 from tests.support.upstream import Handler, Upstream
 
 PATH = "/v1/chat/completions"
+DEEP = b'{"model":"auto","messages":[{"role":"user","content":"a"}],"x":' + b"[" * 300 + b"]" * 300 + b"}"
 MESSAGES = [{"role": "user", "content": "How much is 1 + 1?"}]
 
 
@@ -93,12 +94,10 @@ def test_an_arms_name_pins_it(pool: tuple[httpx.Client, list[Upstream]]) -> None
 def test_fields_reach_the_upstream_as_sent(pool: tuple[httpx.Client, list[Upstream]]) -> None:
     client, upstreams = pool
     fields = {
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
         "response_format": {"type": "json_object"},
         "seed": 7, "n": 2, "logprobs": True, "temperature": 0.25, "vllm_xargs": {"a": [1, None, "ü"]},
     }  # fmt: skip
     headers = {"traceparent": "00-1-2-01", "authorization": "Bearer client-key", "x-pika-policy": "max_success"}
-    fields.pop("tools")
     assert chat(client, headers, routing={"lambda": 0}, **fields).status_code == 200
     sent = upstreams[1].requests[-1]
     assert sent.body == {"model": "large", "messages": MESSAGES, **fields}
@@ -108,13 +107,38 @@ def test_fields_reach_the_upstream_as_sent(pool: tuple[httpx.Client, list[Upstre
     assert "x-pika-policy" not in sent.headers
 
 
-def test_tools_go_only_where_they_are_supported(pool: tuple[httpx.Client, list[Upstream]]) -> None:
-    client, _ = pool
-    tools = [{"type": "function", "function": {"name": "f"}}]
+def test_tools_go_as_sent_and_only_where_they_are_supported(pool: tuple[httpx.Client, list[Upstream]]) -> None:
+    client, upstreams = pool
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "x-mine": [1, None]}}}]
     refused = chat(client, tools=tools)
     assert refused.status_code == 400
     assert "supports tools" in refused.json()["error"]["message"]
-    assert chat(client, model="large", tools=tools).headers["x-pika-flags"] == "tools-unseen,uncalibrated"
+    pinned = chat(client, model="large", tools=tools, tool_choice="auto")
+    assert pinned.headers["x-pika-flags"] == "tools-unseen,uncalibrated"
+    assert upstreams[1].requests[-1].body["tools"] == tools
+    assert upstreams[1].requests[-1].body["tool_choice"] == "auto"
+
+
+def test_headers_that_are_not_ascii_pass(pool: tuple[httpx.Client, list[Upstream]]) -> None:
+    client, upstreams = pool
+    body = {"model": "auto", "messages": MESSAGES}
+    answer = client.post(PATH, json=body, headers=[(b"x-title", "café".encode("latin-1"))])
+    assert answer.status_code == 200
+    assert upstreams[1].requests[-1].headers["x-title"] == "café"
+
+
+def test_arm_fields_win_over_the_client_and_defaults_yield(pool: tuple[httpx.Client, list[Upstream]]) -> None:
+    _, upstreams = pool
+    settings = constant_pool({"small": [upstreams[0].url]})
+    arm = settings.arms["small"].model_copy(
+        update={"request": {"max_tokens": 16}, "defaults": {"temperature": 0.7, "top_p": 0.9}}
+    )
+    settings = settings.model_copy(update={"arms": {"small": arm}})
+    with serving(create_app(settings)) as base, httpx.Client(base_url=base, timeout=20) as client:
+        fields = {"max_completion_tokens": 4000, "temperature": None, "top_p": 0.5}
+        assert chat(client, **fields).status_code == 200
+    sent = upstreams[0].requests[-1].body
+    assert sent == {"model": "small", "messages": MESSAGES, "max_tokens": 16, "temperature": 0.7, "top_p": 0.5}
 
 
 def test_streams_lose_only_our_own_usage_chunk(pool: tuple[httpx.Client, list[Upstream]]) -> None:
@@ -166,6 +190,13 @@ def test_counters_add_up_with_usage() -> None:
         (400, b'{"model":"auto","routing":{"lambda":-1},"messages":[{"role":"user","content":"a"}]}', "at least 0"),
         (400, b'{"model":"auto","routing":{"knob":1},"messages":[{"role":"user","content":"a"}]}', "routing.knob"),
         (400, b'{"model":"auto-target_accuracy-0.9","messages":[{"role":"user","content":"a"}]}', "pika tune"),
+        (400, b'{"model":"small","routing":{"knob":1},"messages":[{"role":"user","content":"a"}]}', "routing.knob"),
+        (
+            400,
+            b'{"model":"small","routing":[],"messages":[{"role":"user","content":"a"}]}',
+            "routing must be an object",
+        ),
+        (400, DEEP, "nested too deeply"),
         (404, b'{"model":"gpt-4","messages":[{"role":"user","content":"a"}]}', "'gpt-4' does not exist"),
     ],
 )
@@ -246,6 +277,14 @@ def test_a_dead_upstream_is_one_clear_error() -> None:
         assert metric(client, "pika_replica_up") == 0
 
 
+def test_what_failed_is_counted_where_it_ended() -> None:
+    with gateway({"small": [faults.drops_at_once], "large": [faults.drops_at_once]}) as (client, _):
+        answer = chat(client)
+        assert answer.status_code == 502
+        assert (answer.headers["x-pika-arm"], answer.headers["x-pika-path"]) == ("small", "fallback")
+        assert metric(client, 'pika_requests_total{arm="small",code="502",path="fallback"') == 1
+
+
 def test_a_client_error_of_the_upstream_is_relayed() -> None:
     with gateway({"small": [faults.answers], "large": [faults.fails_with(400)]}) as (client, upstreams):
         answer = chat(client)
@@ -314,6 +353,10 @@ def test_route_decides_without_sending(pool: tuple[httpx.Client, list[Upstream]]
     assert answer["arms"]["large"]["success_probability"] == 0.7
     assert answer["arms"]["large"]["difficulty"] == pytest.approx(0.3)
     assert [len(one.requests) for one in upstreams] == sent
+    refused = client.post("/route", json={"model": "auto", "messages": []})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["type"] == "invalid_request_error"
+    assert "x-request-id" in refused.headers
 
 
 def test_models_lists_auto_and_arms(pool: tuple[httpx.Client, list[Upstream]]) -> None:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 BATCH_PROMPTS = 64
 BATCH_TOKENS = 16_384
 """What one micro-batch takes from the queue at most: later prompts do not wait long for it."""
+HUNG_S = 60.0
+"""A child that computes one micro-batch for longer is taken for dead and restarted."""
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 
@@ -173,7 +175,8 @@ class ProcessEngine:
             process.stdin.write(encode_prompts([one.prompt for one in self._computing]))
             await process.stdin.drain()
             try:
-                scores = await _read(process)
+                async with asyncio.timeout(HUNG_S):
+                    scores = await _read(process)
             except ProbeError as error:
                 logger.error("%s", error)
                 _fail(self._computing, f"the engine failed on these prompts: {error}")

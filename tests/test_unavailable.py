@@ -1,0 +1,83 @@
+"""The probe engine hangs or dies: requests go where the configuration says, and the gateway stays up."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from server.app import create_app
+from server.config import Settings, load
+from tests.conftest import POOL
+from tests.support import upstream as faults
+from tests.support.gateway import serving
+from tests.support.processes import descendants, until
+
+BODY = {"model": "auto", "messages": [{"role": "user", "content": "Begin with 2. Add 1."}]}
+
+
+@contextmanager
+def hung_engine(settings: Settings) -> Iterator[httpx.Client]:
+    """A gateway whose engine process is stopped, as if it computed for ever."""
+    before = descendants(os.getpid())
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as client:
+        assert client.post("/v1/chat/completions", json=BODY).headers["x-pika-path"] == "routed"
+        [engine] = descendants(os.getpid()) - before
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield client
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    with faults.running(faults.answers) as upstream:
+        nano = load(POOL)
+        replica = nano.models["nano-small"].replicas[0].model_copy(update={"url": upstream.url, "launch": None})
+        models = {name: model.model_copy(update={"replicas": [replica]}) for name, model in nano.models.items()}
+        engine = nano.engine.model_copy(update={"deadline_ms": 300.0, "when_unavailable": 503})
+        yield nano.model_copy(update={"models": models, "engine": engine})
+
+
+def test_503_with_retry_after(settings: Settings) -> None:
+    with hung_engine(settings) as client:
+        for path, body in (("/v1/chat/completions", BODY), ("/score", {"input": "a"}), ("/route", BODY)):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["error"]["code"] == "probe_unavailable"
+        assert client.get("/health").status_code == 200
+        assert client.post("/v1/chat/completions", json={**BODY, "model": "auto-min_cost"}).status_code == 200
+        assert client.post("/v1/chat/completions", json={**BODY, "model": "nano-small"}).status_code == 200
+
+
+def test_the_configured_arm_answers(settings: Settings) -> None:
+    engine = settings.engine.model_copy(update={"when_unavailable": "nano-large"})
+    with hung_engine(settings.model_copy(update={"engine": engine})) as client:
+        answer = client.post("/v1/chat/completions", json=BODY)
+        assert answer.status_code == 200
+        assert answer.headers["x-pika-arm"] == "nano-large"
+        assert answer.headers["x-pika-path"] == "probe-unavailable"
+        assert "x-pika-success-probability" not in answer.headers
+
+
+def test_a_killed_engine_comes_back(settings: Settings) -> None:
+    before = descendants(os.getpid())
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as client:
+        [engine] = descendants(os.getpid()) - before
+        os.kill(engine, signal.SIGKILL)
+        until(lambda: client.get("/ready").status_code == 503, 10, "the gateway notices")
+        assert client.get("/ready").json()["engine"] is False
+        until(lambda: client.get("/ready").status_code == 200, 60, "the engine is restarted")
+        assert client.post("/v1/chat/completions", json=BODY).headers["x-pika-path"] == "routed"
+
+
+def test_a_departure_from_the_probes_sampling_is_flagged(settings: Settings) -> None:
+    with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as client:
+        for fields in ({"temperature": 1.5}, {"max_tokens": 3}):
+            answer = client.post("/v1/chat/completions", json={**BODY, **fields})
+            assert answer.headers["x-pika-flags"] == "policy-changed"
+        assert client.post("/v1/chat/completions", json={**BODY, "seed": 1}).headers["x-pika-flags"] == ""
