@@ -9,10 +9,9 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.config import Settings, load
-from tests.conftest import POOL
+from server.config import Settings
 from tests.support import upstream as faults
-from tests.support.gateway import serving
+from tests.support.gateway import nano_pool, serving
 from tests.support.processes import descendants, until
 
 BODY = {"model": "auto", "messages": [{"role": "user", "content": "Begin with 2. Add 1."}]}
@@ -35,11 +34,9 @@ def hung_engine(settings: Settings) -> Iterator[httpx.Client]:
 @pytest.fixture
 def settings() -> Iterator[Settings]:
     with faults.running(faults.answers) as upstream:
-        nano = load(POOL)
-        replica = nano.models["nano-small"].replicas[0].model_copy(update={"url": upstream.url, "launch": None})
-        models = {name: model.model_copy(update={"replicas": [replica]}) for name, model in nano.models.items()}
+        nano = nano_pool(upstream.url)
         engine = nano.engine.model_copy(update={"deadline_ms": 300.0, "when_unavailable": 503})
-        yield nano.model_copy(update={"models": models, "engine": engine})
+        yield nano.model_copy(update={"engine": engine})
 
 
 def test_503_with_retry_after(settings: Settings) -> None:

@@ -4,12 +4,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from server.config import Settings
+from server.config import Replica, Settings, load
 
 
 @contextmanager
@@ -32,6 +33,14 @@ def serving(app: FastAPI) -> Iterator[str]:
         server.should_exit = True
         thread.join(timeout=30)
         assert not thread.is_alive(), "the gateway did not stop"
+
+
+def nano_pool(url: str) -> Settings:
+    """The nano pool with its own probes, and one upstream for all of its models."""
+    nano = load(Path(__file__).parents[2] / "offline/nano_pool/pool.yaml")
+    replica = Replica(url=url)
+    models = {name: model.model_copy(update={"replicas": [replica]}) for name, model in nano.models.items()}
+    return nano.model_copy(update={"models": models})
 
 
 def constant_pool(urls: dict[str, list[str]], **sections: Any) -> Settings:
