@@ -8,7 +8,7 @@ import pytest
 
 from server.app import create_app
 from tests.support import upstream as faults
-from tests.support.gateway import constant_pool, serving
+from tests.support.gateway import nano_pool, serving
 
 SERIES = (
     "pika_requests_total", "pika_flags_total", "pika_tokens_total", "pika_cost_usd_total", "pika_probe_cost_usd_total",
@@ -16,23 +16,30 @@ SERIES = (
     "pika_routing_seconds_bucket", "pika_probe_queue_seconds_bucket", "pika_probe_batch_prompts_bucket",
     "pika_probe_batch_tokens_bucket", "pika_probe_padding_tokens_total", "pika_time_to_first_token_seconds_bucket",
     "pika_request_seconds_bucket", "pika_replica_up", "pika_upstream_attempts_total", "pika_in_flight",
+    "pika_probe_info",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def exposition() -> str:
-    with faults.running(faults.answers) as upstream, serving(create_app(constant_pool({"a": [upstream.url]}))) as base:
-        return httpx.get(f"{base}/metrics", timeout=10).text
+def expositions() -> tuple[str, str]:
+    """Before the first request, and after some: routed, streamed, pinned, refused."""
+    with faults.running(faults.answers) as upstream, serving(create_app(nano_pool(upstream.url))) as base:
+        before = httpx.get(f"{base}/metrics", timeout=10).text
+        messages = [{"role": "user", "content": "Begin with 2. Add 1."}]
+        for model, stream in (("auto", False), ("auto", True), ("nano-small", False), ("none", False)):
+            body = {"model": model, "stream": stream, "messages": messages}
+            httpx.post(f"{base}/v1/chat/completions", json=body, timeout=30)
+        return before, httpx.get(f"{base}/metrics", timeout=10).text
 
 
 @pytest.mark.parametrize("series", SERIES)
-def test_every_series_exists_before_the_first_request(exposition: str, series: str) -> None:
-    assert any(line.startswith((series + "{", series + " ")) for line in exposition.splitlines())
+def test_every_series_exists_before_the_first_request(expositions: tuple[str, str], series: str) -> None:
+    assert any(line.startswith((series + "{", series + " ")) for line in expositions[0].splitlines())
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
-def test_promtool_finds_nothing(exposition: str) -> None:
-    done = subprocess.run(
-        ["promtool", "check", "metrics"], input=exposition, capture_output=True, text=True, timeout=30
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+def test_promtool_finds_nothing(expositions: tuple[str, str]) -> None:
+    for exposition in expositions:
+        command = ["promtool", "check", "metrics"]
+        done = subprocess.run(command, input=exposition, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
