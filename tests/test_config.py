@@ -104,3 +104,9 @@ def test_model_references(tmp_path: Path) -> None:
     assert settings.model_source("owner/name") == "owner/name"
     with pytest.raises(ConfigError, match="no folder at"):
         settings.model_source("./missing")
+
+
+def test_the_readmes_pool_is_a_valid_configuration(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    settings = load(write(tmp_path, readme.partition("```yaml\n")[2].partition("```")[0]))
+    assert list(settings.arms) == ["qwen-1.5b", "qwen-7b", "oss-low", "oss-medium", "oss-high"]
