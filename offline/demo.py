@@ -43,7 +43,10 @@ The last line on stdout is the result as JSON.
 
 def main(argv: list[str]) -> int:
     """`pika demo`; exit code 0 only where every request was answered."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.lam is not None and args.policy not in (None, "utility"):
+        parser.error(f"--lambda is a knob of the policy utility, not of {args.policy}: leave one of them out")
     # `kill` ends us as Ctrl-C does: through every `finally`. A shell's background jobs ignore Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stderr = Console(stderr=True)
@@ -105,7 +108,7 @@ def _lambda(text: str) -> float:
 def _routing(args: argparse.Namespace) -> dict[str, Any]:
     """The `routing` object of every routed request."""
     if args.lam is not None:
-        return {"policy": args.policy or "utility", "lambda": args.lam}
+        return {"policy": "utility", "lambda": args.lam}
     return {"policy": args.policy} if args.policy else {}
 
 

@@ -37,9 +37,11 @@ class Outcomes:
 def read_outcomes(file: Path, split: str, arms: list[str]) -> Outcomes:
     """The outcomes of one split in a parquet of rollouts, which holds each of the arms on each of its problems.
 
+    Rows of other arms are left out.
+
     Raises:
-        DataError: the file cannot be read, lacks columns, rows or arms, or has rows twice, of unknown arms, or with
-            values that no success rate or token count can have.
+        DataError: the file cannot be read, lacks columns, rows or arms, or has rows twice or with values that no
+            success rate or token count can have.
     """
     import pyarrow
     import pyarrow.parquet
@@ -57,11 +59,10 @@ def read_outcomes(file: Path, split: str, arms: list[str]) -> Outcomes:
     rows = frame[frame["split"] == split]
     if rows.empty:
         raise DataError(f"{file} has no rows of split {split!r}; its splits: {', '.join(sorted(set(frame['split'])))}")
-    unknown = sorted(set(rows["arm"]) - set(arms))
-    if unknown:
-        raise DataError(
-            f"{file} has arms that the configuration does not: {', '.join(unknown)}; it has {', '.join(arms)}"
-        )
+    there = sorted(set(rows["arm"]))
+    rows = rows[rows["arm"].isin(arms)]
+    if rows.empty:
+        raise DataError(f"{file} has no {split} rows of the arms {', '.join(arms)}; it has {', '.join(there)}")
     twice = rows[rows.duplicated(["arm", "problem_id"])]
     if not twice.empty:
         first = twice.iloc[0]

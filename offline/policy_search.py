@@ -3,6 +3,7 @@
 Accuracy is judged by the mean *predicted* success probability of the chosen arms, for that spreads a third as much as
 measured outcomes do, if probes are calibrated. Where they are not, choosing finds their errors first. So it is
 corrected by the chosen arms' mean residual, measured - predicted, as far as that exceeds its noise (`corrected`).
+All of it is in-sample, where the probes' site and calibration were chosen on the same problems.
 
 Of all policies `target_accuracy` is the optimum under the probabilities (a Lagrangian), but others say more simply what
 they do. So the simplest wins that is within one standard error of the best, paired by problem (Breiman et al.,
@@ -82,8 +83,9 @@ class Validation:
 
     @property
     def best_arm(self) -> int:
-        """The single arm of the highest mean success probability."""
-        return int(self.success.mean(axis=0).argmax())
+        """The single arm of the highest corrected accuracy."""
+        arms = range(self.success.shape[1])
+        return int(np.argmax([corrected(self.success[:, arm], self.success_rate[:, arm]) for arm in arms]))
 
     def accuracy(self, arms: IndexArray) -> float:
         """By which targets are judged, (n,) arm indices: the best single arm's accuracy, and what these gain on it.
@@ -94,7 +96,7 @@ class Validation:
         best = np.full(len(arms), self.best_arm)
         predicted, measured = of_chosen(self.success, best), of_chosen(self.success_rate, best)
         gain = of_chosen(self.success, arms) - predicted, of_chosen(self.success_rate, arms) - measured
-        return corrected(predicted, measured) + corrected(*gain)
+        return min(max(corrected(predicted, measured) + corrected(*gain), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -183,20 +185,20 @@ def accuracy_table(data: Validation) -> Table:
     """
     mus = multipliers(data.success, data.cost)  # (m,)
     arms = [(data.success - mu * data.cost).argmax(axis=1) for mu in mus]
-    reached = np.minimum.accumulate(
-        [data.accuracy(chosen) for chosen in arms]
-    )  # what a larger mu seems to add is noise
     spent = np.array([of_chosen(data.cost, chosen).mean() for chosen in arms])
+    # What a larger mu seems to add is noise. Of equals the largest is the cheapest.
+    reached = np.minimum.accumulate([data.accuracy(chosen) for chosen in arms]).round(6)
+    falls = np.append(np.diff(reached) < 0, True)
+    mus, spent, reached = mus[falls], spent[falls], reached[falls]
     steps = np.hypot(np.diff(reached) / (np.ptp(reached) or 1), np.diff(spent) / (np.ptp(spent) or 1))
     place = np.concatenate([[0.0], steps.cumsum()])  # along the frontier
-    knots = [0, len(mus) - 1]
-    while len(knots) < TABLE_KNOTS:
+    knots = sorted({0, len(mus) - 1})
+    while len(knots) < min(TABLE_KNOTS, len(mus)):
         interpolated = np.interp(-reached, -reached[knots], mus[knots])
-        worst = int(np.abs(np.interp(interpolated, mus, place) - place).argmax())
-        if worst in knots:
-            break
-        knots = sorted([*knots, worst])
-    return sorted({round(float(reached[i]), 6): float(mus[i]) for i in knots}.items())
+        miss = np.abs(np.interp(interpolated, mus, place) - place)
+        miss[knots] = -1
+        knots = sorted([*knots, int(miss.argmax())])
+    return [(float(reached[i]), float(mus[i])) for i in reversed(knots)]
 
 
 def multipliers(success: FloatArray, cost: FloatArray) -> FloatArray:

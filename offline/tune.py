@@ -1,4 +1,8 @@
-"""`pika tune`: chooses a policy and its knob on validation problems and writes the file that a configuration names."""
+"""`pika tune`: chooses a policy and its knob on validation problems and writes the file that a configuration names.
+
+`pika train` has chosen the probes' site and calibration on the same problems, so what the file says of accuracy and
+saving is in-sample; test problems, which neither has seen, tell what to count on.
+"""
 
 import argparse
 import json
@@ -20,6 +24,10 @@ from server.config import ConfigError, Settings, load, pool_sha256, prefill_usd_
 if TYPE_CHECKING:
     from probes.artifact import Artifact
 
+NOTE = (
+    "accuracies and savings are in-sample: the probes' site, their calibration and this policy were chosen on the "
+    "same problems"
+)
 EXAMPLES = """examples:
   pika tune pool.yaml --data rollouts.parquet                            as accurate as the best single arm, for less
   pika tune pool.yaml --data rollouts.parquet --target accuracy=0.9      the least cost at 90% right
@@ -33,8 +41,10 @@ def main(argv: list[str]) -> int:
         settings = load(options.config)
         out = options.out or settings.resolve(settings.policy.tuned or "policy.tuned.json")
         outcomes = read_outcomes(options.data, options.split, list(settings.arms))
+        if options.split == "train":
+            print("pika tune: the probes were fitted on the train split, so they flatter themselves", file=sys.stderr)
         with Console(stderr=True).status(f"Scoring {len(outcomes.problems)} problems with the probes"):
-            data = _validation(settings, outcomes)
+            data = validation(settings, outcomes)
         tuning = tune(data, options.target, options.policies, options.seed)
         result = _result(settings, tuning, outcomes, options)
     except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
@@ -59,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", metavar="CONFIG", help="the pool's YAML file")
     parser.add_argument("--data", type=Path, required=True, help="parquet that `pika rollouts` wrote")
-    parser.add_argument("--split", default="validation", help="its problems to choose on; never the test split")
+    parser.add_argument("--split", type=_split, default="validation", help="its problems to choose on; never test")
     parser.add_argument(
         "--target", type=_target, default="accuracy=always-best", help="accuracy=always-best | accuracy=0..1 | cost=USD"
     )
@@ -67,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="file to write (default: policy.tuned of CONFIG)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     return parser
+
+
+def _split(text: str) -> str:
+    if text == "test":
+        raise argparse.ArgumentTypeError("the test split is for the final figures: choose on validation")
+    return text
 
 
 def _target(text: str) -> Target:
@@ -84,8 +100,13 @@ def _policies(text: str) -> tuple[str, ...]:
     return names
 
 
-def _validation(settings: Settings, outcomes: Outcomes) -> Validation:
-    """What the gateway would know of these problems, and what came of them."""
+def validation(settings: Settings, outcomes: Outcomes) -> Validation:
+    """What the gateway would know of these problems, and what came of them.
+
+    Raises:
+        ProbeError: a probe cannot be loaded, or does not fit its probe model.
+        ConfigError: a pool model's path leads nowhere.
+    """
     from probes.artifact import load_artifact
 
     probes = {name: arm.probe for name, arm in settings.arms.items() if arm.probe is not None}
@@ -130,15 +151,20 @@ def _prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list
 
 
 def _result(settings: Settings, tuning: Tuning, outcomes: Outcomes, options: argparse.Namespace) -> dict[str, Any]:
-    """What the file holds; the gateway reads pool_sha256, policy, knobs and table."""
+    """What the file holds; the gateway reads pool_sha256, policy, knobs and table.
+
+    A request may ask for any of the policies: each finds its own knob among `knobs`.
+    """
     chosen = asdict(tuning.chosen)
+    del chosen["knobs"]
     return {
         "schema_version": 1,
         "pool_sha256": pool_sha256(settings),
         "policy": chosen.pop("policy"),
-        "knobs": chosen.pop("knobs"),
+        "knobs": {name: value for candidate in tuning.candidates for name, value in candidate.knobs.items()},
         "target": str(options.target),
-        "expected": chosen,
+        "note": NOTE,
+        "on_validation": chosen,
         "best": list(settings.arms)[tuning.best_arm],
         "always_best": asdict(tuning.always_best),
         "data": {

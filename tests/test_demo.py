@@ -1,12 +1,16 @@
 """The demo for real, and its arithmetic by hand."""
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
+import httpx
 import pytest
 
 from offline.demo_summary import Answer, Summary, in_words, summarise
@@ -67,8 +71,17 @@ def pika(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=170)
 
 
-@pytest.mark.parametrize("arguments", [("--requests", "0"), ("--lambda", "-1"), ("--policy", "no"), ("--port", "0")])
-def test_bad_options_are_refused_before_anything_starts(arguments: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--requests", "0"),
+        ("--lambda", "-1"),
+        ("--lambda", "0.4", "--policy", "cascade"),
+        ("--policy", "no"),
+        ("--port", "0"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_starts(arguments: tuple[str, ...]) -> None:
     result = pika(*arguments)
     assert result.returncode == 2
     assert arguments[0] in result.stderr
@@ -78,12 +91,33 @@ def test_bad_options_are_refused_before_anything_starts(arguments: tuple[str, st
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install")
 @pytest.mark.skipif(not (POOL / "policy.tuned.json").exists(), reason="the nano pool has no tuned policy yet")
-def test_demo_adds_up_and_leaves_nothing() -> None:
-    with no_process_left():
-        result = pika("--requests", "24")
-    assert result.returncode == 0, result.stderr
+def test_demo_adds_up_stays_up_and_leaves_nothing() -> None:
+    command = [sys.executable, "-m", "server", "demo", "--requests", "24", "--policy", "target_accuracy", "--keep"]
+    with (
+        no_process_left(),
+        TemporaryFile("w+") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as demo,
+    ):
+        try:
+            assert demo.stdout is not None
+            lines = []
+            for line in demo.stdout:
+                lines.append(line.rstrip("\n"))
+                if line.startswith("{"):
+                    break
+            stderr.seek(0)
+            assert lines, stderr.read()
+            (curl,) = [shlex.split(line.removeprefix("Try: ")) for line in lines if line.startswith("Try: curl ")]
+            base_url = next(word for line in lines for word in line.split() if word.endswith("/v1"))
+            assert httpx.get(base_url.removesuffix("/v1") + "/ready", trust_env=False).is_success
+            url, content_type, body = (curl[i] for i in (2, 4, 6))
+            answer = httpx.post(url, headers=[tuple(content_type.split(": "))], content=body, trust_env=False)
+            assert answer.json()["choices"][0]["message"]["content"]
+            demo.send_signal(signal.SIGTERM)
+            assert demo.wait(20) == 0
+        finally:
+            demo.terminate()
 
-    lines = result.stdout.splitlines()
     last = json.loads(lines[-1])
     routed, always, best = last["routed"], last["always"], last["best"]
     assert last["requests"] == 24

@@ -34,6 +34,11 @@ def test_outcomes_of_a_split_in_the_order_of_the_arms(tmp_path: Path) -> None:
     assert len(outcomes.sha256) == 64
 
 
+def test_arms_that_the_pool_does_not_have_are_left_out(tmp_path: Path) -> None:
+    outcomes = read_outcomes(write(tmp_path, rollouts()), "validation", ["large"])
+    np.testing.assert_array_equal(outcomes.success_rate, [[0.75], [0.75]])
+
+
 def _twice(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame, frame.head(1)])
 
@@ -48,7 +53,8 @@ def _other_text(frame: pd.DataFrame) -> pd.DataFrame:
     [
         (lambda frame: frame.drop(columns=["success_rate", "problem"]), "lacks the columns problem, success_rate"),
         (lambda frame: frame[frame["split"] == "test"], "no rows of split 'validation'; its splits: test"),
-        (lambda frame: frame.replace({"arm": {"small": "tiny"}}), "arms that the configuration does not: tiny"),
+        (lambda frame: frame.replace({"arm": {"small": "tiny"}}), "arm 'small' lacks 2 of the 2 validation problems"),
+        (lambda frame: frame.assign(arm="tiny"), "no validation rows of the arms small, large; it has tiny"),
         (lambda frame: frame[frame["arm"] == "large"], "arm 'small' lacks 2 of the 2 validation problems, such as 'a'"),
         (lambda frame: frame.drop(index=1), "arm 'small' lacks 1 of the 2 validation problems, such as 'b'"),
         (_twice, "1 rows stand twice, such as 'large' on 'b'"),

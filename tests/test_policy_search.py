@@ -114,6 +114,34 @@ def test_one_arm_and_arms_alike_have_a_table_too() -> None:
     assert tune(alike, Target.parse("accuracy=always-best")).chosen.accuracy > 0.8
 
 
+def test_the_best_arm_is_not_the_one_that_its_probe_flatters() -> None:
+    data = Validation(np.tile([0.9, 0.8], (400, 1)), np.ones((400, 2)), np.tile([0.5, 0.8], (400, 1)), (1.0, 2.0))
+    assert data.best_arm == 1
+    assert data.accuracy(np.ones(400, dtype=np.intp)) == pytest.approx(0.8)
+
+
+def test_corrected_accuracy_is_at_most_one() -> None:
+    """On a handful of problems, what choosing gains seems to be more than is left to gain."""
+    success = np.array([[0.74, 0.70], [0.74, 0.745]] * 2)
+    success_rate = np.array([[1.0, 0.0], [0.0, 1.0]] * 2)
+    data = Validation(success, np.tile([2e-6, 1e-6], (4, 1)), success_rate, (2e-6, 1e-6))
+    assert data.accuracy(np.array([0, 1, 0, 1])) == 1
+    assert tune(data, Target.parse("accuracy=always-best")).table[-1][0] <= 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_table_lands_any_target_whatever_the_noise(seed: int) -> None:
+    """Where noise makes accuracy stand still along the frontier, knots are still set behind."""
+    data = calibrated(2000, seed)
+    table = accuracy_table(data)
+    assert len(table) == 50
+    for target in np.linspace(table[0][0] + 0.005, table[-1][0] - 0.005, 40):
+        arms = build("target_accuracy", {"accuracy": float(target), "table": table}, TIER).choose(
+            data.success, data.cost
+        )
+        assert data.accuracy(arms) == pytest.approx(target, abs=0.006)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_table_lands_any_target(seed: int) -> None:
     tuned, fresh = calibrated(4000, seed), calibrated(20_000, 100 + seed)

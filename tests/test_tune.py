@@ -1,14 +1,18 @@
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from offline.tune import main
+from offline.evaluate import FloatArray, paired_bootstrap, read_outcomes
+from offline.policy_search import of_chosen
+from offline.tune import main, validation
 from server.config import ConfigError, load, pool_sha256
 from server.policies import Policies
 
+NANO = Path(__file__).parents[1] / "offline" / "nano_pool"
 ARMS = {"small": 0.5, "medium": 0.8, "large": 0.9}
 TIER = (1e-6, 4e-6, 8e-5)
 POOL = """
@@ -66,19 +70,22 @@ def test_the_gateway_reads_what_tune_wrote(tmp_path: Path, rollouts: Path, capsy
     assert written["target"] == "accuracy=0.75"
     assert written["data"]["problems"] == 40
     # The cheapest arm that is right often enough: medium, at 20 x 0.5 + 10 x 2 USD per million.
-    assert written["expected"]["accuracy"] == pytest.approx(0.8)
-    assert written["expected"]["measured_accuracy"] == pytest.approx(0.8)
-    assert written["expected"]["cost_usd"] == pytest.approx(3e-5)
+    assert written["on_validation"]["accuracy"] == pytest.approx(0.8)
+    assert written["on_validation"]["measured_accuracy"] == pytest.approx(0.8)
+    assert written["on_validation"]["cost_usd"] == pytest.approx(3e-5)
+    assert "in-sample" in written["note"]
     assert written["best"] == "large"
     assert written["always_best"]["cost_usd"] == pytest.approx(9e-5)
-    assert written["expected"]["saving_vs_best"] == pytest.approx(2 / 3)
+    assert written["on_validation"]["saving_vs_best"] == pytest.approx(2 / 3)
 
     policies = Policies(load(pool), TIER)
     assert policies.name == written["policy"] == "utility"
     assert not policies.stale
-    name, policy = policies.get({"policy": "target_accuracy", "accuracy": 0.9})
-    assert name == "target_accuracy"
-    assert policy == policies.get({"policy": "target_accuracy", "accuracy": 0.9})[1]
+    assert policies.get({"policy": "target_accuracy", "accuracy": 0.9})[0] == "target_accuracy"
+    # A request for another policy gets that policy at its own tuned knob.
+    for candidate in written["candidates"]:
+        tuned = policies.get({"policy": candidate["policy"]})[1]
+        assert tuned == policies.get({"policy": candidate["policy"], **candidate["knobs"]})[1]
 
 
 def test_a_tuning_of_another_pool_is_noticed(
@@ -103,7 +110,7 @@ def test_policies_and_file_of_ones_choice(tmp_path: Path, rollouts: Path, capsys
     ("words", "message"),
     [
         (["--target", "accuracy=0.95"], "by these probes accuracy is at most 0.9000"),
-        (["--split", "test"], "no rows of split 'test'; its splits: validation"),
+        (["--split", "holdout"], "no rows of split 'holdout'; its splits: validation"),
         (["--data", "absent.parquet"], "cannot read absent.parquet"),
     ],
 )
@@ -131,6 +138,7 @@ def test_a_file_that_cannot_be_written_says_so(
     [
         (["--target", "best"], "'best' is no target: accuracy=always-best"),
         (["--target", "accuracy=90"], "accuracy=0.9 (from 0 to 1)"),
+        (["--split", "test"], "the test split is for the final figures"),
         (["--policies", "utility,random"], "'random' cannot be tuned: choose of utility,cascade"),
     ],
 )
@@ -139,6 +147,15 @@ def test_words_that_are_none(capsys: pytest.CaptureFixture[str], words: list[str
         main(["pool.yaml", "--data", "rollouts.parquet", *words])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_training_problems_flatter_and_a_warning_says_so(
+    tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pd.read_parquet(rollouts).assign(split="train").to_parquet(rollouts)
+    code, _, err = run(capsys, write_pool(tmp_path), "--data", rollouts, "--split", "train")
+    assert code == 0
+    assert "the probes were fitted on the train split" in err
 
 
 def test_a_missing_configuration_says_so(rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,12 +172,46 @@ def test_the_pools_hash_is_of_what_decisions_rest_on(tmp_path: Path) -> None:
     assert first != pool_sha256(load(write_pool(tmp_path, probe="success_probability: 0.91")))
 
     probed = load(write_pool(tmp_path, probe="probe: probes/large"))
-    with pytest.raises(ConfigError, match=r"probes/large/config\.json"):
+    with pytest.raises(ConfigError, match=r"probes/large/config\.json.*`pika train`"):
         pool_sha256(probed)
-    card = tmp_path / "probes" / "large" / "config.json"
-    card.parent.mkdir(parents=True)
-    hashes: set[Any] = {first}
-    for text in ("{}", '{"bias": 1}'):
-        card.write_text(text)
+    probe = tmp_path / "probes" / "large"
+    shutil.copytree(NANO / "probes" / "nano-large", probe)
+    card, weights = json.loads((probe / "config.json").read_text()), (probe / "probe.safetensors").read_bytes()
+    hashes = {first, pool_sha256(probed)}
+
+    (probe / "config.json").write_text(json.dumps(card | {"exported_at": "2000-01-01T00:00:00+00:00", "metrics": {}}))
+    assert pool_sha256(probed) in hashes  # trained again, to the same probe
+
+    for change in ({"site": {"layer": 1, "position": -1}}, {"mean_tokens": {"input": 1, "output": 1}}):
+        (probe / "config.json").write_text(json.dumps(card | change))
         hashes.add(pool_sha256(probed))
-    assert len(hashes) == 3
+    (probe / "probe.safetensors").write_bytes(weights[:-1] + b"?")
+    hashes.add(pool_sha256(probed))
+    assert len(hashes) == 5
+
+    for text in ("{", "[]"):
+        (probe / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.json.*`pika train`"):
+            pool_sha256(probed)
+
+
+def test_tuned_routing_saves_half_on_problems_that_nothing_was_chosen_on() -> None:
+    """On what the arms did in truth, the probes' prefill charged."""
+    settings = load(NANO / "pool.yaml")
+    outcomes = read_outcomes(NANO / "rollouts.parquet", "test", list(settings.arms))
+    data = validation(settings, outcomes)
+    policies = Policies(settings, data.tier_cost)
+    assert not policies.stale
+    frame = pd.read_parquet(NANO / "rollouts.parquet").query("split == 'test'")
+    frame["usd"] = frame["input_cost_usd_once"] + frame["total_output_cost_usd"] / frame["k"]
+    usd = frame.pivot(index="problem_id", columns="arm", values="usd").loc[outcomes.problem_ids, list(settings.arms)]
+    spent: FloatArray = usd.to_numpy()
+
+    arms = policies.default.choose(data.success, data.cost)
+    best = np.full(len(arms), outcomes.success_rate.mean(axis=0).argmax())
+    routed_usd = of_chosen(spent, arms).mean() + data.prefill_usd
+    right, right_best = of_chosen(outcomes.success_rate, arms), of_chosen(outcomes.success_rate, best)
+    assert len(arms) == 1500
+    assert data.prefill_usd > 0
+    assert routed_usd < 0.5 * of_chosen(spent, best).mean()
+    assert paired_bootstrap(right, right_best)[1] >= 0 or (right - right_best).mean() > -0.01
