@@ -123,7 +123,7 @@ class ProbeCard(Frozen):
     label: Label = "success_rate"
     benchmark: str
     calibration: Calibration
-    metrics: list[Metrics]
+    metrics: list[Metrics] = Field(min_length=1)
     baselines: dict[str, Metrics]
     """The length and TF-IDF probes on the split of the last entry of `metrics`."""
     mean_tokens: MeanTokens
@@ -149,6 +149,12 @@ class ProbeCard(Frozen):
     best_val_score: float
     files: list[str]
     exported_at: str
+
+    @property
+    def beats_length(self) -> bool:
+        """Whether the probe surely ranks better than the prompt's length alone does."""
+        length = self.baselines.get("length")
+        return length is None or self.metrics[-1].auroc.low > length.auroc.value
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,9 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
         metrics = card.metrics[-1]
         finding = f"{card.probe_name}: AUROC {metrics.auroc.value:.3f}, ECE {metrics.ece.value:.3f} ({metrics.split})"
         yield Finding(f"arm {arm.name}", True, finding)
+        if not card.beats_length:
+            finding = "its probe does not surely know more than the prompt's length: train it on more problems"
+            yield Finding(f"arm {arm.name}", False, finding)
         if card.target.model != arm.model.name:
             yield Finding(
                 f"arm {arm.name}",
@@ -148,13 +151,9 @@ def _misfit(pass_: Pass, cards: list[ProbeCard]) -> str | None:
     layers, d_model = config.get("num_hidden_layers"), config.get("hidden_size")
     for card in cards:
         if layers is not None and card.site.layer > layers:
-            return (
-                f"the probe of {card.target.arm} reads layer {card.site.layer} of a model with {layers}: train anew"
-            )
+            return f"the probe of {card.target.arm} reads layer {card.site.layer} of a model with {layers}: train anew"
         if d_model is not None and card.d_model != d_model:
-            return (
-                f"the probe of {card.target.arm} reads {card.d_model} dimensions of {d_model}: train it anew"
-            )
+            return f"the probe of {card.target.arm} reads {card.d_model} dimensions of {d_model}: train it anew"
     folder = Path(pass_.probe_model)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         return f"{folder} has no weights in safetensors: give the folder of a whole model"

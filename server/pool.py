@@ -183,6 +183,8 @@ def _build_arm(name: str, arm: ArmSettings, model: Model, settings: Settings) ->
             artifact = load_artifact(settings.resolve(arm.probe))
         except ProbeError as error:
             raise ProbeError(f"arms.{name}.probe: {error}") from error
+    if artifact is not None and not artifact.card.beats_length:
+        logger.warning("arm %s: its probe does not surely know more than the prompt's length; train it on more", name)
     # The artifact's own mean wins: it was measured on the answers that the probe was trained on.
     tokens = artifact.card.mean_tokens if artifact is not None else arm.mean_tokens
     if tokens is None:

@@ -144,6 +144,16 @@ def test_check_says_what_fits_and_what_to_do(tmp_path: Path, capsys: pytest.Capt
     assert "does not answer" in capsys.readouterr().out
 
 
+def test_a_probe_that_knows_no_more_than_length_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copy_pool(tmp_path)
+    config = file.parent / "probes" / "nano-small" / "config.json"
+    card = json.loads(config.read_text())
+    card["baselines"]["length"]["auroc"] |= {"value": 0.99, "high": 0.995}
+    config.write_text(json.dumps(card))
+    assert main(["check", str(file)]) == 1
+    assert "does not surely know more than" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 def test_serve_answers_and_ends_when_told(tmp_path: Path) -> None:
     """The gateway process itself: real probes and engine, one upstream for all arms; SIGTERM leaves no process."""
     with faults.running(faults.answers) as upstream, socket.create_server(("127.0.0.1", 0)) as reserved:
