@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import pyarrow as pa
+
 from offline.benchmarks.base import Benchmark, Problem, load
 from offline.samplers import Job, Key, Sample, SampledArm, job_seed
 from offline.verifiers.base import majority_vote
@@ -37,7 +39,10 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the samples; prices are applied at the end."""
-        arms = {name: {"model": arm.model, **arm.fields} for name, arm in self.arms.items()}
+        arms = {
+            name: {"model": arm.model, "source": arm.reference, "engine_args": list(arm.engine_args), **arm.fields}
+            for name, arm in self.arms.items()
+        }
         return {
             "benchmark": self.benchmark_name,
             "splits": self.splits,
@@ -66,12 +71,10 @@ class Run:
         ]
 
     def _row(self, problem: Problem, sample: Sample) -> dict[str, Any]:
-        arm, prices, verifier = self.arms[sample.arm], self.prices[sample.arm], self.benchmark.verifier
+        arm, verifier = self.arms[sample.arm], self.benchmark.verifier
         answers = [verifier.extract(solution) for solution in sample.solutions]
         correct = [verifier.is_correct(answer, problem.ground_truth) for answer in answers]
         majority = majority_vote(answers)
-        input_cost_usd = sample.input_tokens * prices.input / 1e6
-        output_cost_usd = sum(sample.output_tokens) * prices.output / 1e6
         return {
             "problem_id": problem.problem_id,
             "split": problem.split,
@@ -95,10 +98,26 @@ class Run:
             "majority_vote_is_correct": verifier.is_correct(majority, problem.ground_truth),
             "input_tokens": sample.input_tokens,
             "output_tokens": sample.output_tokens,
+            **self._costs(sample.arm, sample.input_tokens, sample.output_tokens),
+        }
+
+    def _costs(self, arm: str, input_tokens: int, output_tokens: Sequence[int]) -> dict[str, float]:
+        prices = self.prices[arm]
+        input_cost_usd = input_tokens * prices.input / 1e6
+        output_cost_usd = sum(output_tokens) * prices.output / 1e6
+        return {
             "input_cost_usd_once": input_cost_usd,
             "total_output_cost_usd": output_cost_usd,
             "total_cost_usd": input_cost_usd + output_cost_usd,
         }
+
+    def priced(self, table: pa.Table) -> pa.Table:
+        """Finished rollouts of these settings, at today's prices."""
+        rows = zip(*(table[name].to_pylist() for name in ("arm", "input_tokens", "output_tokens")), strict=True)
+        costs = pa.Table.from_pylist([self._costs(*row) for row in rows])
+        for name in costs.column_names:
+            table = table.set_column(table.column_names.index(name), name, costs[name])
+        return table
 
 
 def plan(args: Namespace) -> Run:
@@ -160,6 +179,7 @@ def _arm(settings: config.Settings, name: str, args: Namespace, url: str | None)
     return SampledArm(
         name=name,
         model=arm.model,
+        reference=model.model,
         source=settings.model_source(model.model),
         max_context_tokens=model.max_context_tokens,
         fields=fields,

@@ -70,7 +70,7 @@ class Journal:
         Raises:
             StoreError: it was begun with other settings, is damaged, or another run is writing it.
         """
-        self.path = out.with_name(out.name + ".partial")
+        self.path = journal_path(out)
         self.samples: dict[Key, Sample] = {}
         self._synced = time.monotonic()
         try:
@@ -131,6 +131,10 @@ class Journal:
         self.path.unlink()
 
 
+def journal_path(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
 def same_settings(found: Any, asked: Settings, path: Path) -> None:
     """
     Raises:
@@ -151,10 +155,13 @@ def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name in settings for key, value in _flatten(settings[name], f"{prefix}{name}.").items()}
 
 
-def write(out: Path, rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:
-    """Write the whole file or nothing."""
+def to_table(rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:
     metadata = {METADATA: json.dumps(provenance, ensure_ascii=False).encode()}
-    table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
+    return pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
+
+
+def write(out: Path, table: pa.Table) -> None:
+    """Write the whole file or nothing."""
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         pq.write_table(table, unfinished, compression="zstd", compression_level=19)
@@ -163,7 +170,6 @@ def write(out: Path, rows: list[dict[str, Any]], provenance: Mapping[str, Any]) 
         unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)
-    return table
 
 
 def read(out: Path, settings: Settings) -> pa.Table | None:

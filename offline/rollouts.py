@@ -19,13 +19,13 @@ from rich.text import Text
 
 from offline.benchmarks.base import BenchmarkError, names
 from offline.rollout_plan import Run, UsageError, plan
-from offline.rollout_store import Journal, StoreError, read, write
+from offline.rollout_store import Journal, StoreError, journal_path, read, to_table, write
 from offline.samplers import Sample, SamplingError
 from server.config import ConfigError
 
 EXAMPLES = """examples:
   pika rollouts offline/nano_pool/pool.yaml --benchmark running_total \\
-      --split train=3000 --split validation=800 --split test=1500 --k 8 --out rollouts.parquet
+      --split train=3000 --split validation=2000 --split test=1500 --k 8 --out rollouts.parquet
 
   pika rollouts pool.yaml --benchmark running_total --split test=200 --arms small,large \\
       --runner endpoint --url small=http://127.0.0.1:8101/v1 --url large=http://127.0.0.1:8102/v1 --out test.parquet
@@ -40,10 +40,7 @@ def main(argv: list[str]) -> int:
     try:
         run = plan(args)
         table = read(out, run.settings)
-        if table is not None:
-            print(f"{out} is complete already", file=sys.stderr)
-        else:
-            table = _sample(run, args, argv, out)
+        table = _sample(run, args, argv, out) if table is None else _finish(run, table, out)
     except (UsageError, BenchmarkError, ConfigError, StoreError) as error:
         print(f"pika rollouts: {error}", file=sys.stderr)
         return 2
@@ -86,9 +83,24 @@ def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
             "seconds": round(time.time() - started, 1),
             "rows_resumed": total - len(jobs),
         }
-        table = write(out, run.rows(journal.samples), provenance)
+        table = to_table(run.rows(journal.samples), provenance)
+        write(out, table)
         journal.remove()
     return table
+
+
+def _finish(run: Run, table: pa.Table, out: Path) -> pa.Table:
+    """What may have changed or been left undone since the rollouts were written: their prices, the journal's end."""
+    priced = run.priced(table)
+    if priced.equals(table):
+        print(f"{out} is complete already", file=sys.stderr)
+    else:
+        write(out, priced)
+        print(f"{out} is complete already; prices have changed, so its costs were computed anew", file=sys.stderr)
+    if journal_path(out).exists():
+        with Journal(out, run.settings) as journal:
+            journal.remove()
+    return priced
 
 
 def _report(table: pa.Table, out: Path) -> None:

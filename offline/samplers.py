@@ -26,6 +26,8 @@ class SampledArm:
     name: str
     model: str
     """The served model's name."""
+    reference: str
+    """The weights, as the configuration names them."""
     source: str
     """The weights: an absolute path or a Hub id."""
     max_context_tokens: int

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,18 +12,21 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from offline.rollout_store import SCHEMA, Journal, StoreError
+from offline.rollout_store import METADATA, SCHEMA, Journal, StoreError
 from offline.rollouts import main
 from offline.samplers import Sample, job_seed
 
-POOL = Path(__file__).parent.parent / "offline" / "nano_pool" / "pool.yaml"
+ROOT = Path(__file__).parents[1]
+POOL = ROOT / "offline" / "nano_pool" / "pool.yaml"
 TIMEOUT_S = 170
 
 
@@ -228,6 +233,94 @@ def test_an_endpoint_that_is_away_is_named_and_nothing_is_lost(
     assert "--url ARM=URL" in message
     assert main(command(out, *options, f"nano-large={picky[0]}")) == 0
     assert len(rows(out)) == 12
+
+
+def changed_pool(folder: Path, **changes: Any) -> Path:
+    """The nano pool's configuration, but for what is changed of nano-large's model."""
+    pool = yaml.safe_load(POOL.read_text())
+    for model in pool["models"].values():
+        model["model"] = str(POOL.parent / model["model"])
+    pool["models"]["nano-large"] |= changes
+    (folder / "pool.yaml").write_text(yaml.safe_dump(pool))
+    return folder / "pool.yaml"
+
+
+@pytest.fixture
+def finished(tmp_path: Path, picky: tuple[str, type[Picky]]) -> list[str]:
+    """The command that made tmp_path/out.parquet, of the pool at tmp_path/pool.yaml."""
+    changed_pool(tmp_path)
+    options = ("--arms", "nano-large", "--runner", "endpoint", "--url", f"nano-large={picky[0]}")
+    arguments = [str(tmp_path / "pool.yaml"), *command(tmp_path / "out.parquet", *options, splits=("test=3",))[1:]]
+    assert main(arguments) == 0
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": str(POOL.parent / "nano-small")},
+            r"arms\.nano-large\.source: \S*nano-large there, \S*nano-small asked",
+        ),
+        ({"replicas": [{"launch": {"args": ["--quantization", "fp8"]}}]}, r"arms\.nano-large\.engine_args: .* asked"),
+    ],
+)
+def test_other_weights_are_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: list[str], changes: dict[str, Any], message: str
+) -> None:
+    changed_pool(tmp_path, **changes)
+    assert main(finished) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_new_prices_change_the_costs_of_finished_rollouts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: list[str]
+) -> None:
+    out = tmp_path / "out.parquet"
+    before = out.stat()
+    assert main(finished) == 0
+    assert "prices have changed" not in capsys.readouterr().err
+    assert (out.stat().st_ino, out.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    whole = pq.read_table(out)
+    changed_pool(tmp_path, usd_per_million_tokens={"input": 3.0, "output": 10.0})
+    assert main(finished) == 0
+    printed = capsys.readouterr()
+    assert "prices have changed, so its costs were computed anew" in printed.err
+    for row in rows(out).values():
+        check_row(row, (3.0, 10.0), k=4)
+    again = pq.read_table(out)
+    assert again.schema.equals(whole.schema, check_metadata=True)
+    costs = [name for name in whole.column_names if "cost" in name]
+    assert again.drop_columns(costs).equals(whole.drop_columns(costs))
+    mean_cost_usd = (30 * 3.0 + 5 * 10.0) / 1e6
+    assert json.loads(printed.out.splitlines()[-1])["arms"]["nano-large"]["mean_cost_usd"] == pytest.approx(
+        mean_cost_usd
+    )
+
+
+def test_a_run_killed_just_before_its_end_leaves_no_journal_behind(tmp_path: Path, finished: list[str]) -> None:
+    out = tmp_path / "out.parquet"
+    settings = json.loads(pq.read_schema(out).metadata[METADATA])["settings"]
+    with Journal(out, settings) as journal:
+        journal.add(sample(0))
+    assert main(finished) == 0
+    assert not journal.path.exists()
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install")
+def test_the_documented_command_made_the_nano_pools_rollouts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (POOL.parent / "README.md").read_text().replace("\\\n", " ")
+    [documented] = re.findall(r"^\.venv/bin/(pika rollouts .*)$", readme, flags=re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    committed = POOL.parent / "rollouts.parquet"
+    before = committed.stat().st_mtime_ns
+    assert main(shlex.split(documented)[2:]) == 0
+    assert "complete already\n" in capsys.readouterr().err
+    assert committed.stat().st_mtime_ns == before
+    provenance = json.loads(pq.read_schema(committed).metadata[METADATA])
+    assert shlex.split(provenance["command"]) == shlex.split(documented)
 
 
 @pytest.mark.parametrize(
