@@ -24,6 +24,8 @@ class Fitted:
     choice: FitResult
     calibration: Calibration
     metrics: Metrics
+    test_score: float
+    """On test, what `choice.score` is on validation: Spearman's correlation or AUROC with the label."""
     baselines: dict[str, Metrics]
 
     @property
@@ -40,15 +42,16 @@ def fit_arms(
     Raises:
         DataError: an arm's label is the same on all problems of a split.
     """
-    labels = data.majority_vote_is_correct if label == "majority_vote_is_correct" else data.success_rate
-    train, validation = (Split(harvest.values[rows], labels[rows]) for rows in map(data.rows, SPLITS[:2]))
-    for name, split in zip(SPLITS, (train, validation), strict=False):
-        for arm, column in zip(data.arms, split.labels.T, strict=True):
+    labels = _labels(data, label)
+    for name in SPLITS:
+        for arm, column in zip(data.arms, labels[data.rows(name)].T, strict=True):
             if np.ptp(column) == 0:
                 raise DataError(
                     f"the {label} of arm {arm.name!r} is {column[0]:g} on every {name} problem, so there is nothing to "
-                    "learn: sample more or other problems, or give the arm a success_probability instead of a probe"
+                    f"{'measure' if name == 'test' else 'learn'}: sample more or other problems, or give the arm a "
+                    "success_probability instead of a probe"
                 )
+    train, validation = (Split(harvest.values[rows], labels[rows]) for rows in map(data.rows, SPLITS[:2]))
     task: Literal["regression", "classification"] = "regression" if label == "success_rate" else "classification"
     return LinearEoi.fit(train, validation, harvest.layers, harvest.positions, task, on_layer=on_layer)
 
@@ -59,6 +62,7 @@ def calibrate_and_measure(
     harvest: Harvest,
     probe: LinearEoi,
     choice: FitResult,
+    label: Label,
     prompt_tokens: Sequence[int],
     seed: int,
 ) -> Fitted:
@@ -71,14 +75,21 @@ def calibrate_and_measure(
     def on_test(p: FloatArray) -> Metrics:
         return measure(p[test], success_rate[test], "test", seed)
 
+    score = calibration.spearman if label == "success_rate" else calibration.auroc
     lengths = np.asarray(prompt_tokens, dtype=np.float64)
     return Fitted(
         probe=probe,
         choice=choice,
         calibration=platt,
         metrics=on_test(calibration.apply(platt, raw)),
+        test_score=score(raw[test], _labels(data, label)[test, arm]),
         baselines={
             "length": on_test(text_baselines.length(lengths, success_rate, validation)),
             "tfidf": on_test(text_baselines.tfidf(data.problems, success_rate, train, validation)),
         },
     )
+
+
+def _labels(data: TrainingSet, label: Label) -> FloatArray:
+    """What a probe is fitted to, (n, arms). A success rate stands for its single samples too."""
+    return data.majority_vote_is_correct if label == "majority_vote_is_correct" else data.success_rate

@@ -39,10 +39,10 @@ RANGE = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
 
 
 def main(argv: list[str]) -> int:
-    args = _parser().parse_args(_join_positions(argv))
+    args = _parser().parse_args(_join_ranges(argv))
     try:
         settings = load(args.config)
-        arms = args.arms or list(settings.arms)
+        arms = list(dict.fromkeys(args.arms or settings.arms))
         for arm in arms:
             if arm not in settings.arms:
                 raise ConfigError(f"{args.config} has no arm {arm!r}; it has {', '.join(settings.arms)}")
@@ -83,12 +83,13 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _join_positions(argv: list[str]) -> list[str]:
+def _join_ranges(argv: list[str]) -> list[str]:
     """`--positions -5..-1` as one word: argparse takes a word that begins with a dash for an option."""
     joined = list(argv)
-    if "--positions" in joined[:-1]:
-        at = joined.index("--positions")
-        joined[at : at + 2] = [f"--positions={joined[at + 1]}"]
+    for option in ("--layers", "--positions"):
+        if option in joined[:-1]:
+            at = joined.index(option)
+            joined[at : at + 2] = [f"{option}={joined[at + 1]}"]
     return joined
 
 
@@ -122,7 +123,7 @@ def _train(args: Namespace, settings: Settings, data: TrainingSet) -> "list[Fitt
     lengths = [len(prompt) for prompt in prompts]
     with _bar("calibration, metrics, text baselines", len(probes)) as advance:
         for column, (probe, choice) in enumerate(probes):
-            fitted.append(calibrate_and_measure(data, column, harvest, probe, choice, lengths, args.seed))
+            fitted.append(calibrate_and_measure(data, column, harvest, probe, choice, args.label, lengths, args.seed))
             advance(1)
     for arm, one in zip(data.arms, fitted, strict=True):
         folder = args.out / arm.name
@@ -136,7 +137,12 @@ def _harvest(args: Namespace, pass_: Pass, renderer: "Renderer", prompts: list[t
     from probes.engine.probe_model import n_layers
 
     shortest = min(map(len, prompts))
-    layers = args.layers or list(range(n_layers(pass_) + 1))
+    last_layer = n_layers(pass_)
+    layers = args.layers or list(range(last_layer + 1))
+    if layers[0] < 0 or layers[-1] > last_layer:
+        raise ProbeError(
+            f"--layers {layers[0]}..{layers[-1]}: {pass_.probe_model} has layers 0, its embeddings, to {last_layer}"
+        )
     positions = args.positions or list(range(-len(renderer.eoi_tokens), 0))
     if positions[-1] >= 0 or positions[0] < -shortest:
         raise ProbeError(
@@ -207,7 +213,7 @@ def _card(
         best_position_value=fitted.choice.site.position,
         best_alpha=fitted.choice.alpha,
         task_type="regression" if regression else "classification",
-        test_score=(fitted.metrics.spearman if regression else fitted.metrics.auroc).value,
+        test_score=fitted.test_score,
         best_val_score=fitted.choice.score,
         files=[CONFIG, WEIGHTS],
         exported_at=datetime.now(UTC).isoformat(timespec="seconds"),

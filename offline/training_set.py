@@ -16,6 +16,8 @@ COLUMNS = (
     "problem_id", "split", "benchmark", "problem", "arm", "model", "k", "temperature", "max_tokens", "success_rate",
     "majority_vote_is_correct", "input_tokens", "output_tokens",
 )  # fmt: skip
+PROBLEM = ["split", "problem_id"]
+"""What names a problem."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -95,15 +97,18 @@ def read_training_set(file: Path, arms: Sequence[str]) -> TrainingSet:
 
 def _problems(frame: Any, file: Path) -> Any:
     """Every problem once, with its id and split, in the file's order."""
-    problems = frame.drop_duplicates(["problem_id", "problem", "split"])[["problem_id", "problem", "split"]]
-    for key in ("problem", "problem_id"):
-        twice = problems[problems.duplicated(key, keep=False)]
-        if not twice.empty:
-            first = twice[twice[key] == twice[key].iloc[0]]
-            where = ", ".join(f"{row.problem_id!r} in {row.split}" for row in first.itertuples())
-            raise DataError(
-                f"{file}: one problem stands under several ids or in several splits ({where}): remove the repetition"
-            )
+    problems = frame[[*PROBLEM, "problem"]].drop_duplicates()
+    torn = problems[problems.duplicated(PROBLEM)]
+    if not torn.empty:
+        split, problem_id = torn[PROBLEM].iloc[0]
+        raise DataError(f"{file}: {problem_id!r} in {split} stands for several problems: give each its own id")
+    twice = problems[problems.duplicated("problem", keep=False)]
+    if not twice.empty:
+        first = twice[twice["problem"] == twice["problem"].iloc[0]]
+        where = ", ".join(f"{row.problem_id!r} in {row.split}" for row in first.itertuples())
+        raise DataError(
+            f"{file}: one problem stands under several ids or in several splits ({where}): remove the repetition"
+        )
     for split in SPLITS:
         if not (problems["split"] == split).any():
             raise DataError(f"{file} has no {split} problems: run `pika rollouts` with --split {split}=N")
@@ -112,12 +117,12 @@ def _problems(frame: Any, file: Path) -> Any:
 
 def _matrix(frame: Any, column: str, problems: Any, arms: Sequence[str], file: Path) -> FloatArray:
     """One column as (problems, arms)."""
-    twice = frame[frame.duplicated(["arm", "problem_id"])]
+    twice = frame[frame.duplicated(["arm", *PROBLEM])]
     if not twice.empty:
         first = twice.iloc[0]
         raise DataError(f"{file}: {len(twice)} rows stand twice, such as {first['arm']!r} on {first['problem_id']!r}")
-    wide = frame.assign(value=frame[column].astype(float)).pivot(index="problem_id", columns="arm", values="value")
-    wide = wide.loc[problems["problem_id"], list(arms)]
+    wide = frame.assign(value=frame[column].astype(float)).pivot(index=PROBLEM, columns="arm", values="value")
+    wide = wide.loc[list(problems[PROBLEM].itertuples(index=False, name=None)), list(arms)]
     for arm in arms:
         lacking = int(wide[arm].isna().sum())
         if lacking:

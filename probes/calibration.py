@@ -113,24 +113,33 @@ def ranks(values: FloatArray) -> FloatArray:
 
 
 Statistic = Callable[[FloatArray, FloatArray], float]
+RANGES: dict[Statistic, tuple[float, float]] = {
+    brier: (0.0, 1.0),
+    ece: (0.0, 1.0),
+    auroc: (0.0, 1.0),
+    spearman: (-1.0, 1.0),
+}
+"""What a statistic can be. In the middle of a rank measure's range nothing is known."""
 
 
 def bootstrap(
     statistic: Statistic, p: FloatArray, success_rate: FloatArray, seed: int, resamples: int = 1000
 ) -> Estimate:
-    """A statistic with its 95% interval over resampled problems.
+    """One of `RANGES`' statistics with its 95% interval over resampled problems.
 
     The percentiles are shifted to have the statistic in their midst: resampling repeats a statistic's bias (that of an
-    absolute gap, say), which the interval should not contain twice.
+    absolute gap, say), which the interval should not contain twice. Where the statistic is undefined, as a rank
+    measure of constants is, nothing is known: the middle of its range, and all of it as interval.
     """
+    bottom, top = RANGES[statistic]
     value = statistic(p, success_rate)
     rng = np.random.default_rng(seed)
     draws = rng.integers(0, len(p), size=(resamples, len(p)))
     values = np.array([statistic(p[draw], success_rate[draw]) for draw in draws])
     values = values[np.isfinite(values)]
     if not np.isfinite(value) or not len(values):
-        return Estimate(value=0.0 if not np.isfinite(value) else value, low=0.0, high=1.0)
-    low, high = np.quantile(values, [0.025, 0.975]) - values.mean() + value
+        return Estimate(value=value if np.isfinite(value) else (bottom + top) / 2, low=bottom, high=top)
+    low, high = np.clip(np.quantile(values, [0.025, 0.975]) - values.mean() + value, bottom, top)
     return Estimate(value=value, low=float(low), high=float(high))
 
 

@@ -111,3 +111,23 @@ def test_intervals_cover_the_truth(rng: np.random.Generator) -> None:
         assert estimate.low < estimate.value < estimate.high
         covered += estimate.low <= 1 / 6 <= estimate.high  # E[p (1 - p)] of a uniform p
     assert covered >= 51
+
+
+@pytest.mark.parametrize("statistic", calibration.RANGES)
+def test_intervals_stay_within_what_a_statistic_can_be(
+    statistic: calibration.Statistic, rng: np.random.Generator
+) -> None:
+    low, high = calibration.RANGES[statistic]
+    sure = rng.uniform(size=40) > 0.5
+    for p in (np.where(sure, 0.999, 0.001), np.where(sure, 0.001, 0.999), rng.uniform(size=40)):
+        for rate in (sure.astype(float), sampled(p, rng)):
+            estimate = calibration.bootstrap(statistic, p, rate, seed=0, resamples=200)
+            assert low <= estimate.low <= estimate.high <= high
+
+
+def test_what_cannot_be_measured_tells_nothing(rng: np.random.Generator) -> None:
+    p = rng.uniform(size=50)
+    auroc = calibration.bootstrap(calibration.auroc, p, np.ones(50), seed=0, resamples=20)
+    assert (auroc.value, auroc.low, auroc.high) == (0.5, 0.0, 1.0)
+    spearman = calibration.bootstrap(calibration.spearman, np.full(50, 0.7), p, seed=0, resamples=20)
+    assert (spearman.value, spearman.low, spearman.high) == (0.0, -1.0, 1.0)
