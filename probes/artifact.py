@@ -88,10 +88,15 @@ def save_artifact(folder: str | os.PathLike[str], card: ProbeCard, probe: Probe)
         # safetensors' save_file would make a file that nobody else may read.
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in probe.tensors().items()}
         (new / WEIGHTS).write_bytes(save(tensors))
-        # A folder that is not empty cannot be renamed over.
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        try:
+            # A folder that is not empty cannot be renamed over.
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:  # Ctrl-C between the two included
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
 
 
 def distinct_passes(artifacts: Iterable[Artifact]) -> tuple[Pass, ...]:

@@ -33,6 +33,30 @@ def test_a_new_revision_replaces_the_old_one_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("renamed", ["a", "new"])
+def test_an_interrupted_replacement_leaves_the_old_probe(
+    renamed: str, fault: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = artifact(tmp_path / "a", seed=1)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name != renamed:
+            return rename(self, target)
+        if fault is KeyboardInterrupt:  # comes after the call as well as before it
+            rename(self, target)
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", interrupted)
+        with pytest.raises(fault):
+            artifact(tmp_path / "a", seed=2)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+    whole = load_artifact(tmp_path / "a").revision
+    assert (whole == first.revision) == (renamed == "a" or fault is OSError)
+
+
 def test_saving_does_not_overwrite_other_folders(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ProbeError, match="is no probe folder: remove it or write elsewhere"):
