@@ -221,7 +221,8 @@ def _server_pid(settings: Settings, name: str) -> int:
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
         if line.split()[1].endswith(f":{int(port):04X}") and line.split()[3] == "0A"  # listening
     )
-    for pid in descendants(os.getpid()):
+    # The engine, forked later, holds the inherited socket too.
+    for pid in sorted(descendants(os.getpid())):
         for link in Path(f"/proc/{pid}/fd").iterdir():
             if str(link.readlink()) == f"socket:[{inode}]":
                 return pid
