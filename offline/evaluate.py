@@ -1,11 +1,16 @@
 """Outcomes of rollouts as matrices, and how sure one may be of a mean over problems."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import pandas
 
 FloatArray = NDArray[np.float64]
 
@@ -34,6 +39,27 @@ class Outcomes:
     """Of the whole file."""
 
 
+def read_rollouts(file: Path, columns: Sequence[str]) -> tuple["pandas.DataFrame", str]:
+    """Some columns of a parquet of rollouts, and the SHA-256 of the whole file.
+
+    Raises:
+        DataError: the file cannot be read, or lacks one of the columns.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        missing = [column for column in columns if column not in pyarrow.parquet.read_schema(file).names]
+        if missing:
+            raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")
+        frame = pyarrow.parquet.read_table(file, columns=list(columns)).to_pandas()
+        with file.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read {file} as parquet: {error}") from error
+    return frame, sha256
+
+
 def read_outcomes(file: Path, split: str, arms: list[str]) -> Outcomes:
     """The outcomes of one split in a parquet of rollouts, which holds each of the arms on each of its problems.
 
@@ -43,18 +69,7 @@ def read_outcomes(file: Path, split: str, arms: list[str]) -> Outcomes:
         DataError: the file cannot be read, lacks columns, rows or arms, or has rows twice or with values that no
             success rate or token count can have.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        missing = [column for column in COLUMNS if column not in pyarrow.parquet.read_schema(file).names]
-        if missing:
-            raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")
-        frame = pyarrow.parquet.read_table(file, columns=list(COLUMNS)).to_pandas()
-        with file.open("rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {file} as parquet: {error}") from error
+    frame, sha256 = read_rollouts(file, COLUMNS)
 
     rows = frame[frame["split"] == split]
     if rows.empty:

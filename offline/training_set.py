@@ -1,6 +1,5 @@
 """Rollouts as matrices to train on: one row per problem, one column per arm."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offline.evaluate import DataError
+from offline.evaluate import DataError, read_rollouts
 from probes.base import FloatArray, MeanTokens
 
 COLUMNS = (
@@ -60,18 +59,7 @@ def read_training_set(file: Path, arms: Sequence[str]) -> TrainingSet:
     Raises:
         DataError: the file cannot be read, lacks columns, arms, splits or rows, or contradicts itself.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        missing = [column for column in COLUMNS if column not in pyarrow.parquet.read_schema(file).names]
-        if missing:
-            raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")
-        frame = pyarrow.parquet.read_table(file, columns=list(COLUMNS)).to_pandas()
-        with file.open("rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {file} as parquet: {error}") from error
+    frame, sha256 = read_rollouts(file, COLUMNS)
     unknown = [arm for arm in arms if arm not in set(frame["arm"])]
     if unknown:
         raise DataError(f"{file} has no rollouts of arm {unknown[0]!r}; it has {', '.join(sorted(set(frame['arm'])))}")
