@@ -1,6 +1,5 @@
 """`pika up` as a child process that ends with us."""
 
-import ctypes
 import os
 import signal
 import socket
@@ -16,12 +15,13 @@ from typing import IO
 
 import httpx
 
+from probes.engine.worker import die_with_parent
+
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 15
 POLL_S = 0.2
 LAST_LINES = 20
-PR_SET_PDEATHSIG = 1
 
 
 class GatewayError(Exception):
@@ -93,17 +93,12 @@ def gateway(config: Path, port: int | None) -> Iterator[Gateway]:
             stderr=log,
             # The terminal's Ctrl-C is for us; we stop the child.
             start_new_session=True,
-            preexec_fn=_stop_with_parent,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )
         try:
             yield Gateway(process, f"http://{HOST}:{port}", log)
         finally:
             _stop(process)
-
-
-def _stop_with_parent() -> None:
-    """SIGTERM when we are killed."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -3,12 +3,10 @@
 A child of its own gives a model's memory back when it ends, and keeps torch and vLLM out of the command.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from offline.samplers import Job, Record, Sample, SampledArm, SamplingError, render
+from probes.engine.worker import die_with_parent
 
 SEQUENCES = 256
 """Answers that vLLM generates at a time."""
@@ -65,8 +64,7 @@ def _run(jobs: list[Job], k: int, sender: Connection) -> None:
     """The child: sends a Sample for each job, or one SamplingError."""
     # Ctrl-C is the parent's to handle, and a parent that is killed takes this process with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    die_with_parent()
     os.dup2(2, 1)  # what vLLM prints is no result of the command
     try:
         for finished in _generate(jobs, k):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from routing_policies.base import NAMES, PolicyError, load
+from routing_policies.base import NAMES, load
 from server.config import ROUTING_FIELDS
 from server.errors import BadRequestError
 
@@ -85,14 +85,11 @@ def _from_alias(alias: str) -> dict[str, tuple[Any, str]]:
     if alias == "auto":
         return {}
     name, dash, text = alias.removeprefix("auto-").partition("-")
-    try:
-        knob = load(name).knob if name in NAMES else None
-    except PolicyError as error:
-        raise BadRequestError(str(error), "model") from error
     if name not in NAMES:
         raise BadRequestError(f"model {alias[:MAX_WORD]!r} names an unknown policy: {_nearest(name, NAMES)}", "model")
     given: dict[str, tuple[Any, str]] = {"policy": (name, "model")}
     if dash:
+        knob = load(name).knob
         if knob is None:
             raise BadRequestError(
                 f"model {alias[:MAX_WORD]!r}: policy {name} has no knob to set; ask for auto-{name}", "model"

@@ -48,10 +48,10 @@ def main(device: str, folders: list[str]) -> None:
             _write(out, answer)
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, however that ends; else the end of stdin must do."""
+def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
+    """Ask Linux for a signal when the parent ends, however that ends; elsewhere the end of stdin must do."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
 
 
 def _private_stdout() -> BinaryIO:
