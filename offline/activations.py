@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from probes.base import Activations, Pass, Site
+from probes.base import Activations
+from probes.card import Pass, Site
 from probes.engine.probe_model import ProbeModel
 
 

@@ -12,7 +12,8 @@ from offline.evaluate import DataError
 from offline.metrics import measure
 from offline.training_set import SPLITS, TrainingSet
 from probes import calibration
-from probes.base import Calibration, FitResult, FloatArray, Label, Metrics
+from probes.base import FitResult, FloatArray
+from probes.card import Calibration, Label, Metrics
 from probes.linear_eoi import LinearEoi, Split
 
 

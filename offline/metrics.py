@@ -1,7 +1,8 @@
 """How good probabilities are, with intervals."""
 
 from probes import calibration
-from probes.base import Estimate, FloatArray, Metrics
+from probes.base import FloatArray
+from probes.card import Estimate, Metrics
 
 
 def measure(p: FloatArray, success_rate: FloatArray, split: str, seed: int) -> Metrics:

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from offline.evaluate import DataError
 from offline.training_set import SPLITS, ArmRollouts, TrainingSet, read_training_set
-from probes.base import Estimate, Label, Pass, ProbeCard, ProbeError, Target
+from probes.base import ProbeError
+from probes.card import Estimate, Label, Pass, ProbeCard, Target
 from server.config import ConfigError, Settings, load
 
 if TYPE_CHECKING:  # torch and transformers come with these

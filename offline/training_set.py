@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offline.evaluate import DataError, read_rollouts
-from probes.base import FloatArray, MeanTokens
+from probes.base import FloatArray
+from probes.card import MeanTokens
 
 COLUMNS = (
     "problem_id", "split", "benchmark", "problem", "arm", "model", "k", "temperature", "max_tokens", "success_rate",

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from probes.base import Pass, Probe, ProbeCard, ProbeError, load
+from probes.base import Probe, ProbeError, load
+from probes.card import Pass, ProbeCard
 from probes.source import resolve_model
 
 CONFIG = "config.json"
@@ -63,7 +64,7 @@ def load_artifact(folder: str | os.PathLike[str]) -> Artifact:
     card = _read_card(folder / CONFIG)
     tensors = _read_tensors(folder / WEIGHTS)
     try:
-        probe = load(card.kind).from_tensors(tensors, card)
+        probe = load(card.kind).from_artifact(card, tensors, {})
     except ProbeError as error:
         raise ProbeError(f"{folder}: {error}") from error
     content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))

@@ -1,211 +1,173 @@
-"""What a probe is, and the card that travels with it. Imports no torch: a test holds it."""
+"""What a probe is, what it reads, and how it is found. Imports no torch: a test holds it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from probes.card import ProbeCard, Site, Task
 
 FloatArray = NDArray[np.float64]
 Activations = NDArray[np.float32]
-
-
-Label = Literal["success_rate", "majority_vote_is_correct", "sample_is_correct"]
-"""What a probe is fitted to: the share of correct samples (regression), or whether the majority vote, or each single
-sample, is correct (classification)."""
+Rows = slice | NDArray[np.bool_] | NDArray[np.int64]
 
 
 class ProbeError(Exception):
     """A probe cannot be loaded, does not fit, or cannot be trained; the message names the fix."""
 
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+@dataclass(frozen=True)
+class Sequences:
+    """Activations of all prompt tokens at one layer, prompts of different lengths one after the other."""
 
+    values: Activations
+    """(tokens, d_model); may be a memory map."""
+    starts: NDArray[np.int64]
+    """Row of each prompt's first token, (n,)."""
+    lengths: NDArray[np.int64]
+    """(n,)"""
 
-class Recipe(Frozen):
-    """How a conversation becomes the probe model's prompt."""
-
-    chat_template_sha256: str
-    """SHA-256 of the chat template's text, so that a changed template is noticed."""
-    suffix: str = ""
-    """Added to the last user message of the probe's prompt alone, never sent upstream."""
-    max_tokens: int = Field(default=1024, ge=8)
-    """Longer prompts are cut; the end-of-instruction tokens always stay."""
-    template_kwargs: dict[str, str | bool | int] = {}
-    """Passed to the template, such as `reasoning_effort`."""
-
-
-class Pass(Frozen):
-    """One forward pass per prompt: probes whose pass is equal share it."""
-
-    probe_model: str
-    """Hub id, or a path: relative ones are resolved against the artifact's folder."""
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    recipe: Recipe
-
-
-class Site(Frozen):
-    """Where an activation is read."""
-
-    layer: int = Field(ge=0)
-    """Hugging Face index: 0 = embeddings, i = output of block i; the last one stands after the final norm."""
-    position: int = Field(lt=0)
-    """Counted from the prompt's end: -1 = last token."""
-
-
-class Target(Frozen):
-    """The arm whose success the probe predicts, as its labels were sampled."""
-
-    arm: str
-    model: str
-    request: dict[str, Any] = {}
-    temperature: float
-    max_tokens: int
-    k: int = Field(ge=1)
-    """Rollouts per problem behind each label."""
-
-
-class MeanTokens(Frozen):
-    """Mean tokens of one answer over the training problems."""
-
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-
-
-class Estimate(Frozen):
-    """A measured figure with its 95% bootstrap confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Metrics(Frozen):
-    """How a probe did on one split it was not fitted on."""
-
-    split: str
-    n: int
-    auroc: Estimate
-    """How well it ranks single samples: correct against wrong ones."""
-    spearman: Estimate
-    ece: Estimate
-    brier: Estimate
-
-
-class Calibration(Frozen):
-    """p = sigmoid(scale * raw + bias) for `platt`; `none` clips raw to [0, 1]."""
-
-    method: Literal["none", "platt"] = "platt"
-    scale: float = 1.0
-    bias: float = 0.0
-
-
-class ProbeCard(Frozen):
-    """`config.json` of a probe artifact: everything that is known of one probe but its weights."""
-
-    schema_version: Literal[1] = 1
-    kind: str
-    """The probe's file name in `probes/`."""
-    # `pass` is a Python keyword, hence the aliases.
-    pass_: Pass = Field(validation_alias=AliasChoices("pass", "pass_"), serialization_alias="pass")
-    site: Site
-    d_model: int = Field(gt=0)
-    canary_prompt: str
-    canary_token_ids: list[int]
-    """What the tokenizer made of the canary prompt at training; compared at load."""
-    target: Target
-    label: Label = "success_rate"
-    benchmark: str
-    calibration: Calibration
-    metrics: list[Metrics] = Field(min_length=1)
-    baselines: dict[str, Metrics]
-    """The length and TF-IDF probes on the split of the last entry of `metrics`."""
-    mean_tokens: MeanTokens
-    training: dict[str, Any]
-    """Seeds, sample sizes, alpha, hashes of the inputs."""
-    versions: dict[str, str]
-    """Library versions at training."""
-
-    # Keys of the research project's folders, kept so that its tools can read ours.
-    probe_name: str
-    model_name: str
-    dataset: str
-    probe_type: str
-    label_type: str
-    k: int
-    temperature: float
-    max_len: int
-    best_layer_idx: int
-    best_position_value: int
-    best_alpha: float
-    task_type: Literal["regression", "classification"]
-    test_score: float
-    best_val_score: float
-    files: list[str]
-    exported_at: str
-
-    @property
-    def beats_length(self) -> bool:
-        """Whether the probe surely ranks better than the prompt's length alone does."""
-        length = self.baselines.get("length")
-        return length is None or self.metrics[-1].auroc.low > length.auroc.value
+    def rows(self, rows: Rows) -> "Sequences":
+        return replace(self, starts=self.starts[rows], lengths=self.lengths[rows])
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """What a fit chose on the validation split."""
+class Inputs:
+    """What can be read of n prompts; every probe takes what it needs."""
 
-    site: Site
-    alpha: float
+    texts: Sequence[str] = ()
+    """The conversations' text, n of them; for probes that read text alone."""
+    prompt_tokens: NDArray[np.int64] | None = None
+    """Lengths in the probe model's tokens, before any cut, (n,)."""
+    activations: Mapping[Site, Activations] = field(default_factory=dict)
+    """By site, (n, d_model) each; arrays may be views of one memory map."""
+    next_token: FloatArray | None = None
+    """Next-token statistics, (n, 11): the five largest probabilities, their logarithms, the entropy in nats."""
+    sequences: Mapping[int, Sequences] = field(default_factory=dict)
+    """By layer."""
+
+    def rows(self, rows: Rows) -> "Inputs":
+        """The same of some prompts. A slice copies no activations."""
+        return Inputs(
+            texts=self.texts[rows] if isinstance(rows, slice) else [self.texts[i] for i in _indices(rows)],
+            prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens[rows],
+            activations={site: values[rows] for site, values in self.activations.items()},
+            next_token=None if self.next_token is None else self.next_token[rows],
+            sequences={layer: sequences.rows(rows) for layer, sequences in self.sequences.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Problems to fit or to choose on."""
+
+    inputs: Inputs
+    labels: FloatArray
+    """(n, arms): success rates; to classification, shares of correct samples or 0 and 1."""
+
+    def rows(self, rows: Rows) -> "Examples":
+        return Examples(self.inputs.rows(rows), self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One arm's probe: fitted on train, its site and strength of shrinkage chosen on validation."""
+
+    probe: "Probe"
     score: float
     """Spearman (regression) or AUROC (classification) on the validation split."""
+    held_out: FloatArray
+    """Raw outputs for the validation problems, (n,), each from a fit whose choice did not see that problem: what
+    calibration may be fitted on (see `probes.selection`)."""
+    alpha: float | None = None
+    """Strength of shrinkage, where there is one."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts for the card's `training`."""
 
 
 class Probe(ABC):
-    """Maps the activation at one site to one arm's success probability."""
+    """Maps what is read of a prompt to one arm's success probability, by way of an uncalibrated output."""
 
     kind: ClassVar[str]
-
-    @abstractmethod
-    def raw(self, activations: Activations) -> FloatArray:
-        """Uncalibrated outputs: (n, d_model) -> (n,)."""
+    site: Site | None = None
+    """Where it reads activations, its position None where it reads all prompt tokens; None: it reads no activations."""
+    next_token: bool = False
+    """Whether it reads next-token statistics too, which needs the probe model's full depth and its LM head."""
 
     @classmethod
-    def raw_all(cls, probes: Sequence[Self], activations: Activations) -> FloatArray:
-        """Uncalibrated outputs of several probes of one site: (n, d_model) -> (n, probes)."""
-        return np.stack([probe.raw(activations) for probe in probes], axis=1)
+    @abstractmethod
+    def fit(
+        cls,
+        train: Examples,
+        validation: Examples,
+        task: Task = "regression",
+        *,
+        seed: int = 0,
+        on_step: Callable[[float], None] = lambda share: None,
+    ) -> list[Fit]:
+        """One probe per column of the labels. Candidates are the sites that the inputs hold, in their order.
+
+        Args:
+            seed: equal seeds give equal probes.
+            on_step: called with the share of the work done since the last call, for progress bars.
+
+        Raises:
+            ProbeError: the inputs lack what this kind reads, or nothing can be learnt from the labels.
+        """
+
+    @abstractmethod
+    def raw(self, inputs: Inputs) -> FloatArray:
+        """Uncalibrated outputs, (n,)."""
+
+    @classmethod
+    def raw_all(cls, probes: Sequence[Self], inputs: Inputs) -> FloatArray:
+        """Uncalibrated outputs of several probes of one kind and site: (n, probes)."""
+        return np.stack([probe.raw(inputs) for probe in probes], axis=1)
 
     @abstractmethod
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """What `probe.safetensors` holds."""
+        """What `probe.safetensors` holds of it. Names have no dot: dotted ones belong to what travels beside it."""
+
+    def parameters(self) -> dict[str, bool | int | float | str | list[int]]:
+        """What the card says of it as `parameters`."""
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """Further files of the artifact by name."""
+        return {}
 
     @classmethod
     @abstractmethod
-    def from_tensors(cls, tensors: dict[str, NDArray[np.float32]], card: ProbeCard) -> Self:
-        """The inverse of `tensors`.
+    def from_artifact(
+        cls, card: ProbeCard, tensors: Mapping[str, NDArray[np.float32]], files: Mapping[str, bytes]
+    ) -> Self:
+        """The inverse of `tensors`, `parameters` and `files`.
 
         Raises:
-            ProbeError: a tensor is missing, of the wrong shape, or not finite.
+            ProbeError: a tensor or file is missing, of the wrong form, or too many.
         """
 
 
 def load(kind: str) -> type[Probe]:
-    """The probe class of `probes/<kind>.py`.
+    """The probe class of `probes/<kind>.py`; the research project's names, which end in `_probe`, mean the same.
 
     Raises:
         ProbeError: no such probe.
     """
-    if kind not in KINDS:
+    name = kind.removesuffix("_probe")
+    if name not in KINDS:
         raise ProbeError(f"unknown probe {kind!r}: choose one of {', '.join(KINDS)}")
-    module = import_module(f"probes.{kind}")
-    probe: type[Probe] = getattr(module, "".join(part.capitalize() for part in kind.split("_")))
+    module = import_module(f"probes.{name}")
+    probe: type[Probe] = getattr(module, "".join(part.capitalize() for part in name.split("_")))
     return probe
 
 
 KINDS = ("linear_eoi",)
+
+
+def _indices(rows: NDArray[np.bool_] | NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64)

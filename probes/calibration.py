@@ -11,7 +11,8 @@ from math import erf
 import numpy as np
 from numpy.typing import ArrayLike
 
-from probes.base import Calibration, Estimate, FloatArray
+from probes.base import FloatArray
+from probes.card import Calibration, Estimate
 from probes.logistic import fit_logistic, sigmoid
 
 RIDGE = 1e-6

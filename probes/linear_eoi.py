@@ -5,96 +5,85 @@ whether the majority vote is correct; layer, position and alpha are those that r
 does differently is speed: one eigendecomposition of each site's Gram matrix serves all alphas and all arms.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probes import calibration
-from probes.base import Activations, FitResult, FloatArray, Probe, ProbeCard, ProbeError, Site
+from probes.base import Activations, Examples, Fit, FloatArray, Inputs, Probe, ProbeError
+from probes.card import ProbeCard, Site, Task
 from probes.logistic import fit_logistic
+from probes.selection import choose
 
 ALPHAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-Task = Literal["regression", "classification"]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Problems to fit or to choose on."""
-
-    activations: Activations
-    """(n, layers, positions, d_model)"""
-    labels: FloatArray
-    """(n, probes): success rates; to classification, shares of correct samples or 0 and 1."""
 
 
 class LinearEoi(Probe):
     kind: ClassVar[str] = "linear_eoi"
+    site: Site
 
-    def __init__(self, weight: NDArray[np.float32]) -> None:
+    def __init__(self, weight: NDArray[np.float32], site: Site) -> None:
         self.weight = weight  # (d_model,)
+        self.site = site
 
-    def raw(self, activations: Activations) -> FloatArray:
-        return self.raw_all([self], activations)[:, 0]
+    def raw(self, inputs: Inputs) -> FloatArray:
+        return self.raw_all([self], inputs)[:, 0]
 
     @classmethod
-    def raw_all(cls, probes: Sequence[Self], activations: Activations) -> FloatArray:
+    def raw_all(cls, probes: Sequence[Self], inputs: Inputs) -> FloatArray:
         weights = np.stack([probe.weight for probe in probes], axis=1)  # (d_model, probes)
         # In double precision a probe's output does not depend on which others share the product.
-        return activations.astype(np.float64) @ weights.astype(np.float64)
+        return inputs.activations[probes[0].site].astype(np.float64) @ weights.astype(np.float64)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         return {"weight": self.weight}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, NDArray[np.float32]], card: ProbeCard) -> Self:
+    def from_artifact(
+        cls, card: ProbeCard, tensors: Mapping[str, NDArray[np.float32]], files: Mapping[str, bytes]
+    ) -> Self:
         if set(tensors) != {"weight"}:
             raise ProbeError(f"a linear_eoi probe has one tensor, weight; found {', '.join(sorted(tensors)) or 'none'}")
+        if card.site is None or card.site.position is None:
+            raise ProbeError("a linear_eoi probe needs a site with layer and position")
         weight = tensors["weight"]
         if weight.shape != (card.d_model,):
             raise ProbeError(f"weight has shape {weight.shape}, d_model = {card.d_model} asks for ({card.d_model},)")
-        return cls(weight)
+        return cls(weight, card.site)
 
     @classmethod
     def fit(
         cls,
-        train: Split,
-        validation: Split,
-        layers: Sequence[int],
-        positions: Sequence[int],
+        train: Examples,
+        validation: Examples,
         task: Task = "regression",
+        *,
+        seed: int = 0,
+        on_step: Callable[[float], None] = lambda share: None,
         alphas: Sequence[float] = ALPHAS,
-        on_layer: Callable[[], None] = lambda: None,
-    ) -> list[tuple[Self, FitResult]]:
-        """One probe per column of the labels, each at the (layer, position, alpha) that ranks validation best.
-
-        The score is Spearman's correlation (regression) or AUROC (classification). Among equal scores the first wins,
-        in the order of `layers`, then `positions`, then `alphas`.
-
-        Args:
-            layers, positions: what the activations' axes 1 and 2 hold.
-            on_layer: called after each layer, for progress bars.
-        """
-        score = calibration.spearman if task == "regression" else calibration.auroc
+    ) -> list[Fit]:
+        """See `Probe.fit`. Among equal scores the first wins, in the order of the inputs' sites, then of `alphas`."""
         weights_of = _ridge if task == "regression" else _logistic
-        best: list[tuple[Self, FitResult] | None] = [None] * train.labels.shape[1]
-        for i, layer in enumerate(layers):
-            held_out = validation.activations[:, i].astype(np.float64)  # (n, positions, d_model)
-            for j, weights in enumerate(weights_of(train.activations[:, i], train.labels, alphas)):
-                predicted = held_out[:, j] @ weights  # (alphas, n, probes)
-                for a, alpha in enumerate(alphas):
-                    for column, chosen in enumerate(best):
-                        value = score(predicted[a, :, column], validation.labels[:, column])
-                        if np.isfinite(value) and (chosen is None or value > chosen[1].score):
-                            site = Site(layer=layer, position=positions[j])
-                            probe = cls(weights[a, :, column].astype(np.float32))
-                            best[column] = probe, FitResult(site, float(alpha), value)
-            on_layer()
-        if None in best:
-            raise ProbeError("no site ranks the validation split at all: its labels or the activations are constant")
-        return [chosen for chosen in best if chosen is not None]
+        sites = list(train.inputs.activations)
+        weights = np.empty((len(sites), len(alphas), *_shape(train)))  # (sites, alphas, d, arms)
+        raw = np.empty((len(sites), len(alphas), *validation.labels.shape))  # (sites, alphas, n, arms)
+        for i, site in enumerate(sites):
+            activations = train.inputs.activations[site]
+            (weights[i],) = weights_of(activations[:, None], train.labels, alphas)
+            raw[i] = validation.inputs.activations[site].astype(np.float64) @ weights[i]
+            on_step(1 / len(sites))
+        fits = []
+        for arm, labels in enumerate(validation.labels.T):
+            choice = choose(raw[..., arm].reshape(-1, len(labels)), labels, task, seed)
+            i, a = divmod(choice.best, len(alphas))
+            probe = cls(weights[i, a, :, arm].astype(np.float32), sites[i])
+            fits.append(Fit(probe, choice.score, choice.held_out, alpha=float(alphas[a])))
+        return fits
+
+
+def _shape(train: Examples) -> tuple[int, int]:
+    return next(iter(train.inputs.activations.values())).shape[1], train.labels.shape[1]
 
 
 def _ridge(activations: Activations, labels: FloatArray, alphas: Sequence[float]) -> Iterator[FloatArray]:

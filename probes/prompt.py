@@ -14,7 +14,8 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from probes.base import Pass, ProbeCard, ProbeError, Recipe
+from probes.base import ProbeError
+from probes.card import Pass, ProbeCard, Recipe
 from probes.chat_template import compile_template
 from probes.source import model_file, optional_model_file, read_json
 

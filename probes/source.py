@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from probes.base import Pass, ProbeError
+from probes.base import ProbeError
+from probes.card import Pass
 
 
 def resolve_model(reference: str, folder: Path | None = None) -> str:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from probes.base import Pass, ProbeCard, ProbeError
+from probes.base import ProbeError
+from probes.card import Pass, ProbeCard
 from probes.source import model_file, read_json
 from server.config import ConfigError, Replica, Settings, load
 from server.policies import Policies

@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from probes import calibration
-from probes.base import Calibration, FloatArray
+from probes.base import FloatArray
+from probes.card import Calibration
 from probes.logistic import fit_logistic, sigmoid
 
 K = 8

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from probes.base import Pass, ProbeError, Recipe
+from probes.base import ProbeError
+from probes.card import Pass, Recipe
 from probes.prompt import Messages, Renderer, new_pass, verify
 from tests.support.probes import NANO_POOL, card
 

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from probes import calibration
 from probes.artifact import load_artifact, save_artifact
-from probes.base import Activations, Pass, ProbeError, Recipe, Site
+from probes.base import Activations, ProbeError
+from probes.card import Pass, Recipe, Site
 from probes.engine.base import Prompt
 from probes.engine.batch import micro_batches, padding_tokens
 from probes.engine.probe_model import ProbeModel, n_layers

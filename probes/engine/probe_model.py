@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-from probes.base import Activations, Pass, ProbeError, Site
+from probes.base import Activations, ProbeError
+from probes.card import Pass, Site
 from probes.engine.batch import micro_batches
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")

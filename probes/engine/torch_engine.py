@@ -7,7 +7,8 @@ import numpy as np
 
 from probes import calibration
 from probes.artifact import Artifact, distinct_passes
-from probes.base import ProbeError, Site
+from probes.base import ProbeError
+from probes.card import Site
 from probes.engine.base import Prompt, Scores
 from probes.engine.probe_model import ProbeModel
 

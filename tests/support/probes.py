@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from probes.artifact import Artifact, load_artifact, save_artifact
-from probes.base import Calibration, Estimate, Metrics, ProbeCard
+from probes.card import Calibration, Estimate, Metrics, ProbeCard
 from probes.linear_eoi import LinearEoi
 from probes.prompt import CANARY_PROMPT, Renderer, new_pass
 

@@ -1,0 +1,194 @@
+"""The card that travels with a probe: all that is known of it but its weights. Imports no torch: a test holds it."""
+
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+Task = Literal["regression", "classification"]
+Label = Literal["success_rate", "majority_vote_is_correct", "sample_is_correct"]
+"""What a probe is fitted to: the share of correct samples (regression), or whether the majority vote, or each single
+sample, is correct (classification)."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+
+class Recipe(Frozen):
+    """How a conversation becomes the probe model's prompt."""
+
+    chat_template_sha256: str | None
+    """SHA-256 of the chat template's text, so that a changed template is noticed; None where it was not recorded."""
+    suffix: str = ""
+    """Added to the last user message of the probe's prompt alone, never sent upstream."""
+    max_tokens: int = Field(default=1024, ge=8)
+    """Longer prompts are cut; the end-of-instruction tokens always stay."""
+    template_kwargs: dict[str, str | bool | int] = {}
+    """Passed to the template, such as `reasoning_effort`."""
+
+
+class Pass(Frozen):
+    """One forward pass per prompt: probes whose pass is equal share it."""
+
+    probe_model: str
+    """Hub id, or a path: relative ones are resolved against the artifact's folder."""
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    recipe: Recipe
+
+
+class Site(Frozen):
+    """Where activations are read."""
+
+    layer: int = Field(ge=0)
+    """Hugging Face index: 0 = embeddings, i = output of block i; the last one stands after the final norm."""
+    position: int | None = Field(lt=0)
+    """Counted from the prompt's end: -1 = last token. None: all prompt tokens."""
+
+
+class Target(Frozen):
+    """The arm whose success the probe predicts, as its labels were sampled."""
+
+    arm: str
+    model: str
+    request: dict[str, Any] = {}
+    temperature: float
+    max_tokens: int
+    k: int = Field(ge=1)
+    """Rollouts per problem behind each label."""
+
+
+class MeanTokens(Frozen):
+    """Mean tokens of one answer over the training problems."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class Estimate(Frozen):
+    """A measured figure with its 95% bootstrap confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Metrics(Frozen):
+    """How a probe did on one split it was not fitted on."""
+
+    split: str
+    n: int
+    auroc: Estimate
+    """How well it ranks single samples: correct against wrong ones."""
+    spearman: Estimate
+    ece: Estimate
+    brier: Estimate
+
+
+class Calibration(Frozen):
+    """From raw outputs to probabilities.
+
+    `platt`: sigmoid(scale * raw + bias); `temperature`: the same with bias 0; `isotonic`: linear between the knots,
+    level beyond them; `none`: raw clipped to [0, 1].
+    """
+
+    method: Literal["none", "platt", "temperature", "isotonic"] = "platt"
+    scale: float = 1.0
+    bias: float = 0.0
+    knots: list[tuple[float, float]] = []
+    """(raw, probability), both ascending."""
+    of: Literal["success", "majority_vote"] | None = "success"
+    """What the probabilities are of: one sampled answer's being correct, the majority vote's, or nothing known."""
+
+
+class OutputTokens(Frozen):
+    """The output-token head: expected output tokens = smearing * exp(weight . activation + bias), kept in [low, high].
+
+    Its weight is the tensor `output_tokens.weight`.
+    """
+
+    site: Site
+    bias: float
+    smearing: float = Field(gt=0)
+    """Mean of actual over exponentiated tokens: undoes that a mean of logs is not the log of a mean."""
+    low: float = Field(ge=0)
+    high: float = Field(ge=0)
+    log_rmse: float
+    """Root mean squared error in log space on the test split."""
+    log_rmse_of_mean: float
+    """The same for always predicting the mean: what the head is to beat."""
+
+
+class Statistics(Frozen):
+    """What training prompts' activations look like at one site.
+
+    Tensors: `statistics.mean` (d_model,), `statistics.components` (rank, d_model), `statistics.variances` (rank,).
+    """
+
+    site: Site
+    n: int
+    """Training prompts."""
+    residual_variance: float = Field(gt=0)
+    """Along every direction outside the components."""
+    quantiles: list[tuple[float, float]] = Field(min_length=2)
+    """(percentile, Mahalanobis distance) of prompts that the statistics were not fitted on, both ascending."""
+
+
+class ProbeCard(Frozen):
+    """`config.json` of a probe artifact."""
+
+    schema_version: Literal[1] = 1
+    kind: str
+    """The probe's file name in `probes/`."""
+    # `pass` is a Python keyword, hence the aliases.
+    pass_: Pass | None = Field(validation_alias=AliasChoices("pass", "pass_"), serialization_alias="pass")
+    """None: the probe reads text alone."""
+    site: Site | None
+    """None: no activation is read."""
+    d_model: int | None = Field(gt=0)
+    parameters: dict[str, bool | int | float | str | list[int]] = {}
+    """What the kind needs to know beside its tensors."""
+    probe_model_fingerprint: str | None = None
+    """Of the probe model's configuration and weights; compared at load."""
+    canary_prompt: str | None
+    canary_token_ids: list[int] | None
+    """What the tokenizer made of the canary prompt at training; compared at load. None where it was not recorded."""
+    target: Target
+    label: Label = "success_rate"
+    benchmark: str
+    calibration: Calibration
+    metrics: list[Metrics]
+    """Empty where none were recorded."""
+    baselines: dict[str, Metrics]
+    """The length and TF-IDF probes on the split of the last entry of `metrics`."""
+    mean_tokens: MeanTokens | None
+    output_tokens: OutputTokens | None = None
+    statistics: Statistics | None = None
+    training: dict[str, Any]
+    """Seeds, sample sizes, hashes of the inputs."""
+    versions: dict[str, str]
+    """Library versions at training."""
+
+    # Keys of the research project's folders, kept so that its tools can read ours.
+    probe_name: str
+    model_name: str
+    dataset: str
+    probe_type: str
+    label_type: str
+    k: int
+    temperature: float
+    max_len: int
+    best_layer_idx: int | None
+    best_position_value: int | None
+    best_alpha: float | None
+    task_type: Task
+    test_score: float | None
+    best_val_score: float | None
+    files: list[str]
+    exported_at: str
+
+    @property
+    def beats_length(self) -> bool:
+        """Whether the probe surely ranks better than the prompt's length alone does; True where nobody measured."""
+        length = self.baselines.get("length")
+        return length is None or not self.metrics or self.metrics[-1].auroc.low > length.auroc.value
