@@ -8,7 +8,7 @@ from probes.artifact import load_artifact
 from probes.base import FloatArray
 from probes.engine.base import Prompt
 from probes.engine.torch_engine import TorchEngine
-from probes.prompt import Renderer, verify
+from probes.prompt import Renderer
 from server.config import Settings
 
 
@@ -28,8 +28,6 @@ def success_probabilities(settings: Settings, problems: Sequence[str], device: s
         return success
     engine = TorchEngine(artifacts, device)
     renderers = [Renderer(pass_) for pass_ in engine.passes]
-    for artifact in artifacts:
-        verify(artifact.card, renderers[engine.passes.index(artifact.pass_)])
     conversations = [[{"role": "user", "content": problem}] for problem in problems]
     prompts = [
         Prompt(tuple(renderer.render(messages).token_ids for renderer in renderers)) for messages in conversations

@@ -1,15 +1,15 @@
 """A probe as a folder: `config.json` (the card) and `probe.safetensors` (the weights). Never a pickle.
 
 artifact = load_artifact("probes/nano-small")
-artifact.probe.raw(activations)
+artifact.probe.raw(inputs)
 """
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,60 +19,108 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from probes.base import Probe, ProbeError, load
-from probes.card import Pass, ProbeCard
+from probes.card import Check, Dtype, Pass, ProbeCard
+from probes.checks import CHECKS, check_all
+from probes.prompt import Renderer
 from probes.source import resolve_model
 
 CONFIG = "config.json"
 WEIGHTS = "probe.safetensors"
-CONFIG_BYTES = 4 * 2**20
-WEIGHTS_BYTES = 256 * 2**20
-"""A head is a few kilobytes; what is larger than this is something else."""
+VOCABULARY = "vocabulary.json"
+LIMITS = {CONFIG: 4 * 2**20, WEIGHTS: 256 * 2**20, VOCABULARY: 16 * 2**20}
+"""Bytes. A head is a few kilobytes; what is larger than this is something else."""
 RETRAIN = "make it anew with `pika train`"
 
+Tensors = Mapping[str, NDArray[np.float32]]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Artifact:
     folder: Path
     card: ProbeCard
     probe: Probe
     revision: str
     """Short hash of the artifact's files: names these very weights in headers and metrics."""
-
-    @property
-    def pass_(self) -> Pass:
-        """The card's pass with the probe model's path resolved against the folder.
-
-        Raises:
-            ProbeError: the path leads nowhere.
-        """
-        try:
-            source = resolve_model(self.card.pass_.probe_model, self.folder)
-        except ProbeError as error:
-            raise ProbeError(f"{self.folder / CONFIG}: {error}") from error
-        return self.card.pass_.model_copy(update={"probe_model": source})
+    pass_: Pass | None
+    """The card's pass as it runs here, its probe model an absolute folder or a Hub id; None: no probe model is read."""
+    mismatches: tuple[Check, ...] = ()
+    """Overridden checks that failed."""
 
 
-def load_artifact(folder: str | os.PathLike[str]) -> Artifact:
+def load_artifact(
+    folder: str | os.PathLike[str],
+    *,
+    allow: Collection[str] = (),
+    probe_models: Mapping[str, str] | None = None,
+    dtype: Dtype | None = None,
+    verify: bool = True,
+    renderers: list[Renderer] | None = None,
+) -> Artifact:
     """Read and check a probe artifact.
 
+    Args:
+        allow: names of checks (`probes.checks.CHECKS`) that may fail.
+        probe_models: a card's probe model -> the folder or Hub id (`owner/name@revision`) to use instead.
+        dtype: what the probe model is to run in; None: what the card says.
+        verify: whether to compare the probe model's template, tokenizer and weights with the card, for which they must
+            be at hand.
+        renderers: what verifying made; several calls may share one list.
+
     Raises:
-        ProbeError: the folder, a file or a value in it is missing or wrong; names it and the fix.
+        ProbeError: the folder, a file or a value in it is missing or wrong, or a check fails; names it and the fix.
     """
+    for name in allow:
+        if name not in CHECKS:
+            raise ProbeError(f"there is no check {name!r} to override: {', '.join(CHECKS)}")
     folder = Path(folder)
     if not folder.is_dir():
         raise ProbeError(f"no probe folder at {folder}: name one that `pika train` wrote")
     card = _read_card(folder / CONFIG)
+    files = {name: _read_file(folder / name) for name in card.files if name not in (CONFIG, WEIGHTS)}
     tensors = _read_tensors(folder / WEIGHTS)
+    own = {name: tensor for name, tensor in tensors.items() if "." not in name}
     try:
-        probe = load(card.kind).from_artifact(card, tensors, {})
+        probe = load(card.kind).from_artifact(card, own, files)
     except ProbeError as error:
         raise ProbeError(f"{folder}: {error}") from error
-    content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))
-    return Artifact(folder, card, probe, revision=hashlib.sha256(content).hexdigest()[:12])
+    content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS, *files))
+    revision = hashlib.sha256(content).hexdigest()[:12]
+    served = _served(card, folder, probe_models or {}, verify)
+    if served is not None and dtype is not None:
+        served = served.model_copy(update={"dtype": dtype})
+    artifact = Artifact(folder, card, probe, revision, served)
+    if not verify or served is None:
+        return artifact
+    mismatches = check_all(card, served, allow, [] if renderers is None else renderers)
+    return replace(artifact, mismatches=mismatches)
 
 
-def save_artifact(folder: str | os.PathLike[str], card: ProbeCard, probe: Probe) -> None:
+def _served(card: ProbeCard, folder: Path, probe_models: Mapping[str, str], needed: bool) -> Pass | None:
+    """The card's pass with what the operator put in the probe model's place, resolved against the right folder.
+
+    Raises:
+        ProbeError: the path leads nowhere.
+    """
+    if card.pass_ is None:
+        return None
+    instead = probe_models.get(card.pass_.probe_model)
+    try:
+        if instead is None:
+            return card.pass_.model_copy(update={"probe_model": resolve_model(card.pass_.probe_model, folder)})
+        model, _, revision = instead.partition("@")
+        update = {"probe_model": resolve_model(model), "revision": revision or card.pass_.revision}
+        return card.pass_.model_copy(update=update)
+    except ProbeError as error:
+        if not needed:
+            return card.pass_
+        raise ProbeError(f"{folder / CONFIG}: {error}") from error
+
+
+def save_artifact(folder: str | os.PathLike[str], card: ProbeCard, probe: Probe, beside: Tensors | None = None) -> None:
     """Write a probe artifact, whole or not at all; an older one at that place is replaced.
+
+    Args:
+        beside: tensors of the output-token head and the activation statistics.
 
     Raises:
         ProbeError: something that is no probe artifact stands there.
@@ -87,8 +135,10 @@ def save_artifact(folder: str | os.PathLike[str], card: ProbeCard, probe: Probe)
         config = card.model_dump(mode="json", by_alias=True)
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
         # safetensors' save_file would make a file that nobody else may read.
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in probe.tensors().items()}
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in {**probe.tensors(), **(beside or {})}.items()}
         (new / WEIGHTS).write_bytes(save(tensors))
+        for name, content in probe.files().items():
+            (new / name).write_bytes(content)
         try:
             # A folder that is not empty cannot be renamed over.
             if folder.exists():
@@ -104,15 +154,14 @@ def distinct_passes(artifacts: Iterable[Artifact]) -> tuple[Pass, ...]:
     """The passes that the artifacts need, each once, in order of first use."""
     passes: list[Pass] = []
     for artifact in artifacts:
-        if artifact.pass_ not in passes:
+        if artifact.pass_ is not None and artifact.pass_ not in passes:
             passes.append(artifact.pass_)
     return tuple(passes)
 
 
 def _read_card(file: Path) -> ProbeCard:
-    _check_size(file, CONFIG_BYTES)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(_read_file(file))
     except (OSError, ValueError) as error:
         raise ProbeError(f"{file} is not valid JSON: {error}; {RETRAIN}") from error
     if not isinstance(data, dict):
@@ -126,13 +175,13 @@ def _read_card(file: Path) -> ProbeCard:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:5])
         raise ProbeError(f"{file}: {problems}; {RETRAIN}") from error
     for name in card.files:
-        if name not in (CONFIG, WEIGHTS):
-            raise ProbeError(f"{file}: files names {name!r}; a {card.kind} probe has {CONFIG} and {WEIGHTS} alone")
+        if name not in LIMITS:
+            raise ProbeError(f"{file}: files names {name!r}; a probe has {', '.join(LIMITS)} at most")
     return card
 
 
 def _read_tensors(file: Path) -> dict[str, NDArray[np.float32]]:
-    _check_size(file, WEIGHTS_BYTES)
+    _check_size(file)
     try:
         tensors: dict[str, NDArray[np.float32]] = load_file(file)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -145,7 +194,13 @@ def _read_tensors(file: Path) -> dict[str, NDArray[np.float32]]:
     return tensors
 
 
-def _check_size(file: Path, limit: int) -> None:
+def _read_file(file: Path) -> bytes:
+    _check_size(file)
+    return file.read_bytes()
+
+
+def _check_size(file: Path) -> None:
+    limit = LIMITS[file.name]
     if not file.is_file():
         raise ProbeError(f"{file} is missing: the folder is no whole probe artifact; {RETRAIN}")
     if file.stat().st_size > limit:

@@ -10,6 +10,11 @@ Label = Literal["success_rate", "majority_vote_is_correct", "sample_is_correct"]
 sample, is correct (classification)."""
 
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+Check = Literal["probe-model", "revision", "dtype", "chat-template", "tokenizer"]
+"""What may differ between training and serving, where the operator allows it by this name."""
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
 
@@ -33,7 +38,7 @@ class Pass(Frozen):
     probe_model: str
     """Hub id, or a path: relative ones are resolved against the artifact's folder."""
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     recipe: Recipe
 
 

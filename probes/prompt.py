@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from probes.base import ProbeError
-from probes.card import Pass, ProbeCard, Recipe
+from probes.card import Pass, Recipe
 from probes.chat_template import compile_template
 from probes.source import model_file, optional_model_file, read_json
 
@@ -138,34 +138,6 @@ def new_pass(probe_model: str) -> Pass:
     config = read_json(optional_model_file(pinned, "tokenizer_config.json"))
     sha256 = hashlib.sha256(_template_source(pinned, config).encode()).hexdigest()
     return Pass(probe_model=probe_model, revision=revision, recipe=Recipe(chat_template_sha256=sha256))
-
-
-def verify(card: ProbeCard, renderer: Renderer) -> None:
-    """Check that a probe was trained on prompts as this renderer makes them.
-
-    Raises:
-        ProbeError: the chat template or the tokenizer differs; says which, and how to go on.
-    """
-    model = renderer.pass_.probe_model
-    found, trained = renderer.chat_template_sha256, card.pass_.recipe.chat_template_sha256
-    if found != trained:
-        raise ProbeError(
-            f"the chat template of {model} is not the one that the probe of arm {card.target.arm!r} was trained with "
-            f"(sha256 {found[:12]}, the probe's {trained[:12]}): "
-            "restore the template or pin the model's revision, or train the probe anew with `pika train`"
-        )
-    token_ids = renderer.tokenize(card.canary_prompt)
-    if token_ids != card.canary_token_ids:
-        at = next(
-            (i for i, pair in enumerate(zip(token_ids, card.canary_token_ids, strict=False)) if pair[0] != pair[1]),
-            min(len(token_ids), len(card.canary_token_ids)),
-        )
-        raise ProbeError(
-            f"the tokenizer of {model} splits the canary prompt otherwise than when the probe of arm "
-            f"{card.target.arm!r} was trained ({len(token_ids)} tokens, {len(card.canary_token_ids)} then, the first "
-            f"difference at token {at}): restore tokenizer.json or the tokenizers release "
-            f"({card.versions.get('tokenizers', 'unknown')} then), or train the probe anew with `pika train`"
-        )
 
 
 def text_of(content: Any) -> str:

@@ -120,7 +120,7 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
     for pass_, usd in zip(predictor.passes, predictor.pass_usd_per_token, strict=True):
         arms = [arm for arm in pool.arms if arm.artifact is not None and arm.artifact.pass_ == pass_]
         cards = [arm.artifact.card for arm in arms if arm.artifact is not None]
-        depth = max(card.site.layer for card in cards)
+        depth = max(card.site.layer for card in cards if card.site is not None)
         misfit = _misfit(pass_, cards)
         if misfit is not None:
             yield Finding(f"pass of {Path(pass_.probe_model).name}", False, misfit)
@@ -151,7 +151,7 @@ def _misfit(pass_: Pass, cards: list[ProbeCard]) -> str | None:
     config = config.get("text_config", config)
     layers, d_model = config.get("num_hidden_layers"), config.get("hidden_size")
     for card in cards:
-        if layers is not None and card.site.layer > layers:
+        if layers is not None and card.site is not None and card.site.layer > layers:
             return f"the probe of {card.target.arm} reads layer {card.site.layer} of a model with {layers}: train anew"
         if d_model is not None and card.d_model != d_model:
             return f"the probe of {card.target.arm} reads {card.d_model} dimensions of {d_model}: train it anew"

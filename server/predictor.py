@@ -11,7 +11,7 @@ import numpy as np
 from probes.artifact import distinct_passes
 from probes.base import FloatArray
 from probes.engine.base import Engine, Prompt
-from probes.prompt import Renderer, verify
+from probes.prompt import Renderer
 from server.config import Settings, prefill_usd_per_token
 from server.pool import Pool
 
@@ -54,10 +54,9 @@ class Predictor:
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self.passes = distinct_passes(pool.artifacts)
         self.renderers = tuple(Renderer(pass_) for pass_ in self.passes)
-        for artifact in pool.artifacts:
-            verify(artifact.card, self.renderers[self.passes.index(artifact.pass_)])
         self.arm_pass = tuple(
-            None if arm.artifact is None else self.passes.index(arm.artifact.pass_) for arm in pool.arms
+            None if arm.artifact is None or arm.artifact.pass_ is None else self.passes.index(arm.artifact.pass_)
+            for arm in pool.arms
         )
         self.constants = np.array(
             [np.nan if arm.success_probability is None else arm.success_probability for arm in pool.arms]

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from probes.base import ProbeError
 from probes.card import Pass, Recipe
-from probes.prompt import Messages, Renderer, new_pass, verify
-from tests.support.probes import NANO_POOL, card
+from probes.prompt import Messages, Renderer, new_pass
+from tests.support.probes import NANO_POOL
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/golden/model"
 USER = {"role": "user", "content": "What is 7 + 5?"}
@@ -212,18 +212,6 @@ def test_threads_share_a_renderer() -> None:
     conversations = [[{"role": "user", "content": f"Add {n}. " * (n % 7 + 1)}] for n in range(400)]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(renderer.render, conversations)) == list(map(renderer.render, conversations))
-
-
-def test_verify_accepts_the_model_that_the_probe_was_trained_with() -> None:
-    verify(card("nano-medium"), renderer_of(NANO_POOL / "nano-medium"))
-
-
-def test_verify_names_a_changed_template_or_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ProbeError, match=r"chat template of .*restore the template"):
-        verify(card(), renderer_of(write_model(tmp_path / "model", QWEN)))
-    ids = [*card().canary_token_ids[:5], 0, *card().canary_token_ids[6:]]
-    with pytest.raises(ProbeError, match=r"first difference at token 5\): restore tokenizer.json"):
-        verify(card(canary_token_ids=ids), renderer_of(NANO_POOL / "nano-small"))
 
 
 def test_unusable_models_are_named(tmp_path: Path) -> None:

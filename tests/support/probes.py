@@ -60,6 +60,8 @@ def artifact(folder: Path, model: str = "nano-small", layer: int = 1, position: 
     weight = np.random.default_rng(seed).normal(size=D_MODEL[model]).astype(np.float32) / 10
     made = card(model, layer, position)
     relative = os.path.relpath(NANO_POOL / model, folder)
+    assert made.pass_ is not None
+    assert made.site is not None
     pass_ = made.pass_.model_copy(update={"probe_model": relative})
-    save_artifact(folder, made.model_copy(update={"pass_": pass_}), LinearEoi(weight))
+    save_artifact(folder, made.model_copy(update={"pass_": pass_}), LinearEoi(weight, made.site))
     return load_artifact(folder)
