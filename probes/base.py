@@ -42,7 +42,7 @@ class Inputs:
     texts: Sequence[str] = ()
     """The conversations' text, n of them; for probes that read text alone."""
     prompt_tokens: NDArray[np.int64] | None = None
-    """Lengths in the probe model's tokens, before any cut, (n,)."""
+    """How many tokens the probe model reads, (n,)."""
     activations: Mapping[Site, Activations] = field(default_factory=dict)
     """By site, (n, d_model) each; arrays may be views of one memory map."""
     next_token: FloatArray | None = None

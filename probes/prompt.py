@@ -140,6 +140,11 @@ def new_pass(probe_model: str) -> Pass:
     return Pass(probe_model=probe_model, revision=revision, recipe=Recipe(chat_template_sha256=sha256))
 
 
+def conversation_text(messages: Messages) -> str:
+    """What probes read that read text alone: the messages' texts, one below the other."""
+    return "\n".join(text_of(message.get("content")) for message in messages)
+
+
 def text_of(content: Any) -> str:
     """The text of a message's content: a string, or a list of content parts of which the text parts count."""
     if isinstance(content, str):
