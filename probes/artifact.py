@@ -92,7 +92,7 @@ def load_artifact(
         raise ProbeError(f"{folder}: {error}") from error
     content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS, *files))
     revision = hashlib.sha256(content).hexdigest()[:12]
-    served = _served(card, folder, probe_models or {}, verify)
+    served = served_pass(card, folder, probe_models or {}, verify)
     if served is not None and dtype is not None:
         served = served.model_copy(update={"dtype": dtype})
     artifact = Artifact(folder, card, probe, revision, served, beside, source=str(folder))
@@ -118,7 +118,7 @@ def _check_beside(card: ProbeCard, beside: Tensors) -> None:
         raise ProbeError(f"{WEIGHTS} holds {min(surplus)}, of which the card knows nothing")
 
 
-def _served(card: ProbeCard, folder: Path, probe_models: Mapping[str, str], needed: bool) -> Pass | None:
+def served_pass(card: ProbeCard, folder: Path, probe_models: Mapping[str, str], needed: bool) -> Pass | None:
     """The card's pass with what the operator put in the probe model's place, resolved against the right folder.
 
     Raises:
