@@ -94,7 +94,9 @@ def finish(
 
     fitted, metrics, raw = calibrated(fit)
     score = calibration.spearman if label == "success_rate" else calibration.auroc
-    head, about, beside = None, None, {}
+    head: OutputTokens | None = None
+    about: Statistics | None = None
+    beside: dict[str, NDArray[np.float32]] = {}
     if fit.probe.site is not None and looked_at is not None:
         at = inputs.activations[looked_at]
         about, beside = statistics.fit(at[data.rows("train")], at[data.rows("validation")], looked_at)
@@ -116,10 +118,10 @@ def _output_tokens(
     data: TrainingSet, arm: int, inputs: Inputs, site: Site
 ) -> tuple[OutputTokens | None, dict[str, NDArray[np.float32]]]:
     """The output-token head and its tensor; none where it knows no more than the mean."""
-    lengths = (
+    train, validation, test = (
         Lengths(inputs.activations[site][rows], data.output_tokens[rows, arm]) for rows in map(data.rows, SPLITS)
     )
-    return output_tokens.fit(*lengths, site) or (None, {})
+    return output_tokens.fit(train, validation, test, site) or (None, {})
 
 
 def last_token(site: Site) -> Site:

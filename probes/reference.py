@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from probes.artifact import Artifact, load_artifact
 from probes.card import Dtype
+from probes.legacy import is_legacy, load_legacy
 from probes.prompt import Renderer
 
 
@@ -26,8 +26,6 @@ def load_probe(
     Raises:
         ProbeError: it cannot be fetched, or does not pass the checks; names what and the fix.
     """
-    source, folder = str(reference), Path(reference)
-    artifact = load_artifact(
-        folder, allow=allow, probe_models=probe_models, dtype=dtype, verify=verify, renderers=renderers
-    )
-    return replace(artifact, source=source)
+    folder = Path(reference)
+    load = load_legacy if is_legacy(folder) else load_artifact
+    return load(folder, allow=allow, probe_models=probe_models, dtype=dtype, verify=verify, renderers=renderers)
