@@ -7,7 +7,7 @@ import numpy as np
 from probes.artifact import load_artifact
 from probes.base import FloatArray
 from probes.engine.base import Prompt
-from probes.engine.torch_engine import TorchEngine
+from probes.engine.local import LocalEngine
 from probes.prompt import Renderer
 from server.config import Settings
 
@@ -26,7 +26,7 @@ def success_probabilities(settings: Settings, problems: Sequence[str], device: s
     artifacts = [load_artifact(settings.resolve(arm.probe)) for arm in arms if arm.probe is not None]
     if not artifacts or not len(problems):
         return success
-    engine = TorchEngine(artifacts, device)
+    engine = LocalEngine(artifacts, device)
     renderers = [Renderer(pass_) for pass_ in engine.passes]
     conversations = [[{"role": "user", "content": problem}] for problem in problems]
     prompts = [

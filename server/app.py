@@ -81,7 +81,7 @@ def _engine(pool: Pool, settings: Settings, metrics: Metrics) -> Engine | None:
         metrics.padding.inc(report.padding_tokens)
 
     return ProcessEngine(
-        [artifact.folder for artifact in pool.artifacts],
+        pool.artifacts,
         device=settings.engine.device,
         queue_prompts=settings.engine.queue.prompts,
         queue_tokens=settings.engine.queue.tokens,

@@ -76,7 +76,8 @@ class Arm:
 
     @property
     def uncalibrated(self) -> bool:
-        return self.artifact is None or self.artifact.card.calibration.method == "none"
+        """Whether the success probability is not known to be that of one answer."""
+        return self.artifact is None or self.artifact.card.calibration.of != "success"
 
     def cost_usd(self, input_tokens: float, output_tokens: float) -> float:
         """USD of one answer."""
