@@ -6,10 +6,10 @@ from importlib import import_module
 COMMANDS = {
     "list": ("offline.hub_commands:list_", "the probes of a Hub repository or a folder"),
     "show": ("offline.hub_commands:show", "one probe: what it predicts, how well, and how it was trained"),
-    "verify": ("offline.hub_commands:verify", "check a probe's files, and that it fits its probe model"),
+    "verify": ("offline.verify_command:main", "check a probe's files, and that it fits its probe model"),
     "download": ("offline.hub_commands:download", "copy a probe from the Hub into a folder"),
     "pull": ("offline.hub_commands:pull", "fetch a pool's probes, or a whole repository, into the cache"),
-    "push": ("offline.hub_commands:push", "publish a probe: files, manifest and model card in one commit"),
+    "push": ("offline.push_command:main", "publish a probe: files, manifest and model card in one commit"),
     "convert": ("offline.convert:main", "a folder of the research project -> a probe artifact"),
     "calibrate": ("offline.calibrate:main", "a new revision of a probe, calibrated on other data or another label"),
 }

@@ -29,7 +29,7 @@ def check_all(card: ProbeCard, served: Pass, allow: Collection[str], renderers: 
     if renderer is None:
         renderers.append(renderer := Renderer(served))
     failed: dict[Check, None] = {}
-    for name, difference in _differences(card, served, renderer):
+    for name, difference in differences(card, served, renderer):
         if name not in allow:
             raise ProbeError(f"{difference}; --allow-mismatch {name} goes on in spite of it")
         logger.warning("allowed mismatch %s: %s", name, difference)
@@ -37,7 +37,8 @@ def check_all(card: ProbeCard, served: Pass, allow: Collection[str], renderers: 
     return tuple(failed)
 
 
-def _differences(card: ProbeCard, served: Pass, renderer: Renderer) -> Iterator[tuple[Check, str]]:
+def differences(card: ProbeCard, served: Pass, renderer: Renderer) -> Iterator[tuple[Check, str]]:
+    """The checks that fail, and why; the card has a pass."""
     assert card.pass_ is not None
     trained, arm, model = card.pass_, repr(card.target.arm), served.probe_model
     folder = Path(model)

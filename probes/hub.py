@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from probes.artifact import CONFIG, LIMITS
 from probes.base import ProbeError
+from probes.hub_cache import COMMIT, commit_of, recall, remember
 from probes.hub_errors import HubAwayError, hub_errors
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ TIMEOUT_S = 10.0
 WAITS_S = (1.0, 3.0)
 """Before the second and third attempt, where the cache holds nothing to go on with."""
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 _OWNER_OR_REPO = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _SEGMENT = re.compile(r"(?!\.)[A-Za-z0-9._+=,-]{1,200}")
 _NOT_MODELS = ("datasets", "spaces", "buckets", "kernels")
@@ -82,6 +82,8 @@ class Listing:
     commit: str
     sizes: dict[str, int]
     """Bytes, by path."""
+    private: bool | None = None
+    """None: the Hub does not say."""
 
     @property
     def probes(self) -> list[str]:
@@ -126,7 +128,7 @@ def fetch(reference: str | Reference) -> Fetched:
         reference = parse(reference)
     cached = _cached_probe(reference)
     try:
-        return _patiently(lambda: _download(reference), cached is None)
+        return patiently(lambda: _download(reference), cached is None)
     except HubAwayError as error:
         if cached is None:
             raise HubAwayError(
@@ -158,7 +160,7 @@ def list_files(repo: str, revision: str = MAIN) -> Listing:
             sizes = {file.path: file.size for file in tree if hasattr(file, "size")}
     if info.sha is None or not COMMIT.fullmatch(info.sha):
         raise HubAwayError(f"it names no commit for {repo}")
-    return Listing(info.sha, {path: size for path, size in sizes.items() if size is not None})
+    return Listing(info.sha, {path: size for path, size in sizes.items() if size is not None}, info.private)
 
 
 def read_json(repo: str, path: str, listing: Listing, limit: int = MANIFEST_LIMIT) -> object:
@@ -199,7 +201,12 @@ def _check_size(repo: str, path: str, listing: Listing, limit: int) -> None:
         raise ProbeError(f"{path} of {repo} has {size:,} bytes, more than the {limit:,} allowed: not fetched")
 
 
-def _patiently(attempt: Callable[[], T], again: bool) -> T:
+def patiently(attempt: Callable[[], T], again: bool = True) -> T:
+    """Once more, and once more again, where the Hub is away.
+
+    Raises:
+        HubAwayError: it stays away.
+    """
     for wait_s in WAITS_S if again else ():
         try:
             return attempt()
@@ -218,7 +225,7 @@ def _download(reference: Reference) -> Fetched:
     for name in names:
         _check_size(reference.repo, prefix + name, listing, FILE_LIMITS[name])
     files = [download_file(reference.repo, prefix + name, listing, FILE_LIMITS[name]) for name in names]
-    _remember(reference, listing.commit)
+    remember(reference.repo, reference.revision, reference.folder, listing.commit)
     return Fetched(files[0].parent, reference.repo, reference.folder, listing.commit, from_cache=False)
 
 
@@ -231,40 +238,17 @@ def _no_probe(reference: Reference, probes: list[str]) -> str:
     return f"{where} has {what}: {', '.join(map(repr, near))} would be {'near' if reference.folder else 'there'}"
 
 
-def _remember(reference: Reference, commit: str) -> None:
-    """Keep what a branch or tag stands for where the Hub's cache keeps it, and `try_to_load_from_cache` looks.
-
-    Files are fetched by commit, so that all are of one; the Hub's client keeps names only for those fetched by name.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    if COMMIT.fullmatch(reference.revision):
-        return
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=reference.repo, repo_type="model")
-    file = folder / "refs" / reference.revision
-    with hub_errors(reference.repo):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{commit}")
-        temporary.write_text(commit)
-        temporary.replace(file)
-
-
 def _cached_probe(reference: Reference) -> Fetched | None:
     """The probe as the cache holds it, whole or not at all."""
-    from huggingface_hub import try_to_load_from_cache
-
-    prefix = f"{reference.folder}/" if reference.folder else ""
-    config = try_to_load_from_cache(reference.repo, prefix + CONFIG, revision=reference.revision)
-    if not isinstance(config, str):
+    config = recall(reference.repo, reference.revision, reference.folder, CONFIG)
+    if config is None:
         return None
-    folder = Path(config).parent
+    folder = config.parent
     try:
-        needed = json.loads(Path(config).read_bytes())["files"]
+        needed = json.loads(config.read_bytes())["files"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
     if not all(isinstance(name, str) and (folder / name).is_file() for name in needed):
         return None
-    depth = prefix.count("/")
-    commit = folder.parents[depth - 1].name if depth else folder.name
+    commit = commit_of(config, f"{reference.folder}/{CONFIG}" if reference.folder else CONFIG)
     return Fetched(folder, reference.repo, reference.folder, commit, from_cache=True)

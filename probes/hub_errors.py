@@ -1,5 +1,6 @@
 """What goes wrong with the Hugging Face Hub, said in one line: away (try the cache), or refused (try otherwise)."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,14 @@ LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 class HubAwayError(ProbeError):
     """The Hub cannot be reached, or has trouble of its own: what the cache holds is the best there is."""
+
+
+class HubMissingError(ProbeError):
+    """The Hub shows no such repository to this client."""
+
+
+class HubConflictError(ProbeError):
+    """Somebody else committed in the meantime: look again, then go on."""
 
 
 @contextmanager
@@ -31,6 +40,10 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
         raise
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, transport, OSError, ValueError) as error:
         raise _explain(error, repo, revision) from error
+    except RuntimeError as error:  # what an upload in a thread of its own ends with
+        if error.__cause__ is None:
+            raise
+        raise _explain(error.__cause__, repo, revision) from error
 
 
 def _explain(error: BaseException, repo: str, revision: str | None) -> ProbeError:
@@ -42,10 +55,10 @@ def _explain(error: BaseException, repo: str, revision: str | None) -> ProbeErro
         return _explain(error.__cause__, repo, revision)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubAwayError("HF_HUB_OFFLINE is set")
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        return _explain(error.__cause__, repo, revision)
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         return ProbeError(f"the Hub's cache: {error}; free space or permissions there, or set HF_HOME to another place")
+    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        return ProbeError(f"{repo}: {' '.join(str(error).split())}")
     return HubAwayError(f"{type(error).__name__}: {_first_line(error)}")
 
 
@@ -62,7 +75,11 @@ def _refused(error: BaseException, repo: str, revision: str | None) -> ProbeErro
     if isinstance(error, errors.RevisionNotFoundError):
         return ProbeError(f"{repo} has no revision {revision!r}: name a branch, a tag or a commit of it")
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        return ProbeError(f"the Hub shows no repository {repo}: check the name; if it is private, {LOG_IN}{said}")
+        # A token that is refused says nothing of the repository.
+        kind = HubMissingError if status != 401 or isinstance(error, errors.RepositoryNotFoundError) else ProbeError
+        return kind(f"the Hub shows no repository {repo}: check the name; if it is private, {LOG_IN}{said}")
+    if status in (409, 412):
+        return HubConflictError(f"{repo} changed in the meantime{said}")
     if status == 403:
         return ProbeError(f"your token may not do this with {repo}: {LOG_IN} with one that may{said}")
     return ProbeError(f"the Hub answers {status} for {repo}{said or ': ' + _first_line(error)}")

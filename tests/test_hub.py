@@ -274,6 +274,36 @@ def test_a_new_commit_that_cannot_be_fetched_whole_leaves_the_old_one(loopback: 
     assert fetch(REFERENCE).commit == repository.refs["main"]
 
 
+def test_a_probe_that_is_fetched_anew_does_not_hide_the_others(loopback: Hub) -> None:
+    repository = loopback.repositories["model", REPO]
+    files = {name.replace("large/", "v2/large/"): content for name, content in repository.files.items()}
+    repository.commit(dict(files))
+    first = fetch(REFERENCE)
+    repository.commit({"README.md": b"later"})
+    second = fetch(f"hf://{REPO}/v2/large")
+    loopback.fails("", status(503))
+    assert fetch(REFERENCE).commit == first.commit
+    assert fetch(f"hf://{REPO}/v2/large").commit == second.commit != first.commit
+
+
+def test_reads_what_another_tool_put_into_the_cache(loopback: Hub) -> None:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(REPO)) / "large"
+    loopback.fails("", status(503))
+    fetched = fetch(REFERENCE)
+    assert (fetched.folder, fetched.from_cache) == (folder, True)
+
+
+def test_the_clients_own_tools_read_the_cache(loopback: Hub) -> None:
+    from huggingface_hub import scan_cache_dir
+
+    commit = fetch(REFERENCE).commit
+    info = scan_cache_dir()
+    assert not info.warnings
+    assert [revision.commit_hash for repository in info.repos for revision in repository.revisions] == [commit]
+
+
 def test_files_over_the_limits_are_refused_before_they_are_fetched(
     loopback: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
