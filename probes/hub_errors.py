@@ -34,14 +34,13 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
 
     # httpx's in release 1 of huggingface_hub, httpx2's in release 2.
     transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    known = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, transport, OSError, ValueError)
     try:
         yield
-    except ProbeError:
-        raise
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, transport, OSError, ValueError) as error:
+    except known as error:
         raise _explain(error, repo, revision) from error
     except RuntimeError as error:  # what an upload in a thread of its own ends with
-        if error.__cause__ is None:
+        if not isinstance(error.__cause__, known):
             raise
         raise _explain(error.__cause__, repo, revision) from error
 
