@@ -12,10 +12,10 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from probes.artifact import CONFIG, LIMITS
 from probes.base import ProbeError
@@ -46,6 +46,9 @@ _SEGMENT = re.compile(r"(?!\.)[A-Za-z0-9._+=,-]{1,200}")
 _NOT_MODELS = ("datasets", "spaces", "buckets", "kernels")
 
 T = TypeVar("T")
+
+
+Kind = Literal["model", "dataset"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,9 @@ class Listing:
     """Bytes, by path."""
     private: bool | None = None
     """None: the Hub does not say."""
+    kind: Kind = "model"
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of large files, by path, as far as the Hub tells."""
 
     @property
     def probes(self) -> list[str]:
@@ -141,7 +147,7 @@ def fetch(reference: str | Reference) -> Fetched:
         return cached
 
 
-def list_files(repo: str, revision: str = MAIN) -> Listing:
+def list_files(repo: str, revision: str = MAIN, kind: Kind = "model") -> Listing:
     """One request, bounded in time, not repeated.
 
     Raises:
@@ -152,15 +158,18 @@ def list_files(repo: str, revision: str = MAIN) -> Listing:
 
     api = HfApi()
     with hub_errors(repo, revision):
-        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
-        sizes = {file.rfilename: file.size for file in info.siblings or ()}
+        info = api.repo_info(repo, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
+        siblings = getattr(info, "siblings", None) or ()
+        sizes = {file.rfilename: file.size for file in siblings}
+        hashes = {file.rfilename: file.lfs.sha256 for file in siblings if file.lfs is not None}
         if not sizes or None in sizes.values():
             # A Hub, or a mirror of it, that does not tell sizes there.
-            tree = api.list_repo_tree(repo, recursive=True, revision=info.sha)
+            tree = api.list_repo_tree(repo, recursive=True, revision=info.sha, repo_type=kind)
             sizes = {file.path: file.size for file in tree if hasattr(file, "size")}
     if info.sha is None or not COMMIT.fullmatch(info.sha):
         raise HubAwayError(f"it names no commit for {repo}")
-    return Listing(info.sha, {path: size for path, size in sizes.items() if size is not None}, info.private)
+    told = {path: size for path, size in sizes.items() if size is not None}
+    return Listing(info.sha, told, info.private, kind, hashes)
 
 
 def read_json(repo: str, path: str, listing: Listing, limit: int = MANIFEST_LIMIT) -> object:
@@ -186,13 +195,14 @@ def download_file(repo: str, path: str, listing: Listing, limit: int) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     _check_size(repo, path, listing, limit)
-    cached = try_to_load_from_cache(repo, path, revision=listing.commit)
+    kind, commit = listing.kind, listing.commit
+    cached = try_to_load_from_cache(repo, path, repo_type=kind, revision=commit)
     if isinstance(cached, str):
         return Path(cached)
-    with hub_errors(repo, listing.commit):
+    with hub_errors(repo, commit):
         # Fails at once where the Hub has trouble; hf_hub_download would wait as long as the Hub asks it to.
-        get_hf_file_metadata(hf_hub_url(repo, path, revision=listing.commit), timeout=TIMEOUT_S)
-        return Path(hf_hub_download(repo, path, revision=listing.commit, etag_timeout=TIMEOUT_S))
+        get_hf_file_metadata(hf_hub_url(repo, path, repo_type=kind, revision=commit), timeout=TIMEOUT_S)
+        return Path(hf_hub_download(repo, path, repo_type=kind, revision=commit, etag_timeout=TIMEOUT_S))
 
 
 def _check_size(repo: str, path: str, listing: Listing, limit: int) -> None:
