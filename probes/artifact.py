@@ -83,6 +83,9 @@ def load_artifact(
         probe = load(card.kind).from_artifact(card, own, files)
     except ProbeError as error:
         raise ProbeError(f"{folder}: {error}") from error
+    if set(files) != set(probe.files()):
+        names = ", ".join((CONFIG, WEIGHTS, *probe.files()))
+        raise ProbeError(f"{folder / CONFIG}: files must name {names} for a probe of kind {card.kind}; {RETRAIN}")
     content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS, *files))
     revision = hashlib.sha256(content).hexdigest()[:12]
     served = _served(card, folder, probe_models or {}, verify)
