@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from routing_policies.base import Policy, PolicyError, build
 from server.config import ConfigError, Settings, pool_sha256
+from server.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,9 @@ class Policies:
         ConfigError: the tuning file is missing or broken, or the configured knobs are out of range.
     """
 
-    def __init__(self, settings: Settings, tier_cost: tuple[float, ...]) -> None:
+    def __init__(self, settings: Settings, pool: Pool) -> None:
         tuning = None if settings.policy.tuned is None else read_tuning(settings.resolve(settings.policy.tuned))
-        self.stale = tuning is not None and tuning.pool_sha256 != pool_sha256(settings)
+        self.stale = tuning is not None and tuning.pool_sha256 != pool_sha256(settings, pool.probes_sha256)
         if self.stale:
             logger.warning("%s was tuned for another pool: run `pika tune` again", settings.policy.tuned)
         self.knobs: dict[str, Any] = {}
@@ -46,10 +47,10 @@ class Policies:
         name = settings.policy.name or (tuning.policy if tuning is not None else None)
         assert name is not None  # the configuration holds one of the two
         self.name = name
-        self.tier_cost = tier_cost
+        self.tier_cost = pool.tier_cost
         self._cached = lru_cache(maxsize=256)(self._build)
         try:
-            self.default = build(name, self.knobs, tier_cost)
+            self.default = build(name, self.knobs, self.tier_cost)
         except PolicyError as error:
             raise ConfigError(f"policy: {error}") from error
 
