@@ -7,10 +7,12 @@ saving is in-sample; test problems, which neither has seen, tell what to count o
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +22,7 @@ from probes.base import ProbeError
 from routing_policies.base import PolicyError
 from routing_policies.costs import expected_cost, tier_cost
 from server.config import ConfigError, Settings, load, pool_sha256, prefill_usd_per_token
+from server.sections import MeanTokens
 
 if TYPE_CHECKING:
     from probes.artifact import Artifact
@@ -43,10 +46,14 @@ def main(argv: list[str]) -> int:
         outcomes = read_outcomes(options.data, options.split, list(settings.arms))
         if options.split == "train":
             print("pika tune: the probes were fitted on the train split, so they flatter themselves", file=sys.stderr)
+        from offline.label import load_probes  # torch: after all that can fail at once
+
         with Console(stderr=True).status(f"Scoring {len(outcomes.problems)} problems with the probes"):
-            data = validation(settings, outcomes)
+            artifacts = load_probes(settings)
+            data = validation(settings, artifacts, outcomes)
         tuning = tune(data, options.target, options.policies, options.seed)
-        result = _result(settings, tuning, outcomes, options)
+        probes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
+        result = _result(pool_sha256(settings, probes), list(settings.arms), tuning, outcomes, options)
     except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
         print(f"pika tune: {error}", file=sys.stderr)
         return 2
@@ -100,34 +107,42 @@ def _policies(text: str) -> tuple[str, ...]:
     return names
 
 
-def validation(settings: Settings, outcomes: Outcomes) -> Validation:
+def validation(settings: Settings, artifacts: "Mapping[str, Artifact]", outcomes: Outcomes) -> Validation:
     """What the gateway would know of these problems, and what came of them.
 
     Raises:
-        ProbeError: a probe cannot be loaded, or does not fit its probe model.
-        ConfigError: a pool model's path leads nowhere.
+        ProbeError: a probe does not fit its probe model.
+        ConfigError: a pool model's path leads nowhere, or an arm's mean tokens are not known.
     """
-    from probes.artifact import load_artifact
-
-    probes = {name: arm.probe for name, arm in settings.arms.items() if arm.probe is not None}
-    artifacts = {name: load_artifact(settings.resolve(probe)) for name, probe in probes.items()}
-    tokens = [
-        artifacts[name].card.mean_tokens if name in artifacts else arm.mean_tokens
-        for name, arm in settings.arms.items()
-    ]
-    means = [count for count in tokens if count is not None]  # an arm without a probe has them: config.py sees to it
+    means = _mean_tokens(settings, artifacts)
     output = [count.output for count in means]
     prices = [settings.models[arm.model].usd_per_million_tokens for arm in settings.arms.values()]
     per_input, per_output = [price.input for price in prices], [price.output for price in prices]
-    from offline.label import success_probabilities  # torch: after all that can fail at once
+    from offline.label import predict
 
+    predicted = predict(settings, artifacts, outcomes.problems, settings.engine.device)
+    expected = np.where(np.isnan(predicted.output_tokens), output, predicted.output_tokens)  # (n, k)
     return Validation(
-        success=success_probabilities(settings, outcomes.problems, settings.engine.device),
-        cost=expected_cost(outcomes.input_tokens, output, per_input, per_output),
+        success=predicted.success,
+        cost=expected_cost(outcomes.input_tokens, expected, per_input, per_output),
         success_rate=outcomes.success_rate,
         tier_cost=tuple(tier_cost([count.input for count in means], output, per_input, per_output).tolist()),
         prefill_usd=_prefill_usd(settings, list(artifacts.values()), outcomes.problems),
     )
+
+
+def _mean_tokens(settings: Settings, artifacts: "Mapping[str, Artifact]") -> list[MeanTokens]:
+    """Of every arm: the artifact's, which was measured where the probe was trained, else the configuration's."""
+    means: list[MeanTokens] = []
+    for name, arm in settings.arms.items():
+        card = artifacts[name].card.mean_tokens if name in artifacts else None
+        if card is not None:
+            means.append(MeanTokens(input=card.input, output=card.output))
+        elif arm.mean_tokens is not None:
+            means.append(arm.mean_tokens)
+        else:
+            raise ConfigError(f"arms.{name} needs mean_tokens: {{input: ..., output: ...}}: its probe has none")
+    return means
 
 
 def _prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list[str]) -> float:
@@ -150,7 +165,9 @@ def _prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list
     return total
 
 
-def _result(settings: Settings, tuning: Tuning, outcomes: Outcomes, options: argparse.Namespace) -> dict[str, Any]:
+def _result(
+    pool_hash: str, arms: list[str], tuning: Tuning, outcomes: Outcomes, options: argparse.Namespace
+) -> dict[str, Any]:
     """What the file holds; the gateway reads pool_sha256, policy, knobs and table.
 
     A request may ask for any of the policies: each finds its own knob among `knobs`.
@@ -159,13 +176,13 @@ def _result(settings: Settings, tuning: Tuning, outcomes: Outcomes, options: arg
     del chosen["knobs"]
     return {
         "schema_version": 1,
-        "pool_sha256": pool_sha256(settings),
+        "pool_sha256": pool_hash,
         "policy": chosen.pop("policy"),
         "knobs": {name: value for candidate in tuning.candidates for name, value in candidate.knobs.items()},
         "target": str(options.target),
         "note": NOTE,
         "on_validation": chosen,
-        "best": list(settings.arms)[tuning.best_arm],
+        "best": arms[tuning.best_arm],
         "always_best": asdict(tuning.always_best),
         "data": {
             "file": options.data.name,

@@ -134,7 +134,7 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
 
 def _policy(pool: Pool, settings: Settings) -> Finding:
     try:
-        policies = Policies(settings, pool)
+        policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
     except ConfigError as error:
         return Finding("policy", False, str(error))
     if policies.stale:

@@ -99,7 +99,7 @@ def _build(settings: Settings) -> tuple[Settings, Pool, Policies, Predictor]:
             "these probes need torch: pip install 'pika-router[engine]', or use probes that read text alone (tfidf, "
             "length), or give arms a success_probability"
         )
-    return settings, pool, Policies(settings, pool), Predictor(pool, settings)
+    return settings, pool, Policies(settings, pool.tier_cost, pool.probes_sha256), Predictor(pool, settings)
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from routing_policies.base import Policy, PolicyError, build
 from server.config import ConfigError, Settings, pool_sha256
-from server.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +30,17 @@ class Tuning(BaseModel):
 class Policies:
     """Builds policies from knobs; a request's knobs win over the configuration's, those over the tuning file's.
 
+    Args:
+        tier_cost: mean USD of one answer per arm, (k,).
+        probes: hash of what each arm's probe predicts, by arm (`Pool.probes_sha256`).
+
     Raises:
         ConfigError: the tuning file is missing or broken, or the configured knobs are out of range.
     """
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
+    def __init__(self, settings: Settings, tier_cost: tuple[float, ...], probes: Mapping[str, str]) -> None:
         tuning = None if settings.policy.tuned is None else read_tuning(settings.resolve(settings.policy.tuned))
-        self.stale = tuning is not None and tuning.pool_sha256 != pool_sha256(settings, pool.probes_sha256)
+        self.stale = tuning is not None and tuning.pool_sha256 != pool_sha256(settings, probes)
         if self.stale:
             logger.warning("%s was tuned for another pool: run `pika tune` again", settings.policy.tuned)
         self.knobs: dict[str, Any] = {}
@@ -47,7 +50,7 @@ class Policies:
         name = settings.policy.name or (tuning.policy if tuning is not None else None)
         assert name is not None  # the configuration holds one of the two
         self.name = name
-        self.tier_cost = pool.tier_cost
+        self.tier_cost = tier_cost
         self._cached = lru_cache(maxsize=256)(self._build)
         try:
             self.default = build(name, self.knobs, self.tier_cost)

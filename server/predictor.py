@@ -76,7 +76,10 @@ class Predictor:
             [np.nan if arm.success_probability is None else arm.success_probability for arm in pool.arms]
         )
         self.probed = np.array([arm.artifact is not None for arm in pool.arms])
-        self.pass_usd_per_token = tuple(_prefill_price(pass_.probe_model, settings) for pass_ in self.passes)
+        computed = [one.pass_ for one in pool.artifacts if one.probe.site is not None]
+        self.pass_usd_per_token = tuple(
+            _prefill_price(pass_.probe_model, settings) if pass_ in computed else 0.0 for pass_ in self.passes
+        )
         self.deadline_s = settings.engine.deadline_ms / 1000
 
     async def render(self, messages: Messages) -> Rendered:
@@ -121,8 +124,8 @@ class Predictor:
             output_tokens[:, self.probed] = scores.output_tokens
             percentile[:, self.probed] = scores.activation_percentile
         predictions = [
-            Prediction(*row, one.prompt_tokens, one.flags, one.prefill_usd)
-            for *row, one in zip(success, output_tokens, percentile, rendered, strict=True)
+            Prediction(success[i], output_tokens[i], percentile[i], one.prompt_tokens, one.flags, one.prefill_usd)
+            for i, one in enumerate(rendered)
         ]
         return [self._flagged(prediction) for prediction in predictions]
 
