@@ -7,9 +7,8 @@ import numpy as np
 
 from probes.artifact import Artifact
 from probes.base import FloatArray
-from probes.engine.base import Prompt
 from probes.engine.local import LocalEngine
-from probes.prompt import Messages, Renderer, conversation_text
+from probes.prompt import Renderer
 from probes.reference import load_probe
 from server.config import Settings
 
@@ -54,16 +53,6 @@ def predict(
     if artifacts and len(problems):
         probed = [name in artifacts for name in arms]
         engine = LocalEngine([artifacts[name] for name in arms if name in artifacts], device)
-        scores = engine.score(prompts(engine, problems))
+        scores = engine.score(engine.render(problems))
         success[:, probed], output_tokens[:, probed] = scores.success, scores.output_tokens
     return Predictions(success, output_tokens)
-
-
-def prompts(engine: LocalEngine, problems: Sequence[str]) -> list[Prompt]:
-    """Problems as the engine takes them."""
-    renderers = [Renderer(pass_) for pass_ in engine.passes]
-    conversations: list[Messages] = [[{"role": "user", "content": problem}] for problem in problems]
-    return [
-        Prompt(tuple(renderer.render(messages).token_ids for renderer in renderers), conversation_text(messages))
-        for messages in conversations
-    ]
