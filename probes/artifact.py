@@ -101,6 +101,9 @@ def load_artifact(
         _check_beside(card, beside)
     except ProbeError as error:
         raise ProbeError(f"{folder}: {error}") from error
+    if set(files) != set(probe.files()):
+        names = ", ".join((CONFIG, WEIGHTS, *probe.files()))
+        raise ProbeError(f"{folder / CONFIG}: files must name {names} for a probe of kind {card.kind}; {RETRAIN}")
     content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS, *files))
     revision = hashlib.sha256(content).hexdigest()[:12]
     served = served_pass(card, folder, probe_models or {}, verify)
