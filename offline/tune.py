@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from offline.conformal import SAYS, Guarantee, guarantee, reach
 from offline.evaluate import DataError, Outcomes, read_outcomes
 from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, Validation, tune
 from probes.base import ProbeError
@@ -35,6 +36,7 @@ EXAMPLES = """examples:
   pika tune pool.yaml --data rollouts.parquet                            as accurate as the best single arm, for less
   pika tune pool.yaml --data rollouts.parquet --target accuracy=0.9      the least cost at 90% right
   pika tune pool.yaml --data rollouts.parquet --target cost=0.0002       the most right for 0.0002 USD per query
+  pika tune pool.yaml --data fresh.parquet --guarantee 0.9               min_success that holds with 90% confidence
 """
 
 
@@ -51,9 +53,14 @@ def main(argv: list[str]) -> int:
         with Console(stderr=True).status(f"Scoring {len(outcomes.problems)} problems with the probes"):
             artifacts = load_probes(settings)
             data = validation(settings, artifacts, outcomes)
-        tuning = tune(data, options.target, options.policies, options.seed)
+        held = None
+        if options.guarantee is not None:
+            held = guarantee(data.success, data.cost, data.success_rate, options.guarantee, options.seed)
+        tuning = tune(data, options.target, options.policies, options.seed, held)
         probes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
         result = _result(pool_sha256(settings, probes), list(settings.arms), tuning, outcomes, options)
+        if held is not None:
+            result["guarantee"] = _guarantee(held, list(artifacts.values()), outcomes, options)
     except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
         print(f"pika tune: {error}", file=sys.stderr)
         return 2
@@ -63,7 +70,11 @@ def main(argv: list[str]) -> int:
         print(f"pika tune: cannot write {out}: {error.strerror}; choose another --out", file=sys.stderr)
         return 1
     _show(tuning, list(settings.arms))
-    print(json.dumps({"file": str(out), **{key: value for key, value in result.items() if key != "table"}}))
+    brief = {key: value for key, value in result.items() if key != "table"}
+    if held is not None:
+        print(reach(held, options.guarantee))
+        brief["guarantee"] = {key: value for key, value in result["guarantee"].items() if key != "table"}
+    print(json.dumps({"file": str(out), **brief}))
     return 0
 
 
@@ -81,8 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         "--target", type=_target, default="accuracy=always-best", help="accuracy=always-best | accuracy=0..1 | cost=USD"
     )
     parser.add_argument("--policies", type=_policies, default=SIMPLEST_FIRST, help=f"of {','.join(SIMPLEST_FIRST)}")
+    parser.add_argument(
+        "--guarantee",
+        type=_level,
+        metavar="CONFIDENCE",
+        help="make min_success hold its target with this confidence, such as 0.9: thresholds for every target, from "
+        "problems that neither trained nor calibrated the probes",
+    )
     parser.add_argument("--out", type=Path, help="file to write (default: policy.tuned of CONFIG)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, and of the guarantee's order")
     return parser
 
 
@@ -90,6 +108,16 @@ def _split(text: str) -> str:
     if text == "test":
         raise argparse.ArgumentTypeError("the test split is for the final figures: choose on validation")
     return text
+
+
+def _level(text: str) -> float:
+    try:
+        level = float(text)
+    except ValueError:
+        level = 0.0
+    if not 0 < level < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no confidence: a number between 0 and 1, such as 0.9")
+    return level
 
 
 def _target(text: str) -> Target:
@@ -193,7 +221,37 @@ def _result(
         "seed": options.seed,
         "candidates": [asdict(candidate) for candidate in tuning.candidates],
         "table": tuning.table,
+        "guarantee": None,
     }
+
+
+def _guarantee(
+    held: Guarantee, artifacts: "list[Artifact]", outcomes: Outcomes, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What the file says of `min_success`; the gateway reads level and table."""
+    seen = any(_saw(artifact, outcomes.sha256, options.split) for artifact in artifacts)
+    if seen:
+        print(
+            f"pika tune: the {options.split} problems chose or calibrated probes, so the guarantee holds only as far as "
+            "these do not flatter themselves there: give it problems of their own (`pika rollouts` with another --seed)",
+            file=sys.stderr,
+        )
+    return {
+        "level": options.guarantee,
+        "problems": len(outcomes.problems),
+        "says": SAYS.format(level=options.guarantee),
+        "problems_chose_probes": seen,
+        "table": held,
+    }
+
+
+def _saw(artifact: "Artifact", sha256: str, split: str) -> bool:
+    """Whether a probe was fitted, chosen or calibrated on these problems."""
+    training = artifact.card.training
+    calibrated_on = training.get("calibrated_on", {})
+    return (sha256, split) == (calibrated_on.get("sha256"), calibrated_on.get("split")) or (
+        sha256 == training.get("rollouts_sha256") and split in ("train", "validation")
+    )
 
 
 def _show(tuning: Tuning, arms: list[str]) -> None:

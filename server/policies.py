@@ -15,6 +15,17 @@ from server.config import ConfigError, Settings, pool_sha256
 logger = logging.getLogger(__name__)
 
 
+class Guarantee(BaseModel):
+    """What `pika tune --guarantee` found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    level: float
+    """Confidence."""
+    table: list[tuple[float, float | None]]
+    """(target, threshold on success probabilities); None: out of reach."""
+
+
 class Tuning(BaseModel):
     """What the gateway reads of the file that `pika tune` writes; the rest is for people."""
 
@@ -25,6 +36,8 @@ class Tuning(BaseModel):
     knobs: dict[str, Any]
     table: list[tuple[float, float]]
     """(mean accuracy, mu) pairs, for any target of `target_accuracy`."""
+    guarantee: Guarantee | None = None
+    """For any target of `min_success`."""
 
 
 class Policies:
@@ -46,6 +59,8 @@ class Policies:
         self.knobs: dict[str, Any] = {}
         if tuning is not None:
             self.knobs = {**tuning.knobs, "table": tuning.table}
+            if tuning.guarantee is not None:
+                self.knobs["guarantee"] = tuning.guarantee.table
         self.knobs |= settings.policy.knobs()
         name = settings.policy.name or (tuning.policy if tuning is not None else None)
         assert name is not None  # the configuration holds one of the two

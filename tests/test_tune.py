@@ -109,6 +109,40 @@ def test_policies_and_file_of_ones_choice(tmp_path: Path, rollouts: Path, capsys
     assert "min_success" in printed
 
 
+def test_the_gateway_holds_what_was_guaranteed(
+    tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = write_pool(tmp_path)
+    words = ("--data", rollouts, "--guarantee", "0.9", "--target", "accuracy=0.8", "--policies", "min_success")
+    code, out, err = run(capsys, pool, *words)
+    assert (code, err) == (0, "")
+    written = json.loads((tmp_path / "policy.tuned.json").read_text())["guarantee"]
+    assert (written["level"], written["problems"], written["problems_chose_probes"]) == (0.9, 40, False)
+    assert "table" not in json.loads(out.splitlines()[-1])["guarantee"]
+    table = dict(written["table"])
+    assert len(table) == 99
+    # On forty problems medium's .8 bear out .6, and large's .9 bear out .7; nothing bears out .9.
+    assert (table[0.6], table[0.9]) == (0.6, None)
+
+    policies = Policies(load(pool), TIER)
+    success, cost = np.array([list(ARMS.values())]), np.array([TIER])
+    for asked, arm, infeasible in ((0.6, 1, False), (0.595, 1, False), (0.9, 2, True)):
+        policy = policies.get({"policy": "min_success", "min_success": asked})[1]
+        arms = policy.choose(success, cost)
+        assert (arms.tolist(), policy.infeasible(success, arms).tolist()) == ([arm], [infeasible])
+
+
+def test_problems_that_chose_the_probes_guarantee_less_and_a_warning_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--guarantee", "0.9", "--out", tmp_path / "policy.json")
+    code, out, err = run(capsys, NANO / "pool.yaml", "--data", NANO / "rollouts.parquet", *words)
+    assert code == 0
+    assert "the validation problems chose or calibrated the probes" in err
+    assert json.loads(out.splitlines()[-1])["guarantee"]["problems_chose_probes"]
+    assert "with confidence 0.9" in out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -142,6 +176,7 @@ def test_a_file_that_cannot_be_written_says_so(
         (["--target", "best"], "'best' is no target: accuracy=always-best"),
         (["--target", "accuracy=90"], "accuracy=0.9 (from 0 to 1)"),
         (["--split", "test"], "the test split is for the final figures"),
+        (["--guarantee", "90"], "'90' is no confidence: a number between 0 and 1, such as 0.9"),
         (["--policies", "utility,random"], "'random' cannot be tuned: choose of utility,cascade"),
     ],
 )
