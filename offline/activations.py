@@ -1,46 +1,99 @@
-"""Harvests what probes are trained on: activations at many sites, with the code that serves them."""
+"""Harvests what probes are trained on, with the code that serves them, and keeps it: the next arm needs no new pass."""
 
+import hashlib
+import json
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
-from probes.base import Activations
-from probes.card import Pass, Site
-from probes.engine.probe_model import ProbeModel
+import numpy as np
+from numpy.typing import NDArray
+
+from probes.base import Inputs, Sequences
+from probes.card import Pass
+from probes.engine.probe_model import ProbeModel, Reading
+from probes.fingerprint import fingerprint
+
+FORM = 1
+"""Of the cache; another one is not read."""
 
 
-@dataclass(frozen=True)
-class Harvest:
-    """Activations of n prompts at every site of layers x positions."""
-
-    values: Activations
-    """(n, layers, positions, d_model)"""
-    layers: tuple[int, ...]
-    positions: tuple[int, ...]
-
-    def at(self, site: Site) -> Activations:
-        """Activations at one site, (n, d_model)."""
-        found: Activations = self.values[:, self.layers.index(site.layer), self.positions.index(site.position)]
-        return found
+def default_cache() -> Path:
+    """Where activations are kept, under XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pika" / "activations"
 
 
 def harvest(
     pass_: Pass,
     prompts: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    positions: Sequence[int],
+    reading: Reading,
     device: str = "auto",
+    cache: Path | None = None,
     on_batch: Callable[[int], None] = lambda n: None,
-) -> Harvest:
-    """Run the probe model over n prompts (token ids).
+) -> Inputs:
+    """All that is to be read of n prompts (token ids); arrays are memory maps where there is a cache.
 
     Args:
+        cache: a folder; what stands there of the same model, prompts and reading is not computed again.
         on_batch: called after each micro-batch with its number of prompts, for progress bars.
 
     Raises:
         ProbeError: the probe model cannot be loaded, or has no such layer.
     """
-    model = ProbeModel(pass_, layers, device)
-    sites = [Site(layer=layer, position=position) for layer in layers for position in positions]
-    found = model.activations(prompts, sites, on_batch)
-    shape = (len(prompts), len(layers), len(positions), model.d_model)
-    return Harvest(found.reshape(shape), tuple(layers), tuple(positions))
+    if cache is None:
+        return ProbeModel(pass_, reading, device).read(prompts, on_batch)
+    folder = cache / _key(pass_, prompts, reading)
+    if folder.is_dir():
+        on_batch(len(prompts))
+        return _load(folder, prompts, reading)
+    model = ProbeModel(pass_, reading, device)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=cache) as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        names = iter(["sites", *(f"layer-{layer}" for layer in reading.sequence_layers)])
+
+        def allocate(shape: tuple[int, ...], dtype: type[np.float32]) -> NDArray[Any]:
+            file = str(new / f"{next(names)}.npy")
+            found: NDArray[Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                file, mode="w+", dtype=dtype, shape=shape
+            )
+            return found
+
+        inputs = model.read(prompts, on_batch, allocate)
+        if inputs.next_token is not None:
+            np.save(new / "next_token.npy", inputs.next_token, allow_pickle=False)
+        with suppress(OSError):  # somebody else was quicker
+            new.rename(folder)
+    return _load(folder, prompts, reading)
+
+
+def _load(folder: Path, prompts: Sequence[Sequence[int]], reading: Reading) -> Inputs:
+    def array(name: str) -> NDArray[Any]:
+        found: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return found
+
+    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    starts = (np.cumsum(lengths) - lengths).astype(np.int64)
+    at_sites = array("sites")
+    inputs = Inputs(
+        prompt_tokens=lengths,
+        activations={site: at_sites[:, i] for i, site in enumerate(reading.sites)},
+        sequences={layer: Sequences(array(f"layer-{layer}"), starts, lengths) for layer in reading.sequence_layers},
+    )
+    return replace(inputs, next_token=np.array(array("next_token"))) if reading.next_token else inputs
+
+
+def _key(pass_: Pass, prompts: Sequence[Sequence[int]], reading: Reading) -> str:
+    folder = Path(pass_.probe_model)
+    weights = fingerprint(folder) if folder.is_dir() else None
+    sites = [site.model_dump() for site in reading.sites]
+    facts = [FORM, pass_.model_dump(mode="json"), weights, {**asdict(replace(reading, sites=())), "sites": sites}]
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for prompt in prompts:
+        total.update(np.array([len(prompt), *prompt], dtype="<i4").tobytes())
+    return total.hexdigest()[:32]

@@ -1,44 +1,53 @@
-"""Fits one calibrated probe per arm on activations, and measures it beside what text alone tells."""
+"""Fits one calibrated probe per arm, with what travels beside it, and measures it beside what text alone tells."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from offline import text_baselines
-from offline.activations import Harvest
 from offline.evaluate import DataError
+from offline.material import Material
 from offline.metrics import measure
 from offline.training_set import SPLITS, TrainingSet
-from probes import calibration
-from probes.base import FitResult, FloatArray
-from probes.card import Calibration, Label, Metrics
-from probes.linear_eoi import LinearEoi, Split
+from probes import calibration, output_tokens, statistics
+from probes.base import Examples, Fit, FloatArray, Inputs, Probe, load
+from probes.card import Calibration, Label, Metrics, OutputTokens, Site, Statistics, Task
+from probes.output_tokens import Lengths
+
+BASELINES = ("length", "tfidf")
+"""Probes that read text alone: what every other one is compared with."""
 
 
 @dataclass(frozen=True)
 class Fitted:
     """One arm's probe, and how it does on the test split."""
 
-    probe: LinearEoi
-    choice: FitResult
+    fit: Fit
     calibration: Calibration
     metrics: Metrics
     test_score: float
-    """On test, what `choice.score` is on validation: Spearman's correlation or AUROC with the label."""
+    """On test, what `fit.score` is on validation: Spearman's correlation or AUROC with the label."""
     baselines: dict[str, Metrics]
+    output_tokens: OutputTokens | None
+    statistics: Statistics | None
+    beside: Mapping[str, NDArray[np.float32]]
+    """Their tensors."""
 
-    @property
-    def beats_length(self) -> bool:
-        """Whether the probe surely knows more than the length of the prompt."""
-        return self.metrics.auroc.low > self.baselines["length"].auroc.value
+
+def task_of(label: Label) -> Task:
+    return "regression" if label == "success_rate" else "classification"
 
 
 def fit_arms(
-    data: TrainingSet, harvest: Harvest, label: Label, on_layer: Callable[[], None] = lambda: None
-) -> list[tuple[LinearEoi, FitResult]]:
-    """A probe per arm: fitted on train; layer, position and alpha chosen on validation.
+    data: TrainingSet,
+    inputs: Inputs,
+    kind: type[Probe],
+    label: Label,
+    seed: int = 0,
+    on_step: Callable[[float], None] = lambda share: None,
+) -> list[Fit]:
+    """A probe per arm: fitted on train, chosen on validation.
 
     Raises:
         DataError: an arm's label is the same on all problems of a split.
@@ -52,43 +61,72 @@ def fit_arms(
                     f"{'measure' if name == 'test' else 'learn'}: sample more or other problems, or give the arm a "
                     "success_probability instead of a probe"
                 )
-    train, validation = (Split(harvest.values[rows], labels[rows]) for rows in map(data.rows, SPLITS[:2]))
-    task: Literal["regression", "classification"] = "regression" if label == "success_rate" else "classification"
-    return LinearEoi.fit(train, validation, harvest.layers, harvest.positions, task, on_layer=on_layer)
+    train, validation = (Examples(inputs.rows(rows), labels[rows]) for rows in map(data.rows, SPLITS[:2]))
+    return kind.fit(train, validation, task_of(label), seed=seed, on_step=on_step)
 
 
-def calibrate_and_measure(
+def fit_baselines(data: TrainingSet, inputs: Inputs, seed: int = 0) -> dict[str, list[Fit]]:
+    """What text alone tells of every arm's success rate, by kind of probe."""
+    return {name: fit_arms(data, inputs, load(name), "success_rate", seed) for name in BASELINES}
+
+
+def finish(
     data: TrainingSet,
     arm: int,
-    harvest: Harvest,
-    probe: LinearEoi,
-    choice: FitResult,
+    material: Material,
+    fit: Fit,
+    baselines: Mapping[str, list[Fit]],
     label: Label,
-    prompt_tokens: Sequence[int],
-    seed: int,
+    seed: int = 0,
 ) -> Fitted:
-    """Platt on validation, whatever the label was fitted on: towards P(one sample is correct). Metrics on test."""
-    train, validation, test = map(data.rows, SPLITS)
-    success_rate = data.success_rate[:, arm]
-    raw = probe.raw(harvest.at(choice.site))
-    platt = calibration.fit_platt(raw[validation], success_rate[validation])
+    """Calibrate, add the output-token head and the activation statistics, and measure on test.
 
-    def on_test(p: FloatArray) -> Metrics:
-        return measure(p[test], success_rate[test], "test", seed)
+    Calibration is towards P(one sample is correct), whatever the label, on outputs that chose nothing (`Fit.held_out`).
+    """
+    inputs, looked_at = material.inputs, material.statistics_site
+    test = data.rows("test")
+    rate = data.success_rate[:, arm]
 
+    def calibrated(one: Fit) -> tuple[Calibration, Metrics, FloatArray]:
+        fitted = calibration.choose(one.held_out, rate[data.rows("validation")], seed)
+        raw = one.probe.raw(inputs.rows(test))
+        return fitted, measure(calibration.apply(fitted, raw), rate[test], "test", seed), raw
+
+    fitted, metrics, raw = calibrated(fit)
     score = calibration.spearman if label == "success_rate" else calibration.auroc
-    lengths = np.asarray(prompt_tokens, dtype=np.float64)
+    head: OutputTokens | None = None
+    about: Statistics | None = None
+    beside: dict[str, NDArray[np.float32]] = {}
+    if fit.probe.site is not None and looked_at is not None:
+        at = inputs.activations[looked_at]
+        about, beside = statistics.fit(at[data.rows("train")], at[data.rows("validation")], looked_at)
+        head, weight = _output_tokens(data, arm, inputs, last_token(fit.probe.site))
+        beside |= weight
     return Fitted(
-        probe=probe,
-        choice=choice,
-        calibration=platt,
-        metrics=on_test(calibration.apply(platt, raw)),
-        test_score=score(raw[test], _labels(data, label)[test, arm]),
-        baselines={
-            "length": on_test(text_baselines.length(lengths, success_rate, validation)),
-            "tfidf": on_test(text_baselines.tfidf(data.problems, success_rate, train, validation)),
-        },
+        fit=fit,
+        calibration=fitted,
+        metrics=metrics,
+        test_score=score(raw, _labels(data, label)[test, arm]),
+        baselines={name: calibrated(fits[arm])[1] for name, fits in baselines.items()},
+        output_tokens=head,
+        statistics=about,
+        beside=beside,
     )
+
+
+def _output_tokens(
+    data: TrainingSet, arm: int, inputs: Inputs, site: Site
+) -> tuple[OutputTokens | None, dict[str, NDArray[np.float32]]]:
+    """The output-token head and its tensor; none where it knows no more than the mean."""
+    train, validation, test = (
+        Lengths(inputs.activations[site][rows], data.output_tokens[rows, arm]) for rows in map(data.rows, SPLITS)
+    )
+    return output_tokens.fit(train, validation, test, site) or (None, {})
+
+
+def last_token(site: Site) -> Site:
+    """The same site, or the last token's where all tokens are read."""
+    return site if site.position is not None else Site(layer=site.layer, position=-1)
 
 
 def _labels(data: TrainingSet, label: Label) -> FloatArray:

@@ -1,4 +1,4 @@
-"""`pika probes`: what one does with probe artifacts. Each subcommand is an import string, as in `server/__main__.py`."""
+"""`pika probes`: what one does with probe artifacts. Each subcommand is an import string, loaded when it is called."""
 
 import sys
 from importlib import import_module

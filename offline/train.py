@@ -1,41 +1,39 @@
-"""`pika train`: harvest a probe model's activations and fit a calibrated `linear_eoi` probe per arm."""
+"""`pika train`: read a probe model's activations and fit a calibrated probe per arm."""
 
 import json
-import os
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from offline.evaluate import DataError
-from offline.training_set import SPLITS, ArmRollouts, TrainingSet, read_training_set
-from probes.base import ProbeError
-from probes.card import Estimate, Label, Pass, ProbeCard, Target
+from offline.training_set import SPLITS, TrainingSet, read_training_set
+from probes.base import KINDS, Probe, ProbeError
+from probes.base import load as load_kind
+from probes.card import Estimate, Label
 from server.config import ConfigError, Settings, load
 
 if TYPE_CHECKING:  # torch and transformers come with these
-    from offline.activations import Harvest
     from offline.fit import Fitted
-    from probes.prompt import Renderer
 
 EXAMPLES = """examples:
   pika train pool.yaml --data rollouts.parquet --probe-model Qwen/Qwen2.5-1.5B-Instruct --out probes
-  pika train offline/nano_pool/pool.yaml --data offline/nano_pool/rollouts.parquet \\
+  pika train pool.yaml --data rollouts.parquet --probe-model Qwen/Qwen2.5-1.5B-Instruct --out probes --arms new-arm
+  pika train pool.yaml --data rollouts.parquet --kind tfidf --out probes
+  pika train offline/nano_pool/pool.yaml --data offline/nano_pool/rollouts.parquet --kind mlp --next-token \\
       --probe-model offline/nano_pool/nano-medium --label sample_is_correct --out offline/nano_pool/probes
 
-Fits on the split train, chooses layer, position and alpha on validation, calibrates there, and reports on test.
-Writes one folder per arm, for the arm's `probe:` in CONFIG to name.
+Fits on the split train, chooses layer and position on validation, calibrates there on what chose nothing, and reports
+on test. Writes one folder per arm, for the arm's `probe:` in CONFIG to name; other arms' folders stay as they are.
+Activations are kept, so that another arm or another kind of probe takes seconds.
 """
-LIBRARIES = ("numpy", "scikit-learn", "tokenizers", "torch", "transformers")
 RANGE = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
 
 
@@ -68,11 +66,22 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("config", metavar="CONFIG", help="the pool's YAML file")
     parser.add_argument("--data", type=Path, required=True, help="parquet that `pika rollouts` wrote")
-    parser.add_argument("--probe-model", required=True, metavar="FOLDER|ID", help="the small model that is read")
+    parser.add_argument(
+        "--probe-model", metavar="FOLDER|ID", help="the small model that is read (needed but for --kind tfidf)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="where the probes go, a folder per arm")
     parser.add_argument("--arms", type=lambda text: text.split(","), help="a,b (default: all of CONFIG)")
+    parser.add_argument(
+        "--kind", default="linear_eoi", type=_kind, metavar="KIND", help=f"of {', '.join(KINDS)} (default: linear_eoi)"
+    )
     parser.add_argument("--layers", type=_numbers, help="to try: all (default), 2,3 or 0..5")
     parser.add_argument("--positions", type=_numbers, help="to try: -5..-1 or -2,-1 (default: all EOI tokens)")
+    parser.add_argument(
+        "--next-token",
+        action="store_true",
+        help="mlp reads the probe model's next-token probabilities too: full depth, and much better where the pool's "
+        "models answer at once",
+    )
     parser.add_argument(
         "--label",
         choices=get_args(Label),
@@ -80,8 +89,16 @@ def _parser() -> ArgumentParser:
         help="default: success_rate; sample_is_correct (of each single sample) routes best on the nano pool",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda:N or auto (default)")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals' bootstrap; the fit draws nothing")
+    parser.add_argument("--cache", type=Path, help="where activations are kept (default: ~/.cache/pika/activations)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn: equal seeds give equal probes")
     return parser
+
+
+def _kind(text: str) -> type[Probe]:
+    try:
+        return load_kind(text)
+    except ProbeError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def _join_ranges(argv: list[str]) -> list[str]:
@@ -109,121 +126,51 @@ def _numbers(text: str) -> list[int] | None:
 
 def _train(args: Namespace, settings: Settings, data: TrainingSet) -> "list[Fitted]":
     """The whole story: prompts -> activations -> probes -> artifacts."""
-    from offline.fit import calibrate_and_measure, fit_arms
+    from offline.activations import default_cache
+    from offline.fit import finish, fit_arms, fit_baselines
+    from offline.material import gather
+    from offline.probe_card import make_card
     from probes.artifact import save_artifact
-    from probes.prompt import Renderer, new_pass
-    from probes.source import resolve_model
 
-    pass_ = new_pass(resolve_model(args.probe_model))
-    renderer = Renderer(pass_)
-    prompts = [renderer.render([{"role": "user", "content": problem}]).token_ids for problem in data.problems]
-    harvest = _harvest(args, pass_, renderer, prompts)
-    with _bar("fitting, layer by layer", len(harvest.layers)) as advance:
-        probes = fit_arms(data, harvest, args.label, on_layer=lambda: advance(1))
+    if args.next_token and args.kind.kind != "mlp":
+        raise ProbeError("--next-token is for --kind mlp: no other probe reads next-token probabilities")
+    with _bar("prompts, activations", len(data.problems)) as advance:
+        material = gather(
+            data.problems,
+            args.kind,
+            args.probe_model,
+            layers=args.layers,
+            positions=args.positions,
+            next_token=args.next_token,
+            device=args.device,
+            cache=args.cache or default_cache(),
+            on_batch=advance,
+        )
+    with _bar(f"fitting {args.kind.kind}", 1) as advance:
+        fits = fit_arms(data, material.candidates, args.kind, args.label, args.seed, advance)
     fitted = []
-    lengths = [len(prompt) for prompt in prompts]
-    with _bar("calibration, metrics, text baselines", len(probes)) as advance:
-        for column, (probe, choice) in enumerate(probes):
-            fitted.append(calibrate_and_measure(data, column, harvest, probe, choice, args.label, lengths, args.seed))
+    with _bar("text baselines, calibration, metrics", len(fits) + 1) as advance:
+        baselines = fit_baselines(data, material.inputs, args.seed)
+        advance(1)
+        for column, fit in enumerate(fits):
+            fitted.append(finish(data, column, material, fit, baselines, args.label, args.seed))
             advance(1)
+    training = {
+        **material.tried,
+        "problems": {split: int(data.rows(split).sum()) for split in SPLITS},
+        "rollouts_sha256": data.sha256,
+        "seed": args.seed,
+    }
     for arm, one in zip(data.arms, fitted, strict=True):
-        folder = args.out / arm.name
-        card = _card(args, settings, data, arm, one, renderer, harvest, folder)
-        save_artifact(folder, card, one.probe)
+        folder, request = args.out / arm.name, settings.arms[arm.name].request
+        card = make_card(data, arm, request, one, args.label, material.renderer, training, folder)
+        save_artifact(folder, card, one.fit.probe, one.beside)
     return fitted
 
 
-def _harvest(args: Namespace, pass_: Pass, renderer: "Renderer", prompts: list[tuple[int, ...]]) -> "Harvest":
-    from offline.activations import harvest
-    from probes.engine.probe_model import n_layers
-
-    shortest = min(map(len, prompts))
-    last_layer = n_layers(pass_)
-    layers = args.layers or list(range(last_layer + 1))
-    if layers[0] < 0 or layers[-1] > last_layer:
-        raise ProbeError(
-            f"--layers {layers[0]}..{layers[-1]}: {pass_.probe_model} has layers 0, its embeddings, to {last_layer}"
-        )
-    positions = args.positions or list(range(-len(renderer.eoi_tokens), 0))
-    if positions[-1] >= 0 or positions[0] < -shortest:
-        raise ProbeError(
-            f"--positions {positions[0]}..{positions[-1]}: they count from the prompt's end, from -1 down to "
-            f"-{shortest}, the length of the shortest prompt"
-        )
-    with _bar(f"activations of {Path(args.probe_model).name}", len(prompts)) as advance:
-        return harvest(pass_, prompts, layers, positions, args.device, advance)
-
-
-def _card(
-    args: Namespace,
-    settings: Settings,
-    data: TrainingSet,
-    arm: ArmRollouts,
-    fitted: "Fitted",
-    renderer: "Renderer",
-    harvest: "Harvest",
-    folder: Path,
-) -> ProbeCard:
-    from probes.artifact import CONFIG, WEIGHTS
-    from probes.prompt import CANARY_PROMPT
-
-    regression = args.label == "success_rate"
-    pass_ = renderer.pass_
-    if Path(pass_.probe_model).is_dir():
-        relative = os.path.relpath(pass_.probe_model, folder.resolve())
-        pass_ = pass_.model_copy(update={"probe_model": Path(relative).as_posix()})
-    return ProbeCard(
-        kind=fitted.probe.kind,
-        pass_=pass_,
-        site=fitted.choice.site,
-        d_model=len(fitted.probe.weight),
-        canary_prompt=CANARY_PROMPT,
-        canary_token_ids=renderer.tokenize(CANARY_PROMPT),
-        target=Target(
-            arm=arm.name,
-            model=arm.model,
-            request=settings.arms[arm.name].request,
-            temperature=arm.temperature,
-            max_tokens=arm.max_tokens,
-            k=arm.k,
-        ),
-        label=args.label,
-        benchmark=data.benchmark,
-        calibration=fitted.calibration,
-        metrics=[fitted.metrics],
-        baselines=fitted.baselines,
-        mean_tokens=arm.mean_tokens,
-        training={
-            "alpha": fitted.choice.alpha,
-            "layers": list(harvest.layers),
-            "positions": list(harvest.positions),
-            "problems": {split: int(data.rows(split).sum()) for split in SPLITS},
-            "rollouts_sha256": data.sha256,
-            "seed": args.seed,
-        },
-        versions={library: version(library) for library in LIBRARIES},
-        probe_name=f"{arm.name}--{data.benchmark}--{fitted.probe.kind}_probe--{args.label}--k{arm.k}-t{arm.temperature:g}",
-        model_name=arm.model,
-        dataset=data.benchmark,
-        probe_type=f"{fitted.probe.kind}_probe",
-        label_type=args.label,
-        k=arm.k,
-        temperature=arm.temperature,
-        max_len=arm.max_tokens,
-        best_layer_idx=fitted.choice.site.layer,
-        best_position_value=fitted.choice.site.position,
-        best_alpha=fitted.choice.alpha,
-        task_type="regression" if regression else "classification",
-        test_score=fitted.test_score,
-        best_val_score=fitted.choice.score,
-        files=[CONFIG, WEIGHTS],
-        exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def _bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda n: progress.advance(task, n)
@@ -236,31 +183,31 @@ def _report(fitted: "dict[str, Fitted]", out: Path) -> None:
     for heading in ("layer", "pos.", "AUROC", "ECE", "length", "TF-IDF"):
         table.add_column(heading, justify="right", no_wrap=True)
     for arm, one in fitted.items():
+        site = one.fit.probe.site
         table.add_row(
             arm,
-            str(one.choice.site.layer),
-            str(one.choice.site.position),
+            *(("", "") if site is None else (str(site.layer), "all" if site.position is None else str(site.position))),
             _with_interval(one.metrics.auroc),
             _with_interval(one.metrics.ece),
             *(_short(one.baselines[name].auroc.value) for name in ("length", "tfidf")),
         )
     Console().print(table)
+    result = {}
     for arm, one in fitted.items():
-        if not one.beats_length:
-            print(f"{arm}: the probe is not surely better than the prompt's length alone", file=sys.stderr)
-    result = {
-        arm: {
+        site = one.fit.probe.site
+        result[arm] = {
             "folder": str(out / arm),
-            **one.choice.site.model_dump(),
-            "alpha": one.choice.alpha,
-            "auroc": one.metrics.auroc.value,
-            "ece": one.metrics.ece.value,
-            "brier": one.metrics.brier.value,
-            "spearman": one.metrics.spearman.value,
-            "beats_length": one.beats_length,
+            "kind": one.fit.probe.kind,
+            "layer": None if site is None else site.layer,
+            "position": None if site is None else site.position,
+            "alpha": one.fit.alpha,
+            "calibration": one.calibration.method,
+            **{name: getattr(one.metrics, name).value for name in ("auroc", "ece", "brier", "spearman")},
+            "output_tokens_log_rmse": None if one.output_tokens is None else one.output_tokens.log_rmse,
+            "beats_length": one.metrics.auroc.low > one.baselines["length"].auroc.value,
         }
-        for arm, one in fitted.items()
-    }
+        if not result[arm]["beats_length"]:
+            print(f"{arm}: the probe is not surely better than the prompt's length alone", file=sys.stderr)
     print(json.dumps({"arms": result}))
 
 

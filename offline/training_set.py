@@ -44,6 +44,8 @@ class TrainingSet:
     """(n, arms)"""
     majority_vote_is_correct: FloatArray
     """0 or 1, (n, arms)"""
+    output_tokens: FloatArray
+    """Mean over each problem's answers, (n, arms)."""
     arms: tuple[ArmRollouts, ...]
     benchmark: str
     sha256: str
@@ -78,6 +80,9 @@ def read_training_set(file: Path, arms: Sequence[str]) -> TrainingSet:
         split=problems["split"].to_numpy(dtype=np.str_),
         success_rate=rates,
         majority_vote_is_correct=_matrix(frame, "majority_vote_is_correct", problems, arms, file),
+        output_tokens=_matrix(
+            frame.assign(output_tokens=frame["output_tokens"].map(np.mean)), "output_tokens", problems, arms, file
+        ),
         arms=tuple(_arm(frame[frame["arm"] == arm], arm, file) for arm in arms),
         benchmark=str(frame["benchmark"].iloc[0]),
         sha256=sha256,

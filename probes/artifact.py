@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from probes import output_tokens, statistics
 from probes.base import Probe, ProbeError, load
 from probes.card import Check, Dtype, Pass, ProbeCard
 from probes.checks import CHECKS, check_all
@@ -43,8 +44,23 @@ class Artifact:
     """Short hash of the artifact's files: names these very weights in headers and metrics."""
     pass_: Pass | None
     """The card's pass as it runs here, its probe model an absolute folder or a Hub id; None: no probe model is read."""
+    beside: Tensors = field(default_factory=dict)
+    """Tensors of the output-token head and the activation statistics."""
     mismatches: tuple[Check, ...] = ()
     """Overridden checks that failed."""
+    source: str = ""
+    """Where it came from: a path, or `hf://owner/repo/folder@commit`."""
+    from_cache: bool = False
+    """Whether the Hub could not be asked, so that its cache's copy was taken."""
+
+    @property
+    def predictions_sha256(self) -> str:
+        """Hash of all that decisions rest on; the rest, such as the date and the metrics, changes none."""
+        tensors = {name: np.ascontiguousarray(value) for name, value in {**self.probe.tensors(), **self.beside}.items()}
+        weights = hashlib.sha256(save(tensors) + b"".join(self.probe.files().values())).hexdigest()
+        fields = {"kind", "pass_", "site", "parameters", "calibration", "mean_tokens", "output_tokens", "statistics"}
+        facts = [weights, self.card.model_dump(mode="json", include=fields)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def load_artifact(
@@ -79,8 +95,10 @@ def load_artifact(
     files = {name: _read_file(folder / name) for name in card.files if name not in (CONFIG, WEIGHTS)}
     tensors = _read_tensors(folder / WEIGHTS)
     own = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    beside = {name: tensor for name, tensor in tensors.items() if "." in name}
     try:
         probe = load(card.kind).from_artifact(card, own, files)
+        _check_beside(card, beside)
     except ProbeError as error:
         raise ProbeError(f"{folder}: {error}") from error
     if set(files) != set(probe.files()):
@@ -88,17 +106,33 @@ def load_artifact(
         raise ProbeError(f"{folder / CONFIG}: files must name {names} for a probe of kind {card.kind}; {RETRAIN}")
     content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS, *files))
     revision = hashlib.sha256(content).hexdigest()[:12]
-    served = _served(card, folder, probe_models or {}, verify)
+    served = served_pass(card, folder, probe_models or {}, verify)
     if served is not None and dtype is not None:
         served = served.model_copy(update={"dtype": dtype})
-    artifact = Artifact(folder, card, probe, revision, served)
+    artifact = Artifact(folder, card, probe, revision, served, beside, source=str(folder))
     if not verify or served is None:
         return artifact
     mismatches = check_all(card, served, allow, [] if renderers is None else renderers)
     return replace(artifact, mismatches=mismatches)
 
 
-def _served(card: ProbeCard, folder: Path, probe_models: Mapping[str, str], needed: bool) -> Pass | None:
+def _check_beside(card: ProbeCard, beside: Tensors) -> None:
+    """
+    Raises:
+        ProbeError: tensors beside the probe's own and the card do not fit together.
+    """
+    expected = set()
+    if card.output_tokens is not None:
+        output_tokens.check(card.output_tokens, beside, card.d_model)
+        expected.add(output_tokens.WEIGHT)
+    if card.statistics is not None:
+        statistics.check(card.statistics, beside, card.d_model)
+        expected.update(statistics.NAMES)
+    if surplus := set(beside) - expected:
+        raise ProbeError(f"{WEIGHTS} holds {min(surplus)}, of which the card knows nothing")
+
+
+def served_pass(card: ProbeCard, folder: Path, probe_models: Mapping[str, str], needed: bool) -> Pass | None:
     """The card's pass with what the operator put in the probe model's place, resolved against the right folder.
 
     Raises:

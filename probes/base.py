@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ from probes.card import ProbeCard, Site, Task
 FloatArray = NDArray[np.float64]
 Activations = NDArray[np.float32]
 Rows = slice | NDArray[np.bool_] | NDArray[np.int64]
+
+
+Reads = Literal["text", "length", "site", "sequence"]
+"""What a kind of probe needs: the conversation's text, the prompt's length in tokens, activations at one (layer,
+position), or activations of all prompt tokens at one layer."""
 
 
 class ProbeError(Exception):
@@ -42,7 +47,7 @@ class Inputs:
     texts: Sequence[str] = ()
     """The conversations' text, n of them; for probes that read text alone."""
     prompt_tokens: NDArray[np.int64] | None = None
-    """Lengths in the probe model's tokens, before any cut, (n,)."""
+    """How many tokens the probe model reads, (n,)."""
     activations: Mapping[Site, Activations] = field(default_factory=dict)
     """By site, (n, d_model) each; arrays may be views of one memory map."""
     next_token: FloatArray | None = None
@@ -95,6 +100,7 @@ class Probe(ABC):
     """Maps what is read of a prompt to one arm's success probability, by way of an uncalibrated output."""
 
     kind: ClassVar[str]
+    reads: ClassVar[Reads] = "site"
     site: Site | None = None
     """Where it reads activations, its position None where it reads all prompt tokens; None: it reads no activations."""
     next_token: bool = False

@@ -1,8 +1,9 @@
 """The card that travels with a probe: all that is known of it but its weights. Imports no torch: a test holds it."""
 
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 Task = Literal["regression", "classification"]
 Label = Literal["success_rate", "majority_vote_is_correct", "sample_is_correct"]
@@ -78,8 +79,27 @@ class Estimate(Frozen):
     high: float
 
 
+class BrierParts(Frozen):
+    """Brier = reliability - resolution + uncertainty; see `probes.measures.brier_parts`."""
+
+    reliability: Estimate
+    resolution: Estimate
+    uncertainty: Estimate
+
+
+class ReliabilityBin(Frozen):
+    """A point of the reliability curve: problems of about the same probability, as many as in the other bins."""
+
+    predicted: float
+    """Mean probability."""
+    observed: Estimate
+    """Mean success rate."""
+    weight: float
+    """Share of the problems."""
+
+
 class Metrics(Frozen):
-    """How a probe did on one split it was not fitted on."""
+    """How a probe did on problems it was not fitted on."""
 
     split: str
     n: int
@@ -87,7 +107,11 @@ class Metrics(Frozen):
     """How well it ranks single samples: correct against wrong ones."""
     spearman: Estimate
     ece: Estimate
+    """Over 15 bins of equal mass, debiased."""
     brier: Estimate
+    brier_parts: BrierParts | None = None
+    reliability: list[ReliabilityBin] = []
+    """Empty where it was not recorded, as `brier_parts` is None."""
 
 
 class Calibration(Frozen):
@@ -98,12 +122,21 @@ class Calibration(Frozen):
     """
 
     method: Literal["none", "platt", "temperature", "isotonic"] = "platt"
-    scale: float = 1.0
-    bias: float = 0.0
-    knots: list[tuple[float, float]] = []
-    """(raw, probability), both ascending."""
+    scale: FiniteFloat = 1.0
+    bias: FiniteFloat = 0.0
+    knots: list[tuple[FiniteFloat, Annotated[float, Field(ge=0, le=1)]]] = []
+    """(raw, probability): raw rises, probability never falls."""
     of: Literal["success", "majority_vote"] | None = "success"
     """What the probabilities are of: one sampled answer's being correct, the majority vote's, or nothing known."""
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        if self.method == "isotonic" and not self.knots:
+            raise ValueError("isotonic calibration needs knots")
+        for (raw, p), (next_raw, next_p) in pairwise(self.knots):
+            if not (raw < next_raw and p <= next_p):
+                raise ValueError(f"knots must rise: [{next_raw:g}, {next_p:g}] follows [{raw:g}, {p:g}]")
+        return self
 
 
 class OutputTokens(Frozen):

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError
+from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError, Reads
 from probes.card import ProbeCard, Task
 from probes.logistic import fit_logistic
 from probes.parts import check_labels, check_tensors
@@ -20,6 +20,7 @@ class Length(Probe):
     """raw = weight * prompt tokens + bias: the rate (regression) or a logit (classification)."""
 
     kind: ClassVar[str] = "length"
+    reads: ClassVar[Reads] = "length"
 
     def __init__(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
         self._weight, self._bias = weight, bias  # (1,) each

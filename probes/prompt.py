@@ -86,12 +86,11 @@ class Renderer:
             system_text = ""
             text = "" if not turns else turns[-1 if last_user is None else last_user]["content"]
             prompt, encoding = self._encode([{"role": "user", "content": text}])
-        token_ids = encoding.ids
-        if len(token_ids) > self._recipe.max_tokens:
-            flags.append("truncated")
-            head = self._head_tokens(prompt, encoding, system_text)
-            token_ids = token_ids[:head] + token_ids[head - self._recipe.max_tokens :]
-        return Rendered(tuple(token_ids), tuple(flags), len(encoding.ids))
+        return self._cut(prompt, encoding, system_text, flags)
+
+    def accept(self, prompt: str) -> Rendered:
+        """Token ids of a prompt that is rendered already, as it stands."""
+        return self._cut(prompt, self._tokenizer.encode(prompt, add_special_tokens=False), "", [])
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of bare text, without template or special tokens."""
@@ -108,6 +107,14 @@ class Renderer:
         )
         # The template has written the special tokens itself.
         return prompt, self._tokenizer.encode(prompt, add_special_tokens=False)
+
+    def _cut(self, prompt: str, encoding: Encoding, system_text: str, flags: list[str]) -> Rendered:
+        token_ids = encoding.ids
+        if len(token_ids) > self._recipe.max_tokens:
+            flags.append("truncated")
+            head = self._head_tokens(prompt, encoding, system_text)
+            token_ids = token_ids[:head] + token_ids[head - self._recipe.max_tokens :]
+        return Rendered(tuple(token_ids), tuple(flags), len(encoding.ids))
 
     def _head_tokens(self, prompt: str, encoding: Encoding, system_text: str) -> int:
         """How many first tokens a cut prompt keeps: the system message's, up to a quarter of the limit."""
@@ -138,6 +145,11 @@ def new_pass(probe_model: str) -> Pass:
     config = read_json(optional_model_file(pinned, "tokenizer_config.json"))
     sha256 = hashlib.sha256(_template_source(pinned, config).encode()).hexdigest()
     return Pass(probe_model=probe_model, revision=revision, recipe=Recipe(chat_template_sha256=sha256))
+
+
+def conversation_text(messages: Messages) -> str:
+    """What probes read that read text alone: the messages' texts, one below the other."""
+    return "\n".join(text_of(message.get("content")) for message in messages)
 
 
 def text_of(content: Any) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.artifact import VOCABULARY
-from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError
+from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError, Reads
 from probes.card import ProbeCard, Task
 from probes.parts import check_labels, check_tensors
 from probes.selection import choose
@@ -41,6 +41,7 @@ class Tfidf(Probe):
     """
 
     kind: ClassVar[str] = "tfidf"
+    reads: ClassVar[Reads] = "text"
 
     def __init__(self, terms: Sequence[str], idf: Array, weight: Array, bias: Array) -> None:
         self._terms, self._idf, self._weight, self._bias = list(terms), idf, weight, bias

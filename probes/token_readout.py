@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.adam import Adam, batches
-from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError, Sequences
+from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError, Reads, Sequences
 from probes.card import ProbeCard, Site, Task
 from probes.logistic import sigmoid
 from probes.parts import check_labels, check_tensors
@@ -32,6 +32,7 @@ class TokenReadout(Probe):
     Regression: the squared error of raw is least, so raw is the rate; classification: its cross-entropy as a logit.
     """
 
+    reads: ClassVar[Reads] = "sequence"
     site: Site
     readouts: ClassVar[tuple[str, ...]] = ("weight",)
     """The tensors, (d_model,) each, that every token is read with. The first one's readout gets the bias."""

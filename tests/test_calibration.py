@@ -1,17 +1,17 @@
-"""Calibration and its measures, against scikit-learn, SciPy and truths known by construction."""
-
-import warnings
+"""Calibration, against scikit-learn and curves known by construction."""
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from pydantic import ValidationError
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from probes import calibration
-from probes.base import FloatArray
+from probes.base import FloatArray, ProbeError
+from probes.calibration import SIMPLEST_FIRST, Method
 from probes.card import Calibration
 from probes.logistic import fit_logistic, sigmoid
+from probes.measures import ece
 
 K = 8
 
@@ -32,22 +32,107 @@ def test_platt_recovers_the_curve_that_made_the_labels(rng: np.random.Generator)
     assert fitted.bias == pytest.approx(-8.0, rel=0.05)
 
 
-@pytest.mark.parametrize("labels", ["separable", "constant raw", "all correct"])
-def test_platt_stays_finite(labels: str, rng: np.random.Generator) -> None:
-    raw = np.ones(100) if labels == "constant raw" else rng.normal(size=100)
-    rates = np.ones(100) if labels == "all correct" else (raw > 0).astype(float)
-    fitted = calibration.fit_platt(raw, rates)
-    p = calibration.apply(fitted, raw)
-    assert np.isfinite(p).all()
-    assert np.abs(p.mean() - rates.mean()) < 0.02
+def test_temperature_recovers_the_curve_that_made_the_labels(rng: np.random.Generator) -> None:
+    raw = rng.normal(20.0, 50.0, size=20_000)
+    fitted = calibration.fit("temperature", raw, sampled(sigmoid(0.03 * raw), rng))
+    assert fitted.scale == pytest.approx(0.03, rel=0.05)
+    assert fitted.bias == 0
 
 
-def test_apply_is_bounded_for_any_input() -> None:
+def test_temperature_and_platt_agree_with_scikit_learn(rng: np.random.Generator) -> None:
+    raw = rng.normal(1.0, 3.0, size=3000)
+    correct = rng.binomial(K, sigmoid(raw - 1))
+    outcomes, repeated = (np.arange(K) < correct[:, None]).ravel(), np.repeat(raw, K)[:, None]
+    for method, intercept in (("temperature", False), ("platt", True)):
+        ours = calibration.apply(calibration.fit(method, raw, correct / K), raw)
+        theirs = LogisticRegression(C=np.inf, fit_intercept=intercept, tol=1e-8).fit(repeated, outcomes)
+        np.testing.assert_allclose(ours, theirs.predict_proba(raw[:, None])[:, 1], atol=1e-4)
+
+
+def test_isotonic_agrees_with_scikit_learn(rng: np.random.Generator) -> None:
+    raw = rng.normal(size=500)
+    rate = sampled(sigmoid(raw), rng)
+    new = rng.normal(size=500) * 2
+    fitted = calibration.fit("isotonic", raw, rate)
+    theirs = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(raw, rate)
+    np.testing.assert_allclose(calibration.apply(fitted, new), theirs.predict(new), atol=1e-12)
+    assert Calibration.model_validate_json(fitted.model_dump_json()) == fitted
+
+
+@pytest.mark.parametrize("method", SIMPLEST_FIRST)
+@pytest.mark.parametrize("labels", ["separable", "constant raw", "zero raw", "all correct", "one problem"])
+def test_fits_stay_finite(method: Method, labels: str, rng: np.random.Generator) -> None:
+    raw = {"constant raw": np.ones(100), "zero raw": np.zeros(100), "one problem": np.array([0.4])}.get(
+        labels, rng.normal(size=100)
+    )
+    rates = np.ones(len(raw)) if labels == "all correct" else (raw > 0).astype(float)
+    p = calibration.apply(calibration.fit(method, raw, rates), raw)
+    assert ((p >= 0) & (p <= 1)).all()
+    if method in ("platt", "isotonic"):
+        assert np.abs(p.mean() - rates.mean()) < 0.02
+    assert calibration.choose(raw, rates).method in SIMPLEST_FIRST
+
+
+@pytest.mark.parametrize("method", SIMPLEST_FIRST)
+def test_apply_is_bounded_for_any_input(method: Method) -> None:
     raw = np.array([-1e300, -1e3, 0.0, 1e3, 1e300])
-    for method in (Calibration(scale=1.0, bias=0.0), Calibration(method="none")):
-        p = calibration.apply(method, raw)
-        assert ((p >= 0) & (p <= 1)).all()
+    p = calibration.apply(Calibration(method=method, knots=[(-1.0, 0.1), (1.0, 0.9)]), raw)
+    assert ((p >= 0) & (p <= 1)).all()
+    assert (np.diff(p) >= 0).all()
+    assert np.shape(calibration.apply(Calibration(method=method, knots=[(0.0, 0.3)]), 0.3)) == ()
     assert calibration.apply(Calibration(method="none"), 0.3) == 0.3
+
+
+CURVES = {
+    "none": lambda raw: raw,
+    "temperature": lambda raw: sigmoid(12 * raw),
+    "platt": lambda raw: sigmoid(8 * raw - 2),
+    "isotonic": lambda raw: np.where(raw < 0.4, 0.2, 0.9),
+}
+
+
+@pytest.mark.parametrize("truth", SIMPLEST_FIRST)
+def test_the_simplest_method_that_fits_is_chosen(truth: Method, rng: np.random.Generator) -> None:
+    raw = rng.uniform(0 if truth == "none" else -1, 1, size=4000)
+    assert calibration.choose(raw, sampled(CURVES[truth](raw), rng)).method == truth
+
+
+def test_the_chosen_calibration_holds_on_new_problems(rng: np.random.Generator) -> None:
+    for curve in CURVES.values():
+        raw, new = rng.uniform(0, 1, size=(2, 4000))
+        fitted = calibration.choose(raw, sampled(curve(raw), rng))
+        assert ece(calibration.apply(fitted, new), sampled(curve(new), rng)) < 0.02
+
+
+def test_logits_are_never_taken_for_probabilities(rng: np.random.Generator) -> None:
+    for n in (30, 300, 3000):
+        raw = rng.normal(0, 3, size=n)
+        assert calibration.choose(raw, sampled(sigmoid(raw), rng)).method != "none"
+
+
+def test_what_a_fold_is_judged_by_has_not_seen_it(rng: np.random.Generator) -> None:
+    """Isotonic regression remembers: on labels that are noise it looks good only where it was fitted."""
+    raw = rng.normal(size=400)
+    noise = rng.binomial(1, 0.5, size=400).astype(float)
+    seen = calibration.apply(calibration.fit("isotonic", raw, noise), raw)
+    unseen = calibration.held_out("isotonic", raw, noise, seed=0)
+    assert np.mean((seen - noise) ** 2) < 0.25 < np.mean((unseen - noise) ** 2)
+    np.testing.assert_array_equal(unseen, calibration.held_out("isotonic", raw, noise, seed=0))
+
+
+def test_nothing_to_fit_on_is_an_error() -> None:
+    with pytest.raises(ProbeError, match="at least one problem"):
+        calibration.choose(np.zeros(0), np.zeros(0))
+    with pytest.raises(ProbeError, match="not all finite"):
+        calibration.fit("platt", np.array([0.0, np.nan]), np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "knots", [[], [(0, 0.5), (0, 0.6)], [(1, 0.5), (0, 0.6)], [(0, 0.6), (1, 0.5)], [(0, 1.1)], [(np.inf, 1)]]
+)
+def test_a_card_with_broken_knots_is_refused(knots: list[tuple[float, float]]) -> None:
+    with pytest.raises(ValidationError):
+        Calibration(method="isotonic", knots=knots)
 
 
 def test_logistic_regression_agrees_with_scikit_learn(rng: np.random.Generator) -> None:
@@ -59,76 +144,10 @@ def test_logistic_regression_agrees_with_scikit_learn(rng: np.random.Generator) 
         np.testing.assert_allclose(sigmoid(x @ ours), theirs.predict_proba(x)[:, 1], atol=1e-5)
 
 
-def test_a_share_counts_as_its_samples(rng: np.random.Generator) -> None:
+def test_logistic_regression_takes_a_share_for_its_samples(rng: np.random.Generator) -> None:
     x = rng.normal(size=(200, 5))
     correct = rng.binomial(K, sigmoid(x[:, 0]))
     outcomes = (np.arange(K) < correct[:, None]).ravel().astype(float)
     shares = fit_logistic(x, correct / K, 1.0, start=np.zeros(5))
     samples = fit_logistic(np.repeat(x, K, axis=0), outcomes, 1.0 * K, start=np.zeros(5))
     np.testing.assert_allclose(shares, samples, atol=1e-7)
-    score = x[:, 0]
-    assert calibration.auroc(score, correct / K) == pytest.approx(roc_auc_score(outcomes, np.repeat(score, K)))
-    p = sigmoid(score)
-    assert calibration.brier(p, correct / K) == pytest.approx(np.mean((np.repeat(p, K) - outcomes) ** 2))
-
-
-def test_rank_measures_agree_with_scipy_on_ties(rng: np.random.Generator) -> None:
-    a, b = rng.integers(0, 9, size=(2, 500)).astype(float)
-    assert calibration.spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
-    hard = (b > 4).astype(float)
-    assert calibration.auroc(a, hard) == pytest.approx(roc_auc_score(hard, a))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.isnan(calibration.spearman(np.ones(5), np.arange(5.0)))
-        assert np.isnan(calibration.auroc(a, np.ones(500)))
-
-
-def test_ece_of_a_calibrated_probe_is_about_zero(rng: np.random.Generator) -> None:
-    p = rng.uniform(size=(200, 600))
-    values = [calibration.ece(row, sampled(row, rng)) for row in p]
-    raw_gap = [
-        np.abs(c.observed - c.predicted).mean() for c in (calibration.reliability(r, sampled(r, rng)) for r in p)
-    ]
-    assert np.mean(values) < 0.6 * np.mean(raw_gap)
-
-
-def test_ece_of_a_probe_that_is_off_is_by_how_much(rng: np.random.Generator) -> None:
-    p = rng.uniform(0.3, 0.7, size=20_000)
-    assert calibration.ece(p, sampled(p + 0.1, rng)) == pytest.approx(0.1, abs=0.01)
-
-
-def test_reliability_bins_hold_equally_many_problems(rng: np.random.Generator) -> None:
-    p = rng.beta(0.3, 0.3, size=150)
-    curve = calibration.reliability(p, sampled(p, rng))
-    np.testing.assert_allclose(curve.weight, 1 / 15)
-    assert (np.diff(curve.predicted) >= 0).all()
-
-
-def test_intervals_cover_the_truth(rng: np.random.Generator) -> None:
-    covered = 0
-    for seed in range(60):
-        p = rng.uniform(size=200)
-        estimate = calibration.bootstrap(calibration.brier, p, sampled(p, rng), seed, resamples=300)
-        assert estimate.low < estimate.value < estimate.high
-        covered += estimate.low <= 1 / 6 <= estimate.high  # E[p (1 - p)] of a uniform p
-    assert covered >= 51
-
-
-@pytest.mark.parametrize("statistic", calibration.RANGES)
-def test_intervals_stay_within_what_a_statistic_can_be(
-    statistic: calibration.Statistic, rng: np.random.Generator
-) -> None:
-    low, high = calibration.RANGES[statistic]
-    sure = rng.uniform(size=40) > 0.5
-    for p in (np.where(sure, 0.999, 0.001), np.where(sure, 0.001, 0.999), rng.uniform(size=40)):
-        for rate in (sure.astype(float), sampled(p, rng)):
-            estimate = calibration.bootstrap(statistic, p, rate, seed=0, resamples=200)
-            assert low <= estimate.low <= estimate.high <= high
-
-
-def test_what_cannot_be_measured_tells_nothing(rng: np.random.Generator) -> None:
-    p = rng.uniform(size=50)
-    auroc = calibration.bootstrap(calibration.auroc, p, np.ones(50), seed=0, resamples=20)
-    assert (auroc.value, auroc.low, auroc.high) == (0.5, 0.0, 1.0)
-    spearman = calibration.bootstrap(calibration.spearman, np.full(50, 0.7), p, seed=0, resamples=20)
-    assert (spearman.value, spearman.low, spearman.high) == (0.0, -1.0, 1.0)

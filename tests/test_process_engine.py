@@ -16,8 +16,9 @@ import pytest
 
 from probes.base import ProbeError
 from probes.engine.base import EngineUnavailableError, Prompt
+from probes.engine.local import LocalEngine
 from probes.engine.process import BatchReport, ProcessEngine
-from probes.engine.torch_engine import TorchEngine
+from probes.reference import load_probe
 from tests.support.probes import NANO_POOL, artifact
 from tests.support.processes import no_process_left, running, until
 
@@ -32,7 +33,7 @@ def prompts(n: int, seed: int = 0) -> list[Prompt]:
 
 @asynccontextmanager
 async def running_engine(folders: Sequence[Path], **options: Any) -> AsyncIterator[ProcessEngine]:
-    engine = ProcessEngine(folders, device="cpu", **options)
+    engine = ProcessEngine([load_probe(folder) for folder in folders], device="cpu", **options)
     await engine.start()
     try:
         yield engine
@@ -71,7 +72,7 @@ async def test_scores_equal_those_in_process(tmp_path: Path) -> None:
         assert engine.ready
         calls = [engine.score(prompts(1 + n % 3, seed=n), soon()) for n in range(40)]
         answers = await asyncio.gather(*calls)
-    expected = TorchEngine(artifacts, "cpu").score([prompt for n in range(40) for prompt in prompts(1 + n % 3, seed=n)])
+    expected = LocalEngine(artifacts, "cpu").score([prompt for n in range(40) for prompt in prompts(1 + n % 3, seed=n)])
     np.testing.assert_allclose(np.concatenate([answer.success for answer in answers]), expected.success, atol=1e-6)
     assert not engine.ready
     # What came while the first micro-batch was computed went together.
@@ -129,8 +130,10 @@ async def test_a_killed_process_fails_who_waits_and_comes_back(engine: ProcessEn
 
 
 async def test_what_cannot_be_loaded_is_told_at_start(tmp_path: Path) -> None:
+    gone = artifact(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
     with no_process_left(), pytest.raises(ProbeError, match="no probe folder at"):
-        await ProcessEngine([tmp_path / "none"]).start()
+        await ProcessEngine([gone]).start()
 
 
 async def test_closing_fails_who_waits_and_leaves_no_process() -> None:
@@ -149,12 +152,13 @@ import asyncio, sys
 from pathlib import Path
 from probes.engine.base import Prompt
 from probes.engine.process import ProcessEngine
+from probes.reference import load_probe
 
 def resident_mb(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
 
 async def main():
-    engine = ProcessEngine([Path(folder) for folder in sys.argv[1:]], device="cpu")
+    engine = ProcessEngine([load_probe(folder) for folder in sys.argv[1:]], device="cpu")
     await engine.start()
     await engine.score([Prompt(((5,) * 60,))] * 64, asyncio.get_running_loop().time() + 30)
     assert not {"torch", "transformers", "scipy", "sklearn"} & set(sys.modules)

@@ -1,10 +1,15 @@
-"""What an engine is: token ids in, success probabilities out."""
+"""What an engine is: prompts in; success probabilities, output tokens and activation percentiles out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Protocol, Self
+
+import numpy as np
 
 from probes.base import FloatArray
+
+CHARACTERS_PER_TOKEN = 4
+"""By which text counts in queues."""
 
 
 class EngineUnavailableError(Exception):
@@ -17,14 +22,33 @@ class Prompt:
 
     token_ids: tuple[tuple[int, ...], ...]
     """One entry per pass of the engine, in its order."""
+    text: str = ""
+    """The conversation's text, where a probe of the engine reads text."""
+
+    @property
+    def tokens(self) -> int:
+        """What it takes up in a queue."""
+        return sum(map(len, self.token_ids)) + len(self.text) // CHARACTERS_PER_TOKEN
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the probes read from n prompts."""
+    """What the probes read from n prompts; each field (n, probes), probes in the engine's order."""
 
     success: FloatArray
-    """Calibrated success probabilities, (n, probes), probes in the engine's order."""
+    """Calibrated success probabilities."""
+    output_tokens: FloatArray
+    """Expected output tokens of an answer; NaN where the probe has no output-token head."""
+    activation_percentile: FloatArray
+    """Share of in-distribution prompts, in percent, whose activation is nearer to the training prompts'; NaN where the
+    probe has no statistics."""
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Scores"]) -> Self:
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 class Engine(Protocol):

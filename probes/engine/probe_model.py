@@ -1,91 +1,161 @@
 """The first blocks of a probe model, for serving and harvesting alike."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from probes.base import Activations, ProbeError
+from probes.base import Activations, Inputs, ProbeError, Sequences
 from probes.card import Pass, Site
 from probes.engine.batch import micro_batches
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 """What architectures call the norm after the last block."""
 
+NEXT_TOKENS = 5
+NEXT_TOKEN_STATISTICS = 2 * NEXT_TOKENS + 1
+
 SMALL_PARAMETERS = 20_000_000
 """Up to here one thread serves best: a product takes less time than waking a second thread, or waiting for one."""
 
 
-class ProbeModel:
-    """A pass's probe model, cut after the deepest layer asked for; has no LM head.
+@dataclass(frozen=True)
+class Reading:
+    """What is to be read of every prompt."""
 
-    Surplus blocks are neither built nor read from disk.
+    sites: tuple[Site, ...] = ()
+    """Each with a position."""
+    sequence_layers: tuple[int, ...] = ()
+    """Layers of which all prompt tokens are read."""
+    next_token: bool = False
+    """Next-token statistics, which need the full depth and the LM head."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted({*(site.layer for site in self.sites), *self.sequence_layers}))
+
+
+class Allocate(Protocol):
+    """Where activations are put; `np.empty`, or something that makes memory maps."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: type[np.float32]) -> Activations: ...
+
+
+class ProbeModel:
+    """A pass's probe model, cut after the deepest layer that is read.
+
+    Surplus blocks are neither built nor read from disk; the LM head is there only where next-token statistics are read.
 
     Args:
-        layers: the layers (Hugging Face index) that will be read.
         device: cpu, cuda:N, or auto: the first GPU where there is one.
 
     Raises:
         ProbeError: the model cannot be loaded, or has no such layer.
     """
 
-    def __init__(self, pass_: Pass, layers: Sequence[int], device: str = "auto") -> None:
+    def __init__(self, pass_: Pass, reading: Reading, device: str = "auto") -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        self.reading = reading
         config = _config(pass_)
         full_depth = int(config.num_hidden_layers)
-        self.layers = tuple(sorted(set(layers)))
-        if not self.layers or self.layers[-1] > full_depth:
+        layers = reading.layers
+        if layers and (layers[0] < 0 or layers[-1] > full_depth):
             raise ProbeError(f"{pass_.probe_model} has layers 0 to {full_depth}; asked for {list(layers)}")
         # A model without any block is one that few architectures can build.
-        self.depth = max(1, self.layers[-1])
+        self.depth = full_depth if reading.next_token else max(1, *layers)
         config.num_hidden_layers = self.depth
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: self.depth]
         self.d_model = int(config.hidden_size)
-        self._model = _load(pass_, config)
-        nn.Module.to(self._model, self.device)
-        parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        model = _load(pass_, config, with_head=reading.next_token)
+        nn.Module.to(model, self.device)
+        self._head: nn.Module | None = None
+        if reading.next_token:
+            self._head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._model = model.base_model
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         self._max_threads = 1 if parameters <= SMALL_PARAMETERS else None
         if self.depth < full_depth:
             # Hugging Face's last hidden state stands after the final norm, all others before it.
             _remove_final_norm(self._model)
 
-    def activations(
-        self, prompts: Sequence[Sequence[int]], sites: Sequence[Site], on_batch: Callable[[int], None] = lambda n: None
-    ) -> Activations:
-        """Hidden states of n prompts (token ids): (n, sites, d_model) in single precision.
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        on_batch: Callable[[int], None] = lambda n: None,
+        allocate: Allocate = np.empty,
+    ) -> Inputs:
+        """Everything that `reading` asks for, of n prompts (token ids), activations in single precision.
 
         Args:
             on_batch: called after each micro-batch with its number of prompts, for progress bars.
+            allocate: makes the arrays, one for all sites and one per layer of which all tokens are read.
         """
-        found = np.empty((len(prompts), len(sites), self.d_model), dtype=np.float32)
-        with _threads(self._max_threads):
-            for rows in micro_batches([len(prompt) for prompt in prompts]):
-                found[rows] = self._forward([prompts[row] for row in rows], sites).float().cpu().numpy()
+        lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        at_sites = allocate((len(prompts), len(self.reading.sites), self.d_model), np.float32)
+        all_tokens = {
+            layer: allocate((int(lengths.sum()), self.d_model), np.float32) for layer in self.reading.sequence_layers
+        }
+        next_token = np.empty((len(prompts), NEXT_TOKEN_STATISTICS)) if self.reading.next_token else None
+        with _threads(self._max_threads), torch.inference_mode():
+            for rows in micro_batches(lengths.tolist()):
+                hidden = self._forward([prompts[row] for row in rows])
+                at_sites[rows] = self._gather(hidden, lengths[rows]).float().cpu().numpy()
+                for layer, values in all_tokens.items():
+                    for row, prompt in zip(rows, hidden[layer].float().cpu().numpy(), strict=True):
+                        values[starts[row] : starts[row] + lengths[row]] = prompt[: lengths[row]]
+                if next_token is not None:
+                    next_token[rows] = self._next_token(hidden[self.depth], lengths[rows]).cpu().numpy()
                 on_batch(len(rows))
-        return found
+        return Inputs(
+            prompt_tokens=lengths,
+            activations={site: at_sites[:, i] for i, site in enumerate(self.reading.sites)},
+            next_token=next_token,
+            sequences={layer: Sequences(values, starts, lengths) for layer, values in all_tokens.items()},
+        )
 
-    @torch.inference_mode()
-    def _forward(self, prompts: Sequence[Sequence[int]], sites: Sequence[Site]) -> Tensor:
-        """(batch, sites, d_model)"""
-        lengths = [len(prompt) for prompt in prompts]
+    def _forward(self, prompts: Sequence[Sequence[int]]) -> Mapping[int, Tensor]:
+        """By layer, (batch, T, d_model)."""
         # Padded on the right, a causal model needs no mask: no prompt token sees what follows it.
-        token_ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)  # (batch, T)
+        token_ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)  # (batch, T)
         for row, prompt in enumerate(prompts):
             token_ids[row, : len(prompt)] = torch.tensor(prompt)
-        last_only = self.layers == (self.depth,)
+        last_only = set(self.reading.layers) <= {self.depth}
         output = self._model(input_ids=token_ids.to(self.device), use_cache=False, output_hidden_states=not last_only)
-        hidden = {self.depth: output.last_hidden_state} if last_only else output.hidden_states  # (batch, T, d_model)
-        rows = torch.arange(len(prompts), device=self.device)
-        at = [torch.tensor([max(0, n + site.position) for n in lengths], device=self.device) for site in sites]
-        return torch.stack([hidden[site.layer][rows, t] for site, t in zip(sites, at, strict=True)], dim=1)
+        if last_only:
+            return {self.depth: output.last_hidden_state}
+        return dict(enumerate(output.hidden_states))
+
+    def _gather(self, hidden: Mapping[int, Tensor], lengths: NDArray[np.int64]) -> Tensor:
+        """(batch, sites, d_model)"""
+        rows = torch.arange(len(lengths), device=self.device)
+        found = [hidden[site.layer][rows, _at(lengths, site, self.device)] for site in self.reading.sites]
+        return torch.stack(found, dim=1) if found else torch.empty(len(lengths), 0, self.d_model)
+
+    def _next_token(self, last: Tensor, lengths: NDArray[np.int64]) -> Tensor:
+        """The five largest probabilities, their logarithms, the entropy in nats: (batch, 11)."""
+        assert self._head is not None
+        rows = torch.arange(len(lengths), device=self.device)
+        logs = self._head(last[rows, torch.tensor(lengths - 1, device=self.device)]).float().log_softmax(dim=-1)
+        top = logs.topk(NEXT_TOKENS, dim=-1).values  # (batch, 5)
+        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)  # (batch, 1)
+        return torch.cat([top.exp(), top, entropy], dim=-1)
+
+
+def _at(lengths: NDArray[np.int64], site: Site, device: torch.device) -> Tensor:
+    """Index of a site's token in each prompt, (batch,); the first one where the prompt is too short."""
+    assert site.position is not None
+    return torch.tensor(np.maximum(0, lengths + site.position), device=device)
 
 
 def n_layers(pass_: Pass) -> int:
@@ -105,11 +175,12 @@ def _config(pass_: Pass) -> Any:
     return config.get_text_config()
 
 
-def _load(pass_: Pass, config: Any) -> PreTrainedModel:
+def _load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
+    loader = AutoModelForCausalLM if with_head else AutoModel
     try:
         with _quiet():
             # safetensors alone: other weights are pickles.
-            model: PreTrainedModel = AutoModel.from_pretrained(
+            model: PreTrainedModel = loader.from_pretrained(
                 pass_.probe_model,
                 revision=pass_.revision,
                 config=config,
@@ -148,7 +219,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _remove_final_norm(model: PreTrainedModel) -> None:
+def _remove_final_norm(model: nn.Module) -> None:
     for name in FINAL_NORMS:
         if isinstance(getattr(model, name, None), nn.Module):
             setattr(model, name, nn.Identity())

@@ -11,14 +11,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-
-from probes.base import FloatArray, ProbeError
+from probes.artifact import Artifact
+from probes.base import ProbeError
 from probes.engine.base import EngineUnavailableError, Prompt, Scores
 from probes.engine.batch import padding_tokens
-from probes.engine.wire import LINE_BYTES, decode_scores, encode_prompts
+from probes.engine.wire import LINE_BYTES, decode_scores, encode_artifact, encode_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +44,21 @@ class BatchReport:
 @dataclass(frozen=True, eq=False)
 class _Waiting:
     prompt: Prompt
-    tokens: int
     deadline: float
     arrived: float
-    success: asyncio.Future[FloatArray]
-    """(probes,)"""
+    scores: asyncio.Future[Scores]
+    """Of this one prompt."""
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt.tokens
 
 
 class ProcessEngine:
     """Scores prompts in a child process, which it restarts should it die. Satisfies `Engine`.
 
     Args:
-        folders: the probe artifacts, in the order of the scores.
+        artifacts: the probes, in the order of the scores.
         device: cpu, cuda:N or auto.
         queue_prompts, queue_tokens: what may wait; more is refused at once.
         on_batch: called after each micro-batch.
@@ -65,14 +66,14 @@ class ProcessEngine:
 
     def __init__(
         self,
-        folders: Sequence[Path],
+        artifacts: Sequence[Artifact],
         *,
         device: str = "auto",
         queue_prompts: int = 512,
         queue_tokens: int = 200_000,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
     ) -> None:
-        self._arguments = (device, *(str(Path(folder).absolute()) for folder in folders))
+        self._arguments = (device, *(encode_artifact(artifact) for artifact in artifacts))
         self._queue_prompts = queue_prompts
         self._queue_tokens = queue_tokens
         self._on_batch = on_batch
@@ -121,28 +122,25 @@ class ProcessEngine:
         loop = asyncio.get_running_loop()
         if not self._ready:
             raise EngineUnavailableError("the engine process is not running; it is being restarted")
-        sizes = [sum(map(len, prompt.token_ids)) for prompt in prompts]
-        if len(self._queue) + len(prompts) > self._queue_prompts or self._tokens + sum(sizes) > self._queue_tokens:
+        tokens = sum(prompt.tokens for prompt in prompts)
+        if len(self._queue) + len(prompts) > self._queue_prompts or self._tokens + tokens > self._queue_tokens:
             raise EngineUnavailableError(
                 f"the engine's queue is full: {len(self._queue)} prompts with {self._tokens} tokens wait "
                 f"(engine.queue: {self._queue_prompts} prompts, {self._queue_tokens} tokens)"
             )
         now = loop.time()
-        waiting = [
-            _Waiting(prompt, tokens, deadline, now, loop.create_future())
-            for prompt, tokens in zip(prompts, sizes, strict=True)
-        ]
+        waiting = [_Waiting(prompt, deadline, now, loop.create_future()) for prompt in prompts]
         self._queue.extend(waiting)
-        self._tokens += sum(sizes)
+        self._tokens += tokens
         self._arrival.set()
         try:
             async with asyncio.timeout_at(deadline):
-                rows = await asyncio.gather(*(one.success for one in waiting))
+                rows = await asyncio.gather(*(one.scores for one in waiting))
         except TimeoutError as error:
             raise EngineUnavailableError(
                 "the engine did not answer before the deadline (engine.deadline_ms)"
             ) from error
-        return Scores(np.array(rows))
+        return Scores.concatenate(rows)
 
     async def _supervise(self, process: asyncio.subprocess.Process) -> None:
         """Compute micro-batches for as long as the child lives, then start another; ends when cancelled."""
@@ -182,9 +180,9 @@ class ProcessEngine:
                 _fail(self._computing, f"the engine failed on these prompts: {error}")
                 continue
             assert scores is not None
-            for one, success in zip(self._computing, scores.success, strict=True):
-                if not one.success.done():
-                    one.success.set_result(success)
+            for i, one in enumerate(self._computing):
+                if not one.scores.done():
+                    one.scores.set_result(scores[i : i + 1])
             self._on_batch(_report(self._computing, began))
 
     def _next_batch(self) -> list[_Waiting]:
@@ -194,7 +192,7 @@ class ProcessEngine:
         tokens = 0
         while self._queue and len(batch) < BATCH_PROMPTS:
             first = self._queue[0]
-            wanted = not first.success.done() and first.deadline > now
+            wanted = not first.scores.done() and first.deadline > now
             if wanted and batch and tokens + first.tokens > BATCH_TOKENS:
                 break
             self._queue.popleft()
@@ -281,8 +279,8 @@ async def _read(process: asyncio.subprocess.Process) -> Scores | None:
 
 def _fail(waiting: Sequence[_Waiting], message: str) -> None:
     for one in waiting:
-        if not one.success.done():
-            one.success.set_exception(EngineUnavailableError(message))
+        if not one.scores.done():
+            one.scores.set_exception(EngineUnavailableError(message))
 
 
 def _report(batch: Sequence[_Waiting], began: float) -> BatchReport:

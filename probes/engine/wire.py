@@ -1,27 +1,51 @@
 """What the gateway and its engine process say to each other: one JSON object per line."""
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import orjson
 
+from probes.artifact import Artifact
 from probes.base import ProbeError
 from probes.engine.base import Prompt, Scores
+from probes.reference import load_probe
 
 LINE_BYTES = 2**26
 """No line is longer: a micro-batch has some ten thousand tokens."""
 
 
+def encode_artifact(artifact: Artifact) -> str:
+    """An argument of the engine process: where the artifact is, and how its pass runs here."""
+    pass_ = artifact.pass_
+    served = None if pass_ is None else [pass_.probe_model, pass_.revision, pass_.dtype]
+    return orjson.dumps([str(artifact.folder.absolute()), served]).decode()
+
+
+def decode_artifact(argument: str) -> Artifact:
+    """The artifact, read again; what the gateway has verified is not verified once more.
+
+    Raises:
+        ProbeError: it does not load.
+    """
+    folder, served = orjson.loads(argument)
+    artifact = load_probe(folder, verify=False)
+    if artifact.pass_ is None or served is None:
+        return artifact
+    update = dict(zip(("probe_model", "revision", "dtype"), served, strict=True))
+    return replace(artifact, pass_=artifact.pass_.model_copy(update=update))
+
+
 def encode_prompts(prompts: Sequence[Prompt]) -> bytes:
-    return orjson.dumps([prompt.token_ids for prompt in prompts]) + b"\n"
+    return orjson.dumps([[prompt.token_ids, prompt.text] for prompt in prompts]) + b"\n"
 
 
 def decode_prompts(line: bytes) -> list[Prompt]:
-    return [Prompt(tuple(map(tuple, passes))) for passes in orjson.loads(line)]
+    return [Prompt(tuple(map(tuple, passes)), text) for passes, text in orjson.loads(line)]
 
 
 def encode_scores(scores: Scores) -> bytes:
-    return orjson.dumps({"success": scores.success.tolist()}) + b"\n"
+    return orjson.dumps(scores, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
 
 
 def encode_ready() -> bytes:
@@ -41,4 +65,7 @@ def decode_scores(line: bytes) -> Scores | None:
     answer = orjson.loads(line)
     if "error" in answer:
         raise ProbeError(answer["error"])
-    return Scores(np.array(answer["success"], dtype=np.float64)) if "success" in answer else None
+    if not answer:
+        return None
+    # JSON writes NaN as null, which becomes NaN again.
+    return Scores(*(np.array(answer[field.name], dtype=np.float64) for field in fields(Scores)))

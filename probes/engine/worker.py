@@ -1,6 +1,6 @@
 """The engine process: reads prompts from stdin and writes scores to stdout, until stdin ends.
 
-python -m probes.engine.worker cpu FOLDER [FOLDER ...]      (started by `probes.engine.process`)
+python -m probes.engine.worker cpu ARTIFACT [ARTIFACT ...]      (started by `probes.engine.process`; see `wire.py`)
 """
 
 import ctypes
@@ -10,9 +10,10 @@ import signal
 import sys
 from typing import BinaryIO
 
-from probes.artifact import load_artifact
 from probes.base import ProbeError
-from probes.engine.wire import decode_prompts, encode_error, encode_ready, encode_scores
+from probes.engine.base import Prompt
+from probes.engine.local import LocalEngine
+from probes.engine.wire import decode_artifact, decode_prompts, encode_error, encode_ready, encode_scores
 
 logger = logging.getLogger(__name__)
 
@@ -21,22 +22,19 @@ UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
 """Transformers imports these wherever they are installed: 125 MB that no forward pass reads."""
 
 
-def main(device: str, folders: list[str]) -> None:
+def main(device: str, arguments: list[str]) -> None:
     die_with_parent()
     with _private_stdout() as out:
         try:
-            artifacts = [
-                load_artifact(folder, verify=False) for folder in folders
-            ]  # errors are told before torch is imported
-            sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: "not installed"
-            import torch
+            artifacts = [decode_artifact(argument) for argument in arguments]
+            if any(artifact.probe.site is not None for artifact in artifacts):
+                sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: "not installed"
+                import torch
 
-            from probes.engine.base import Prompt
-            from probes.engine.torch_engine import TorchEngine
-
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
-            engine = TorchEngine(artifacts, device)
-            engine.score([Prompt(((0,),) * len(engine.passes))])  # the first pass is slow; no user should wait for it
+                torch.set_num_threads(len(os.sched_getaffinity(0)))
+            engine = LocalEngine(artifacts, device)
+            # The first pass is slow; no user should wait for it.
+            engine.score([Prompt(((0,),) * len(engine.passes), "a")])
         except ProbeError as error:
             _write(out, encode_error(str(error)))
             return

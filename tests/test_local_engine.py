@@ -1,6 +1,8 @@
 """The truncated forward pass equals the whole model's, whatever the batch."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +11,12 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from probes import calibration
 from probes.artifact import load_artifact, save_artifact
-from probes.base import Activations, ProbeError
+from probes.base import Activations, Inputs, ProbeError
 from probes.card import Pass, Recipe, Site
 from probes.engine.base import Prompt
 from probes.engine.batch import micro_batches, padding_tokens
-from probes.engine.probe_model import ProbeModel, n_layers
-from probes.engine.torch_engine import TorchEngine
+from probes.engine.local import LocalEngine
+from probes.engine.probe_model import ProbeModel, Reading, n_layers
 from probes.linear_eoi import LinearEoi
 from tests.support.probes import NANO_POOL, artifact, card
 
@@ -29,6 +31,12 @@ def prompts(n: int = 9, seed: int = 0) -> list[tuple[int, ...]]:
     """Of mixed lengths."""
     rng = np.random.default_rng(seed)
     return [tuple(rng.integers(3, 600, size=size).tolist()) for size in rng.integers(5, 90, size=n)]
+
+
+def activations(folder: Path, prompts: list[tuple[int, ...]], *sites: Site) -> Activations:
+    """Ours: (n, sites, d_model)."""
+    inputs = ProbeModel(pass_of(folder), Reading(sites), "cpu").read(prompts)
+    return np.stack([inputs.activations[site] for site in sites], axis=1)
 
 
 def reference(folder: Path, prompts: list[tuple[int, ...]]) -> Activations:
@@ -62,28 +70,57 @@ def test_all_layers_and_positions_equal_transformers(model: str, sliding_qwen: P
     depth = n_layers(pass_of(folder))
     assert expected.shape[1] == depth + 1
     for deepest in range(depth + 1):
-        probe_model = ProbeModel(pass_of(folder), range(deepest + 1), "cpu")
-        sites = [Site(layer=layer, position=position) for layer in range(deepest + 1) for position in POSITIONS]
-        found = probe_model.activations(prompts(), sites).reshape(len(prompts()), deepest + 1, len(POSITIONS), -1)
+        sites = tuple(Site(layer=layer, position=position) for layer in range(deepest + 1) for position in POSITIONS)
+        found = activations(folder, prompts(), *sites).reshape(len(prompts()), deepest + 1, len(POSITIONS), -1)
         np.testing.assert_allclose(found, expected[:, : deepest + 1], atol=1e-5, rtol=1e-5)
         # One layer alone takes another way out of the model.
-        alone = ProbeModel(pass_of(folder), [deepest], "cpu").activations(prompts(), [Site(layer=deepest, position=-1)])
+        alone = activations(folder, prompts(), Site(layer=deepest, position=-1))
         np.testing.assert_allclose(alone[:, 0], expected[:, deepest, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_the_company_a_prompt_keeps_changes_nothing() -> None:
-    model = ProbeModel(pass_of(NANO_POOL / "nano-medium"), [3], "cpu")
-    sites = [Site(layer=3, position=-2)]
-    together = model.activations(prompts(40), sites)
-    alone = np.concatenate([model.activations([prompt], sites) for prompt in prompts(40)])
-    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=1e-5)
+    site = Site(layer=3, position=-2)
+    model = ProbeModel(pass_of(NANO_POOL / "nano-medium"), Reading((site,), (2,), next_token=True), "cpu")
+    together = model.read(prompts(40))
+    alone = [model.read([prompt]) for prompt in prompts(40)]
+
+    def same(read: Callable[[Inputs], Any]) -> None:
+        np.testing.assert_allclose(read(together), np.concatenate(list(map(read, alone))), atol=1e-5, rtol=1e-5)
+
+    same(lambda inputs: inputs.activations[site])
+    same(lambda inputs: inputs.next_token)
+    same(lambda inputs: inputs.sequences[2].values)
+
+
+def test_all_tokens_and_next_token_statistics_equal_transformers(sliding_qwen: Path) -> None:
+    for folder in (NANO_POOL / "nano-medium", sliding_qwen):
+        depth = n_layers(pass_of(folder))
+        site = Site(layer=1, position=-1)
+        inputs = ProbeModel(pass_of(folder), Reading((site,), (2, depth), next_token=True), "cpu").read(prompts())
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        assert inputs.next_token is not None
+        for i, prompt in enumerate(prompts()):
+            with torch.no_grad():
+                output = model(torch.tensor([prompt]), output_hidden_states=True)
+            p = output.logits[0, -1].double().softmax(-1)
+            top = p.sort(descending=True).values[:5]
+            expected = torch.cat([top, top.log(), -(p * p.log()).sum()[None]])
+            np.testing.assert_allclose(inputs.next_token[i], expected, atol=1e-5, rtol=1e-4)
+            for layer, sequences in inputs.sequences.items():
+                rows = slice(sequences.starts[i], sequences.starts[i] + sequences.lengths[i])
+                expected = output.hidden_states[layer][0]
+                np.testing.assert_allclose(sequences.values[rows], expected, atol=1e-5, rtol=1e-5)
+            assert inputs.prompt_tokens is not None
+            assert inputs.prompt_tokens[i] == len(prompt)
 
 
 def test_blocks_after_the_deepest_layer_are_not_built() -> None:
     sizes = [
         sum(
             parameter.numel()
-            for parameter in ProbeModel(pass_of(NANO_POOL / "nano-medium"), [layer])._model.parameters()
+            for parameter in ProbeModel(
+                pass_of(NANO_POOL / "nano-medium"), Reading(sequence_layers=(layer,))
+            )._model.parameters()
         )
         for layer in (1, 2, 4)
     ]
@@ -98,29 +135,32 @@ def test_scores_are_the_heads_of_the_activations(tmp_path: Path) -> None:
         artifact(tmp_path / "b", "nano-large", layer=2, position=-2, seed=2),
         artifact(tmp_path / "c", "nano-medium", layer=1, position=-5, seed=3),
     ]
-    engine = TorchEngine(artifacts, "cpu")
+    engine = LocalEngine(artifacts, "cpu")
     first, second = prompts(seed=1), prompts(seed=2)
     scores = engine.score([Prompt(pair) for pair in zip(first, second, strict=True)])
     medium, large = (
         reference(NANO_POOL / model, ids) for model, ids in (("nano-medium", first), ("nano-large", second))
     )
     read = [medium[:, 3, -1], large[:, 2, -2], medium[:, 1, 0]]
-    for column, (one, activations) in enumerate(zip(artifacts, read, strict=True)):
-        expected = calibration.apply(one.card.calibration, one.probe.raw(activations))
-        np.testing.assert_allclose(scores.success[:, column], expected, atol=1e-5)
+    for column, (one, values) in enumerate(zip(artifacts, read, strict=True)):
+        assert one.card.site is not None
+        raw = one.probe.raw(Inputs(activations={one.card.site: values}))
+        np.testing.assert_allclose(scores.success[:, column], calibration.apply(one.card.calibration, raw), atol=1e-5)
+    assert np.isnan(scores.output_tokens).all()
+    assert np.isnan(scores.activation_percentile).all()
 
 
 def test_misfits_are_named(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="has layers 0 to 2; asked for"):
-        ProbeModel(pass_of(NANO_POOL / "nano-small"), [3])
+        ProbeModel(pass_of(NANO_POOL / "nano-small"), Reading((Site(layer=3, position=-1),)))
     large = artifact(tmp_path / "a", "nano-large").card.pass_
     made = card("nano-small").model_copy(update={"pass_": large})
-    save_artifact(tmp_path / "b", made, LinearEoi(np.zeros(96, dtype=np.float32)))
+    save_artifact(tmp_path / "b", made, LinearEoi(np.zeros(96, dtype=np.float32), Site(layer=1, position=-1)))
     with pytest.raises(ProbeError, match=r"reads 96 dimensions, its probe model .* has 160: train the probe anew"):
-        TorchEngine([load_artifact(tmp_path / "b")])
+        LocalEngine([load_artifact(tmp_path / "b")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ProbeError, match="cannot read the configuration"):
-        ProbeModel(pass_of(tmp_path / "empty"), [1])
+        ProbeModel(pass_of(tmp_path / "empty"), Reading(sequence_layers=(1,)))
 
 
 def test_micro_batches_hold_like_lengths_within_the_bound() -> None:

@@ -1,0 +1,99 @@
+"""What `pika train` fits on: everything that a kind of probe, and the baselines beside it, read of the problems."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from offline.activations import harvest
+from probes import statistics
+from probes.base import Inputs, Probe, ProbeError
+from probes.card import Site
+from probes.engine.probe_model import Reading, n_layers
+from probes.prompt import Renderer, new_pass
+from probes.source import resolve_model
+
+
+@dataclass(frozen=True)
+class Material:
+    inputs: Inputs
+    renderer: Renderer | None = None
+    """None: no probe model, not even its tokenizer."""
+    sites: tuple[Site, ...] = ()
+    """Of the inputs' activations, those among which a probe's is chosen."""
+    statistics_site: Site | None = None
+    """Where activation statistics are taken; None: no activations are read."""
+    tried: dict[str, list[int]] = field(default_factory=dict)
+    """The layers and positions of `sites`, for the card."""
+
+    @property
+    def candidates(self) -> Inputs:
+        """The inputs without what is read for the statistics alone."""
+        return replace(self.inputs, activations={site: self.inputs.activations[site] for site in self.sites})
+
+
+def gather(
+    problems: Sequence[str],
+    kind: type[Probe],
+    probe_model: str | None,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    next_token: bool = False,
+    device: str = "auto",
+    cache: Path | None = None,
+    on_batch: Callable[[int], None] = lambda n: None,
+) -> Material:
+    """Render, tokenise and read n problems, as far as this kind of probe needs it.
+
+    Args:
+        probe_model: a folder or a Hub id; may be None for probes that read text alone.
+        layers, positions: to try; None: all layers, all end-of-instruction tokens.
+        cache: see `offline.activations.harvest`.
+
+    Raises:
+        ProbeError: the probe model is missing or cannot be loaded, or has no such layer or position.
+    """
+    if probe_model is None:
+        if kind.reads != "text":
+            raise ProbeError(f"--probe-model is missing: a {kind.kind} probe reads the tokens or activations of one")
+        # No tokenizer: the length baseline counts characters.
+        return Material(Inputs(texts=problems, prompt_tokens=np.array([len(problem) for problem in problems])))
+    renderer = Renderer(new_pass(resolve_model(probe_model)))
+    prompts = [renderer.render([{"role": "user", "content": problem}]).token_ids for problem in problems]
+    if kind.reads in ("text", "length"):
+        return Material(Inputs(texts=problems, prompt_tokens=np.array([len(ids) for ids in prompts])), renderer)
+    last_layer = n_layers(renderer.pass_)
+    tried = {"layers": _layers(layers, last_layer, renderer)}
+    if kind.reads == "sequence":
+        if positions is not None:
+            raise ProbeError(f"--positions: a {kind.kind} probe reads all of a prompt's tokens")
+        sites = [Site(layer=layer, position=-1) for layer in tried["layers"]]
+    else:
+        tried["positions"] = _positions(positions, min(map(len, prompts)), renderer)
+        sites = [Site(layer=layer, position=position) for layer in tried["layers"] for position in tried["positions"]]
+    looked_at = statistics.site_of(last_layer)
+    read_at = tuple(dict.fromkeys([*sites, looked_at]))
+    reading = Reading(read_at, tuple(tried["layers"]) if kind.reads == "sequence" else (), next_token)
+    inputs = harvest(renderer.pass_, prompts, reading, device, cache, on_batch)
+    return Material(replace(inputs, texts=problems), renderer, tuple(sites), looked_at, tried)
+
+
+def _layers(asked: Sequence[int] | None, last: int, renderer: Renderer) -> list[int]:
+    layers = list(asked or range(last + 1))
+    if layers[0] < 0 or layers[-1] > last:
+        raise ProbeError(
+            f"--layers {layers[0]}..{layers[-1]}: {renderer.pass_.probe_model} has layers 0, its embeddings, to {last}"
+        )
+    return layers
+
+
+def _positions(asked: Sequence[int] | None, shortest: int, renderer: Renderer) -> list[int]:
+    positions = list(asked or range(-len(renderer.eoi_tokens), 0))
+    if positions[-1] >= 0 or positions[0] < -shortest:
+        raise ProbeError(
+            f"--positions {positions[0]}..{positions[-1]}: they count from the prompt's end, from -1 down to "
+            f"-{shortest}, the length of the shortest prompt"
+        )
+    return positions

@@ -1,0 +1,38 @@
+"""A probe by its reference: a folder of ours or of the research project's, or `hf://owner/repo/folder[@revision]`."""
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from probes.artifact import Artifact, load_artifact
+from probes.card import Dtype
+from probes.hub import SCHEME, Reference, fetch
+from probes.legacy import is_legacy, load_legacy
+from probes.prompt import Renderer
+
+
+def load_probe(
+    reference: str | os.PathLike[str],
+    *,
+    allow: Collection[str] = (),
+    probe_models: Mapping[str, str] | None = None,
+    dtype: Dtype | None = None,
+    verify: bool = True,
+    renderers: list[Renderer] | None = None,
+) -> Artifact:
+    """A probe, checked; from the Hub it is fetched into the Hub's cache, and read from there where the Hub is away.
+
+    Takes what `probes.artifact.load_artifact` takes.
+
+    Raises:
+        ProbeError: it cannot be fetched, or does not pass the checks; names what and the fix.
+    """
+    fetched = fetch(str(reference)) if str(reference).startswith(SCHEME) else None
+    folder = Path(reference) if fetched is None else fetched.folder
+    load = load_legacy if is_legacy(folder) else load_artifact
+    artifact = load(folder, allow=allow, probe_models=probe_models, dtype=dtype, verify=verify, renderers=renderers)
+    if fetched is None:
+        return artifact
+    source = str(Reference(fetched.repo, fetched.path, fetched.commit))
+    return replace(artifact, revision=fetched.commit, source=source, from_cache=fetched.from_cache)
