@@ -21,7 +21,7 @@ from probes.selection import choose
 NEXT_TOKEN = 11
 """How many next-token statistics there are."""
 MEMBERS, HIDDEN = 4, 64
-BATCH, EPOCHS, LEAST_STEPS = 128, 60, 500
+BATCH, EPOCHS, LEAST_STEPS = 128, 60, 300
 RATE, DECAY = 3e-3, 2.0
 STOPS = (0.25, 0.5, 1.0)
 """Where on its way training leaves a candidate: validation chooses among them, which is early stopping."""

@@ -22,11 +22,10 @@ from probes.selection import choose
 
 WORD = re.compile(r"\b\w+\b")
 """scikit-learn's own pattern drops words of one letter, and with them the digits."""
-TERM = re.compile(r"\w+( \w+)?")
 MAX_TERMS, MAX_TERM_LENGTH = 50_000, 64
 """The most frequent terms, none longer: 13 MiB in the worst of alphabets, which the artifact's limit admits."""
 ALPHAS = (0.1, 1.0, 10.0, 100.0)
-MAX_ITERATIONS = 1000
+TOLERANCE, MAX_ITERATIONS = 1e-6, 1000
 
 Array = NDArray[np.float32]
 Row = tuple[NDArray[np.int64], FloatArray]
@@ -150,7 +149,7 @@ def _fit_linear(x: Any, y: FloatArray, alpha: float, task: Task) -> tuple[FloatA
     ones, zeros = y > 0, y < 1
     labels = np.repeat([1, 0], [ones.sum(), zeros.sum()])
     shares = np.concatenate([y[ones], 1 - y[zeros]])
-    logistic = LogisticRegression(C=1 / alpha, max_iter=MAX_ITERATIONS)
+    logistic = LogisticRegression(C=1 / alpha, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
     logistic.fit(vstack([x[ones], x[zeros]]), labels, sample_weight=shares)
     return logistic.coef_[0], float(logistic.intercept_[0])
 
@@ -159,7 +158,7 @@ def _vocabulary(content: bytes) -> list[str]:
     """The terms of `vocabulary.json`.
 
     Raises:
-        ProbeError: it is not a list of different words and pairs of words.
+        ProbeError: it is not a list of different words and pairs of words in lower case.
     """
     try:
         terms = json.loads(content)
@@ -168,8 +167,10 @@ def _vocabulary(content: bytes) -> list[str]:
     if not isinstance(terms, list) or not terms or len(terms) > MAX_TERMS:
         raise ProbeError(f"{VOCABULARY} must be a list of 1 to {MAX_TERMS} terms")
     for term in terms:
-        if not isinstance(term, str) or len(term) > MAX_TERM_LENGTH or not TERM.fullmatch(term):
-            raise ProbeError(f"{VOCABULARY}: {str(term)[:MAX_TERM_LENGTH]!r} is neither a word nor a pair of words")
+        if not isinstance(term, str) or len(term) > MAX_TERM_LENGTH or term not in terms_of(term):
+            raise ProbeError(
+                f"{VOCABULARY}: {str(term)[:MAX_TERM_LENGTH]!r} is no word in lower case, nor a pair of them"
+            )
     if len(set(terms)) < len(terms):
         twice = Counter(terms).most_common(1)[0][0]
         raise ProbeError(f"{VOCABULARY}: {twice!r} stands there twice")

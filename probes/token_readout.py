@@ -17,7 +17,7 @@ from probes.logistic import sigmoid
 from probes.parts import check_labels, check_tensors
 from probes.selection import choose
 
-BATCH, EPOCHS, LEAST_STEPS = 32, 20, 1000
+BATCH, EPOCHS, LEAST_STEPS = 32, 20, 300
 RATE, DECAY = 1e-2, 0.1
 STOPS = (0.25, 0.5, 1.0)
 """Where on its way training leaves a candidate: validation chooses among them, which is early stopping."""
