@@ -27,9 +27,7 @@ from probes.artifact import WEIGHTS, Artifact, save_artifact
 from probes.base import FloatArray, ProbeError
 from probes.calibration import Method
 from probes.card import Calibration, Estimate, Metrics, Pass
-from probes.engine.base import Prompt
 from probes.engine.local import LocalEngine
-from probes.prompt import Renderer, conversation_text
 from probes.reference import load_probe
 
 EXAMPLES = """examples:
@@ -174,16 +172,11 @@ def _out(args: Namespace, artifact: Artifact) -> Path:
 def _score(artifact: Artifact, problems: list[str], device: str) -> tuple[FloatArray, FloatArray]:
     """Raw outputs, (n,), and lengths of the prompts: in tokens, or in characters where no probe model reads them."""
     engine = LocalEngine([artifact], device)
-    renderers = [Renderer(pass_) for pass_ in engine.passes]
-    prompts = []
-    for problem in problems:
-        messages = [{"role": "user", "content": problem}]
-        token_ids = tuple(renderer.render(messages).token_ids for renderer in renderers)
-        prompts.append(Prompt(token_ids, conversation_text(messages)))
+    prompts = engine.render(problems)
     console = Console(stderr=True)
     batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
     raw = [engine.raw(batch)[:, 0] for batch in track(batches, "raw outputs", console=console)]
-    lengths = [len(prompt.token_ids[0]) if renderers else len(prompt.text) for prompt in prompts]
+    lengths = [len(prompt.token_ids[0]) if engine.passes else len(prompt.text) for prompt in prompts]
     return np.concatenate(raw), np.array(lengths, dtype=np.float64)
 
 

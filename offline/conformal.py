@@ -34,7 +34,7 @@ MAX_STAKE = 0.75
 SAYS = (
     "for any one target, with confidence {level:g} over the draw of these problems: answers to requests like them that "
     "min_success does not flag infeasible are correct at least as often as the target says, on average; thresholds are "
-    "never below the target; null: out of reach here, so that every request is flagged and goes to the most probable arm"
+    "never below the target; null: out of reach here, every request is flagged and goes to the most probable arm"
 )
 
 
@@ -61,7 +61,7 @@ def guarantee(
 
     def threshold(target: float) -> float | None:
         def at(step: int) -> float:
-            return round(1 - (1 - target) * 0.5 ** (step / HALVING), 6)
+            return round(1 - (1 - target) * math.exp2(-step / HALVING), 6)
 
         def holds(step: int) -> bool:
             policy = MinSuccess(at(step))

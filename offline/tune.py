@@ -232,8 +232,8 @@ def _guarantee(
     seen = any(_saw(artifact, outcomes.sha256, options.split) for artifact in artifacts)
     if seen:
         print(
-            f"pika tune: the {options.split} problems chose or calibrated probes, so the guarantee holds only as far as "
-            "these do not flatter themselves there: give it problems of their own (`pika rollouts` with another --seed)",
+            f"pika tune: the {options.split} problems chose or calibrated probes, so the guarantee holds only as far "
+            "as these do not flatter themselves there: give it problems of its own (`pika rollouts --seed`)",
             file=sys.stderr,
         )
     return {

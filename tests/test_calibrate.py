@@ -12,8 +12,8 @@ import pytest
 from offline.calibrate import main
 from probes.artifact import load_artifact
 from probes.card import ProbeCard
-from server.config import Prices
 from server.pool import Arm, Model
+from server.sections import Prices
 from tests.support.probes import NANO_POOL
 
 MEDIUM = "nano-medium"

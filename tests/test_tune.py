@@ -124,7 +124,7 @@ def test_the_gateway_holds_what_was_guaranteed(
     # On forty problems medium's .8 bear out .6, and large's .9 bear out .7; nothing bears out .9.
     assert (table[0.6], table[0.9]) == (0.6, None)
 
-    policies = Policies(load(pool), TIER)
+    policies = Policies(load(pool), TIER, {})
     success, cost = np.array([list(ARMS.values())]), np.array([TIER])
     for asked, arm, infeasible in ((0.6, 1, False), (0.595, 1, False), (0.9, 2, True)):
         policy = policies.get({"policy": "min_success", "min_success": asked})[1]
@@ -138,7 +138,7 @@ def test_problems_that_chose_the_probes_guarantee_less_and_a_warning_says_so(
     words = ("--guarantee", "0.9", "--out", tmp_path / "policy.json")
     code, out, err = run(capsys, NANO / "pool.yaml", "--data", NANO / "rollouts.parquet", *words)
     assert code == 0
-    assert "the validation problems chose or calibrated the probes" in err
+    assert "the validation problems chose or calibrated probes" in err
     assert json.loads(out.splitlines()[-1])["guarantee"]["problems_chose_probes"]
     assert "with confidence 0.9" in out
 
