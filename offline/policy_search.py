@@ -19,6 +19,7 @@ from typing import Literal, Self
 
 import numpy as np
 
+from offline.conformal import Guarantee
 from offline.evaluate import FloatArray, mean_interval
 from routing_policies.base import IndexArray, build, load
 from routing_policies.costs import normalise
@@ -140,8 +141,18 @@ class _Point:
     cost_usd: float
 
 
-def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FIRST, seed: int = 0) -> Tuning:
-    """Choose a policy and its knob; `seed` is the bootstrap's.
+def tune(
+    data: Validation,
+    target: Target,
+    policies: Sequence[str] = SIMPLEST_FIRST,
+    seed: int = 0,
+    guarantee: Guarantee | None = None,
+) -> Tuning:
+    """Choose a policy and its knob.
+
+    Args:
+        seed: the bootstrap's.
+        guarantee: what `min_success` takes its threshold from.
 
     Raises:
         TuneError: no policy meets the target.
@@ -152,7 +163,7 @@ def tune(data: Validation, target: Target, policies: Sequence[str] = SIMPLEST_FI
     best = _Point("always", {}, best_arms, data.accuracy(best_arms), best_cost)
     goal = best.accuracy if target.value is None else target.value
     table = accuracy_table(data)
-    sweeps = (_sweep(policy, data, table) for policy in policies)
+    sweeps = (_sweep(policy, data, table, guarantee) for policy in policies)
     points = [point for points in sweeps if (point := _best_point(points, target.measure, goal)) is not None]
     if not points:
         lowest = float(data.cost.min(axis=1).mean()) + data.prefill_usd
@@ -230,19 +241,22 @@ def _grid(values: FloatArray, low: float, high: float) -> FloatArray:
     return np.unique([float(f"{value:.6g}") for value in (low, *inner, high)])
 
 
-def _sweep(policy: str, data: Validation, table: Table) -> list[_Point]:
+def _sweep(policy: str, data: Validation, table: Table, guarantee: Guarantee | None) -> list[_Point]:
     """A policy at each of its knob's values that could make a difference."""
     if policy == "utility":
         values = multipliers(data.success, normalise(data.tier_cost))
     elif policy == "target_accuracy":
         values = np.unique(np.linspace(table[0][0], table[-1][0], KNOBS).round(6))
+    elif policy == "min_success" and guarantee is not None:
+        values = np.array([0.0, *(target for target, _ in guarantee)])
     else:  # thresholds on success probabilities
         values = _grid(data.success.ravel(), 0.0, 1.0)
     knob = load(policy).knob
     assert knob is not None
     points = []
     for value in values.tolist():
-        arms = build(policy, {knob: value, "table": table}, data.tier_cost).choose(data.success, data.cost)
+        knobs = {knob: value, "table": table, "guarantee": guarantee}
+        arms = build(policy, knobs, data.tier_cost).choose(data.success, data.cost)
         cost_usd = float(of_chosen(data.cost, arms).mean()) + data.prefill_usd
         points.append(_Point(policy, {knob: value}, arms, data.accuracy(arms), cost_usd))
     return points

@@ -13,7 +13,7 @@ import pyarrow as pa
 from offline.benchmarks.base import Benchmark, Problem, load
 from offline.samplers import Job, Key, Sample, SampledArm, job_seed
 from offline.verifiers.base import majority_vote
-from server import config
+from server import config, sections
 
 
 class UsageError(Exception):
@@ -30,7 +30,7 @@ class Run:
     """By (split, problem_id)."""
     splits: dict[str, int]
     arms: dict[str, SampledArm]
-    prices: dict[str, config.Prices]
+    prices: dict[str, sections.Prices]
     """By arm."""
     runner: str
     k: int
@@ -190,7 +190,7 @@ def _arm(settings: config.Settings, name: str, args: Namespace, url: str | None)
     )
 
 
-def _endpoints(model: config.Model) -> list[tuple[str, str]]:
+def _endpoints(model: sections.Model) -> list[tuple[str, str]]:
     """(base URL, API key) of each replica that runs already; servers without a key are sent a word."""
     endpoints = []
     for replica in model.replicas:
@@ -202,7 +202,7 @@ def _endpoints(model: config.Model) -> list[tuple[str, str]]:
     return endpoints
 
 
-def _environment(launch: config.Launch) -> dict[str, str]:
+def _environment(launch: sections.Launch) -> dict[str, str]:
     gpus = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu) for gpu in launch.gpus)} if launch.gpus else {}
     return {**launch.env, **gpus}
 

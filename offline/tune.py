@@ -7,19 +7,23 @@ saving is in-sample; test problems, which neither has seen, tell what to count o
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from offline.conformal import SAYS, Guarantee, guarantee, reach
 from offline.evaluate import DataError, Outcomes, read_outcomes
 from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, Validation, tune
 from probes.base import ProbeError
 from routing_policies.base import PolicyError
 from routing_policies.costs import expected_cost, tier_cost
 from server.config import ConfigError, Settings, load, pool_sha256, prefill_usd_per_token
+from server.sections import MeanTokens
 
 if TYPE_CHECKING:
     from probes.artifact import Artifact
@@ -32,6 +36,7 @@ EXAMPLES = """examples:
   pika tune pool.yaml --data rollouts.parquet                            as accurate as the best single arm, for less
   pika tune pool.yaml --data rollouts.parquet --target accuracy=0.9      the least cost at 90% right
   pika tune pool.yaml --data rollouts.parquet --target cost=0.0002       the most right for 0.0002 USD per query
+  pika tune pool.yaml --data fresh.parquet --guarantee 0.9               min_success that holds with 90% confidence
 """
 
 
@@ -43,10 +48,19 @@ def main(argv: list[str]) -> int:
         outcomes = read_outcomes(options.data, options.split, list(settings.arms))
         if options.split == "train":
             print("pika tune: the probes were fitted on the train split, so they flatter themselves", file=sys.stderr)
+        from offline.label import load_probes  # torch: after all that can fail at once
+
         with Console(stderr=True).status(f"Scoring {len(outcomes.problems)} problems with the probes"):
-            data = validation(settings, outcomes)
-        tuning = tune(data, options.target, options.policies, options.seed)
-        result = _result(settings, tuning, outcomes, options)
+            artifacts = load_probes(settings)
+            data = validation(settings, artifacts, outcomes)
+        held = None
+        if options.guarantee is not None:
+            held = guarantee(data.success, data.cost, data.success_rate, options.guarantee, options.seed)
+        tuning = tune(data, options.target, options.policies, options.seed, held)
+        probes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
+        result = _result(pool_sha256(settings, probes), list(settings.arms), tuning, outcomes, options)
+        if held is not None:
+            result["guarantee"] = _guarantee(held, list(artifacts.values()), outcomes, options)
     except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
         print(f"pika tune: {error}", file=sys.stderr)
         return 2
@@ -56,7 +70,11 @@ def main(argv: list[str]) -> int:
         print(f"pika tune: cannot write {out}: {error.strerror}; choose another --out", file=sys.stderr)
         return 1
     _show(tuning, list(settings.arms))
-    print(json.dumps({"file": str(out), **{key: value for key, value in result.items() if key != "table"}}))
+    brief = {key: value for key, value in result.items() if key != "table"}
+    if held is not None:
+        print(reach(held, options.guarantee))
+        brief["guarantee"] = {key: value for key, value in result["guarantee"].items() if key != "table"}
+    print(json.dumps({"file": str(out), **brief}))
     return 0
 
 
@@ -74,8 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         "--target", type=_target, default="accuracy=always-best", help="accuracy=always-best | accuracy=0..1 | cost=USD"
     )
     parser.add_argument("--policies", type=_policies, default=SIMPLEST_FIRST, help=f"of {','.join(SIMPLEST_FIRST)}")
+    parser.add_argument(
+        "--guarantee",
+        type=_level,
+        metavar="CONFIDENCE",
+        help="make min_success hold its target with this confidence, such as 0.9: thresholds for every target, from "
+        "problems that neither trained nor calibrated the probes",
+    )
     parser.add_argument("--out", type=Path, help="file to write (default: policy.tuned of CONFIG)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, and of the guarantee's order")
     return parser
 
 
@@ -83,6 +108,16 @@ def _split(text: str) -> str:
     if text == "test":
         raise argparse.ArgumentTypeError("the test split is for the final figures: choose on validation")
     return text
+
+
+def _level(text: str) -> float:
+    try:
+        level = float(text)
+    except ValueError:
+        level = 0.0
+    if not 0 < level < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no confidence: a number between 0 and 1, such as 0.9")
+    return level
 
 
 def _target(text: str) -> Target:
@@ -100,34 +135,42 @@ def _policies(text: str) -> tuple[str, ...]:
     return names
 
 
-def validation(settings: Settings, outcomes: Outcomes) -> Validation:
+def validation(settings: Settings, artifacts: "Mapping[str, Artifact]", outcomes: Outcomes) -> Validation:
     """What the gateway would know of these problems, and what came of them.
 
     Raises:
-        ProbeError: a probe cannot be loaded, or does not fit its probe model.
-        ConfigError: a pool model's path leads nowhere.
+        ProbeError: a probe does not fit its probe model.
+        ConfigError: a pool model's path leads nowhere, or an arm's mean tokens are not known.
     """
-    from probes.artifact import load_artifact
-
-    probes = {name: arm.probe for name, arm in settings.arms.items() if arm.probe is not None}
-    artifacts = {name: load_artifact(settings.resolve(probe)) for name, probe in probes.items()}
-    tokens = [
-        artifacts[name].card.mean_tokens if name in artifacts else arm.mean_tokens
-        for name, arm in settings.arms.items()
-    ]
-    means = [count for count in tokens if count is not None]  # an arm without a probe has them: config.py sees to it
+    means = _mean_tokens(settings, artifacts)
     output = [count.output for count in means]
     prices = [settings.models[arm.model].usd_per_million_tokens for arm in settings.arms.values()]
     per_input, per_output = [price.input for price in prices], [price.output for price in prices]
-    from offline.label import success_probabilities  # torch: after all that can fail at once
+    from offline.label import predict
 
+    predicted = predict(settings, artifacts, outcomes.problems, settings.engine.device)
+    expected = np.where(np.isnan(predicted.output_tokens), output, predicted.output_tokens)  # (n, k)
     return Validation(
-        success=success_probabilities(settings, outcomes.problems, settings.engine.device),
-        cost=expected_cost(outcomes.input_tokens, output, per_input, per_output),
+        success=predicted.success,
+        cost=expected_cost(outcomes.input_tokens, expected, per_input, per_output),
         success_rate=outcomes.success_rate,
         tier_cost=tuple(tier_cost([count.input for count in means], output, per_input, per_output).tolist()),
         prefill_usd=_prefill_usd(settings, list(artifacts.values()), outcomes.problems),
     )
+
+
+def _mean_tokens(settings: Settings, artifacts: "Mapping[str, Artifact]") -> list[MeanTokens]:
+    """Of every arm: the artifact's, which was measured where the probe was trained, else the configuration's."""
+    means: list[MeanTokens] = []
+    for name, arm in settings.arms.items():
+        card = artifacts[name].card.mean_tokens if name in artifacts else None
+        if card is not None:
+            means.append(MeanTokens(input=card.input, output=card.output))
+        elif arm.mean_tokens is not None:
+            means.append(arm.mean_tokens)
+        else:
+            raise ConfigError(f"arms.{name} needs mean_tokens: {{input: ..., output: ...}}: its probe has none")
+    return means
 
 
 def _prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list[str]) -> float:
@@ -150,7 +193,9 @@ def _prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list
     return total
 
 
-def _result(settings: Settings, tuning: Tuning, outcomes: Outcomes, options: argparse.Namespace) -> dict[str, Any]:
+def _result(
+    pool_hash: str, arms: list[str], tuning: Tuning, outcomes: Outcomes, options: argparse.Namespace
+) -> dict[str, Any]:
     """What the file holds; the gateway reads pool_sha256, policy, knobs and table.
 
     A request may ask for any of the policies: each finds its own knob among `knobs`.
@@ -159,13 +204,13 @@ def _result(settings: Settings, tuning: Tuning, outcomes: Outcomes, options: arg
     del chosen["knobs"]
     return {
         "schema_version": 1,
-        "pool_sha256": pool_sha256(settings),
+        "pool_sha256": pool_hash,
         "policy": chosen.pop("policy"),
         "knobs": {name: value for candidate in tuning.candidates for name, value in candidate.knobs.items()},
         "target": str(options.target),
         "note": NOTE,
         "on_validation": chosen,
-        "best": list(settings.arms)[tuning.best_arm],
+        "best": arms[tuning.best_arm],
         "always_best": asdict(tuning.always_best),
         "data": {
             "file": options.data.name,
@@ -176,7 +221,37 @@ def _result(settings: Settings, tuning: Tuning, outcomes: Outcomes, options: arg
         "seed": options.seed,
         "candidates": [asdict(candidate) for candidate in tuning.candidates],
         "table": tuning.table,
+        "guarantee": None,
     }
+
+
+def _guarantee(
+    held: Guarantee, artifacts: "list[Artifact]", outcomes: Outcomes, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What the file says of `min_success`; the gateway reads level and table."""
+    seen = any(_saw(artifact, outcomes.sha256, options.split) for artifact in artifacts)
+    if seen:
+        print(
+            f"pika tune: the {options.split} problems chose or calibrated probes, so the guarantee holds only as far "
+            "as these do not flatter themselves there: give it problems of its own (`pika rollouts --seed`)",
+            file=sys.stderr,
+        )
+    return {
+        "level": options.guarantee,
+        "problems": len(outcomes.problems),
+        "says": SAYS.format(level=options.guarantee),
+        "problems_chose_probes": seen,
+        "table": held,
+    }
+
+
+def _saw(artifact: "Artifact", sha256: str, split: str) -> bool:
+    """Whether a probe was fitted, chosen or calibrated on these problems."""
+    training = artifact.card.training
+    calibrated_on = training.get("calibrated_on", {})
+    return (sha256, split) == (calibrated_on.get("sha256"), calibrated_on.get("split")) or (
+        sha256 == training.get("rollouts_sha256") and split in ("train", "validation")
+    )
 
 
 def _show(tuning: Tuning, arms: list[str]) -> None:

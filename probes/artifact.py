@@ -50,6 +50,17 @@ class Artifact:
     """Overridden checks that failed."""
     source: str = ""
     """Where it came from: a path, or `hf://owner/repo/folder@commit`."""
+    from_cache: bool = False
+    """Whether the Hub could not be asked, so that its cache's copy was taken."""
+
+    @property
+    def predictions_sha256(self) -> str:
+        """Hash of all that decisions rest on; the rest, such as the date and the metrics, changes none."""
+        tensors = {name: np.ascontiguousarray(value) for name, value in {**self.probe.tensors(), **self.beside}.items()}
+        weights = hashlib.sha256(save(tensors) + b"".join(self.probe.files().values())).hexdigest()
+        fields = {"kind", "pass_", "site", "parameters", "calibration", "mean_tokens", "output_tokens", "statistics"}
+        facts = [weights, self.card.model_dump(mode="json", include=fields)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def load_artifact(
@@ -90,6 +101,9 @@ def load_artifact(
         _check_beside(card, beside)
     except ProbeError as error:
         raise ProbeError(f"{folder}: {error}") from error
+    if set(files) != set(probe.files()):
+        names = ", ".join((CONFIG, WEIGHTS, *probe.files()))
+        raise ProbeError(f"{folder / CONFIG}: files must name {names} for a probe of kind {card.kind}; {RETRAIN}")
     content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS, *files))
     revision = hashlib.sha256(content).hexdigest()[:12]
     served = served_pass(card, folder, probe_models or {}, verify)

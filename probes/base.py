@@ -58,7 +58,9 @@ class Inputs:
     def rows(self, rows: Rows) -> "Inputs":
         """The same of some prompts. A slice copies no activations."""
         return Inputs(
-            texts=self.texts[rows] if isinstance(rows, slice) else [self.texts[i] for i in _indices(rows)],
+            texts=self.texts[rows]
+            if isinstance(rows, slice)
+            else [self.texts[i] for i in _indices(rows) if self.texts],
             prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens[rows],
             activations={site: values[rows] for site, values in self.activations.items()},
             next_token=None if self.next_token is None else self.next_token[rows],
@@ -172,7 +174,16 @@ def load(kind: str) -> type[Probe]:
     return probe
 
 
-KINDS = ("linear_eoi",)
+KINDS = (
+    "linear_eoi",
+    "mlp",
+    "attn",
+    "linear_then_max",
+    "linear_then_softmax",
+    "linear_then_rolling_max",
+    "tfidf",
+    "length",
+)
 
 
 def _indices(rows: NDArray[np.bool_] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import numpy as np
 from probes.allow_list import Model
 from probes.base import FloatArray, ProbeError
 
+MOST = float(np.finfo(np.float32).max)
 REGRESSORS = ("Ridge", "LinearRegression")
 CLASSIFIERS = ("LogisticRegression",)
 
@@ -32,7 +33,7 @@ def linear_form(model: Model) -> LinearForm:
     if model.name != "Pipeline":
         return _estimator(model)
     steps = model.state.get("steps")
-    models = [step[1] for step in steps if len(step) == 2] if isinstance(steps, list) else []
+    models = [step[-1] for step in steps if isinstance(step, tuple) and step] if isinstance(steps, list) else []
     if not models or not all(isinstance(one, Model) for one in models):
         raise ProbeError("its pipeline has steps that are no fitted models")
     *scalers, last = models
@@ -64,7 +65,8 @@ def _before(scaler: Model, form: LinearForm) -> LinearForm:
         raise ProbeError(f"its pipeline has a {scaler.name} where a StandardScaler may stand")
     weight, intercept = form.weight, form.intercept
     if scaler.state.get("with_std", True):
-        weight = weight / _numbers(scaler, "scale_", weight.shape)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            weight = _bounded(weight / _numbers(scaler, "scale_", weight.shape), "its scaled weight")
     if scaler.state.get("with_mean", True):
         intercept -= float(weight @ _numbers(scaler, "mean_", weight.shape))
     return replace(form, weight=weight, intercept=intercept)
@@ -74,9 +76,13 @@ def _numbers(model: Model, name: str, shape: tuple[int, ...] | None = None) -> F
     value: Any = model.state.get(name)
     if not isinstance(value, np.ndarray | float | int):
         raise ProbeError(f"its {model.name} has no {name}: it was never fitted")
-    numbers = np.asarray(value, dtype=np.float64)
-    if not np.isfinite(numbers).all():
-        raise ProbeError(f"{name} of its {model.name} has values that are not finite")
+    numbers = _bounded(np.asarray(value, dtype=np.float64), f"{name} of its {model.name}")
     if shape is not None and numbers.shape != shape:
         raise ProbeError(f"{name} of its {model.name} has shape {numbers.shape}, the model after it {shape}")
+    return numbers
+
+
+def _bounded(numbers: FloatArray, what: str) -> FloatArray:
+    if not (np.abs(numbers) <= MOST).all():  # NaN is not
+        raise ProbeError(f"{what} has values that are not finite in single precision")
     return numbers

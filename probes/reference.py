@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from probes.artifact import Artifact, load_artifact
 from probes.card import Dtype
+from probes.hub import SCHEME, Reference, fetch
 from probes.legacy import is_legacy, load_legacy
 from probes.prompt import Renderer
 
@@ -26,6 +28,11 @@ def load_probe(
     Raises:
         ProbeError: it cannot be fetched, or does not pass the checks; names what and the fix.
     """
-    folder = Path(reference)
+    fetched = fetch(str(reference)) if str(reference).startswith(SCHEME) else None
+    folder = Path(reference) if fetched is None else fetched.folder
     load = load_legacy if is_legacy(folder) else load_artifact
-    return load(folder, allow=allow, probe_models=probe_models, dtype=dtype, verify=verify, renderers=renderers)
+    artifact = load(folder, allow=allow, probe_models=probe_models, dtype=dtype, verify=verify, renderers=renderers)
+    if fetched is None:
+        return artifact
+    source = str(Reference(fetched.repo, fetched.path, fetched.commit))
+    return replace(artifact, revision=fetched.commit, source=source, from_cache=fetched.from_cache)

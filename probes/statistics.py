@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from probes.base import Activations, FloatArray, ProbeError
 from probes.card import Site, Statistics
 
-TINY = float(np.finfo(np.float32).tiny)
+TINY = 1e-30
+"""A variance is at least this, so that constant activations divide by no zero in single precision."""
 NAMES = ("statistics.mean", "statistics.components", "statistics.variances")
 DEPTH = 0.25
 """Of the probe model, where activations are looked at. Early layers tell foreign text best: on the nano pool all of it
@@ -46,7 +47,7 @@ def fit(train: Activations, held_out: Activations, site: Site) -> tuple[Statisti
     values, vectors = np.linalg.eigh(_shrunken_covariance(x - mean))  # ascending
     rank = min(MAX_RANK, len(mean) - 1)
     variances, components = values[::-1][:rank], vectors.T[::-1][:rank]  # (rank,), (rank, d_model)
-    floor = FLOOR * max(float(values[-1]), TINY)
+    floor = max(FLOOR * float(values[-1]), TINY)
     residual = max(float(values[:-rank].mean()), floor)
     parts = (mean, components, np.maximum(variances, floor))
     tensors = {name: part.astype(np.float32) for name, part in zip(NAMES, parts, strict=True)}

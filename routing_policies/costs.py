@@ -24,13 +24,13 @@ def normalise(tier: ArrayLike) -> FloatArray:
 
 
 def expected_cost(
-    input_tokens: ArrayLike, mean_output_tokens: ArrayLike, input_price: ArrayLike, output_price: ArrayLike
+    input_tokens: ArrayLike, output_tokens: ArrayLike, input_price: ArrayLike, output_price: ArrayLike
 ) -> FloatArray:
     """USD to expect for the answer of each arm to each prompt, known input tokens charged as they are.
 
     Args:
         input_tokens: (n,) where all arms count alike, or (n, k).
-        mean_output_tokens: (k,).
+        output_tokens: means, (k,), or expected of each prompt, (n, k).
         input_price: (k,).
         output_price: (k,).
 
@@ -40,7 +40,7 @@ def expected_cost(
     tokens_in = _floats(input_tokens)
     if tokens_in.ndim == 1:
         tokens_in = tokens_in[:, None]  # (n, 1)
-    return PER_MILLION * (tokens_in * _floats(input_price) + _floats(mean_output_tokens) * _floats(output_price))
+    return PER_MILLION * (tokens_in * _floats(input_price) + _floats(output_tokens) * _floats(output_price))
 
 
 def _floats(values: ArrayLike) -> FloatArray:

@@ -24,7 +24,7 @@ from server.record import Record, decision_headers
 from server.relay import Answer, BrokenStreamError
 from server.retry import Dispatch, dispatch
 from server.sse import EventRelay, error_event, parse_usage
-from server.state import State
+from server.state import State, current
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Chat:
     """The route as an ASGI application."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state: State = scope["state"]["pika"]
+        state = current(scope)
         headers = read_headers(scope)
         exchange = Exchange(state, request_id(headers), send)
         try:

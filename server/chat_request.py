@@ -6,8 +6,8 @@ from typing import Any
 
 import orjson
 
-from server.config import Capability
 from server.errors import BadRequestError
+from server.sections import Capability
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from rich.table import Column, Table
 from probes.base import ProbeError
 from probes.card import Pass, ProbeCard
 from probes.source import model_file, read_json
-from server.config import ConfigError, Replica, Settings, load
+from server.config import ConfigError, Settings, load
 from server.policies import Policies
 from server.pool import Pool, build_pool
 from server.predictor import Predictor
+from server.sections import Replica
 from server.vllm_server import LaunchError, plan, require_vllm
 
 TIMEOUT_S = 5.0
@@ -133,7 +134,7 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
 
 def _policy(pool: Pool, settings: Settings) -> Finding:
     try:
-        policies = Policies(settings, pool.tier_cost)
+        policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
     except ConfigError as error:
         return Finding("policy", False, str(error))
     if policies.stale:

@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 
 from probes.base import ProbeError
+from probes.checks import CHECKS
 from server.app import create_app
 from server.config import ConfigError, Settings, load
 from server.launch import LaunchError, launched
@@ -25,7 +26,9 @@ SHUTDOWN_S = 5
 KEEP_ALIVE_S = 60
 """Idle connections are closed later than most clients drop them, so that none is closed under a new request."""
 
-Start = Callable[[Settings, socket.socket], Coroutine[None, None, None]]
+Read = Callable[[], Settings]
+"""Reads the configuration file, with what the command line says on top."""
+Start = Callable[[Read, socket.socket], Coroutine[None, None, None]]
 
 
 def serve(argv: list[str]) -> int:
@@ -59,6 +62,13 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the YAML file of the pool")
     parser.add_argument("--host", help="address to listen on (default: the file's server.host)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any free one (default: server.port)")
+    parser.add_argument(
+        "--allow-mismatch",
+        action="append",
+        default=[],
+        choices=CHECKS,
+        help="serve probes in spite of this failed check (repeatable); answers then carry the flag mismatch-<check>",
+    )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser
 
@@ -69,16 +79,27 @@ def _run(args: argparse.Namespace, start: Start) -> int:
     for name in ("httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        settings = load(args.config)
+        settings = read(args)
         # The port is taken first: nothing is started for a gateway that could not listen.
         with listen(
             args.host or settings.server.host, settings.server.port if args.port is None else args.port
         ) as sock:
-            run_until_signalled(start(settings, sock))
+            run_until_signalled(start(lambda: read(args), sock))
     except (ConfigError, ProbeError, LaunchError) as error:
         print(f"pika: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def read(args: argparse.Namespace) -> Settings:
+    """The configuration that the command line names.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    settings = load(args.config)
+    allowed = list(dict.fromkeys([*settings.engine.allow_mismatch, *args.allow_mismatch]))
+    return settings.model_copy(update={"engine": settings.engine.model_copy(update={"allow_mismatch": allowed})})
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -108,13 +129,26 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-async def _serve(settings: Settings, sock: socket.socket) -> None:
-    await run_gateway(settings, sock)
+async def _serve(read: Read, sock: socket.socket) -> None:
+    await run_gateway(read, sock)
 
 
-async def _up(settings: Settings, sock: socket.socket) -> None:
-    async with launched(settings) as running:
-        await run_gateway(running, sock)
+async def _up(read: Read, sock: socket.socket) -> None:
+    configured = read()
+    async with launched(configured) as running:
+
+        def read_running() -> Settings:
+            """As configured now, its models served by the servers that run.
+
+            Raises:
+                ConfigError: the models have changed.
+            """
+            now = read()
+            if now.models != configured.models:
+                raise ConfigError("models have changed: restart `pika up` to launch them; a reload takes all the rest")
+            return now.model_copy(update={"models": running.models})
+
+        await run_gateway(read_running, sock)
 
 
 def run_until_signalled(work: Coroutine[None, None, None]) -> None:
@@ -154,13 +188,13 @@ class GatewayServer(uvicorn.Server):
             logger.info("gateway ready on http://%s:%d", host, port)
 
 
-async def run_gateway(settings: Settings, sock: socket.socket) -> None:
-    """Serve until cancelled; open requests then have `SHUTDOWN_S` to end.
+async def run_gateway(read: Read, sock: socket.socket) -> None:
+    """Serve until cancelled; open requests then have `SHUTDOWN_S` to end. SIGHUP reloads.
 
     Raises:
         ConfigError, ProbeError: before anything is served.
     """
-    app = create_app(settings)
+    app = create_app(read())
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -174,6 +208,10 @@ async def run_gateway(settings: Settings, sock: socket.socket) -> None:
     async with app.router.lifespan_context(app) as state:
         server = GatewayServer(config, state or {})
         serving = asyncio.create_task(server.serve(sockets=[sock]))
+        reloads: set[asyncio.Task[bool]] = set()
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGHUP, lambda: reloads.add(asyncio.create_task(app.state.live.reload(read)))
+        )
         try:
             await asyncio.shield(serving)
         except asyncio.CancelledError:

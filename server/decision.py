@@ -63,7 +63,7 @@ class Decision:
 
 
 async def decide(state: State, request: ChatRequest) -> Decision:
-    """Pin, else policy among the arms that can serve the request.
+    """Pin, else the safe arm for what is out of distribution, else policy, among arms that can serve the request.
 
     Raises:
         UnknownModelError: the model is neither an arm nor `auto...`.
@@ -87,18 +87,25 @@ async def decide(state: State, request: ChatRequest) -> Decision:
     except PolicyError as error:
         raise BadRequestError(str(error), "routing") from error
 
+    odd = state.settings.out_of_distribution
+    scored = policy.needs_success or odd.arm is not None
     rendered = None
-    if policy.needs_success or not _surely_fits(state, request):
+    if scored or not _surely_fits(state, request):
         rendered = await state.predictor.render(request.messages)
     lengths = state.predictor.unscored(rendered)
     allowed = _servable(state, request, lengths, arms)
     prediction = lengths
-    if policy.needs_success and rendered is not None:
+    if scored and rendered is not None:
         try:
             [prediction] = await state.predictor.score([rendered], state.engine)
         except EngineUnavailableError as error:
             return _unavailable(state, request, lengths, allowed, name, str(error))
     cost = expected_costs(state, prediction)
+    if odd.arm is not None and state.predictor.out_of_distribution(prediction):
+        safe = state.pool.index(odd.arm)
+        if safe is not None and allowed[safe]:
+            flags = _flags(state.pool.arms[safe], request, prediction, infeasible=False)
+            return Decision(safe, name, "safe-arm", flags, prediction, cost, allowed, policy)
     affordable, over_budget = _affordable(cost, allowed, max_cost_usd)
     arm, infeasible = _choose(policy, prediction.success, cost, affordable)
     flags = _flags(state.pool.arms[arm], request, prediction, infeasible or over_budget)
@@ -135,13 +142,14 @@ def _choose(policy: Policy, success: FloatArray, cost: FloatArray, allowed: Bool
 
 
 def expected_costs(state: State, prediction: Prediction) -> FloatArray:
-    """Expected USD of one answer per arm: known input tokens, mean output tokens, (k,)."""
+    """Expected USD of one answer per arm, (k,): input and output tokens as far as known, else their means."""
     arms = state.pool.arms
+    means = np.array([arm.mean_output_tokens for arm in arms])
     known = zip(arms, prediction.prompt_tokens, strict=True)
     tokens = np.array([[arm.mean_input_tokens if count is None else count for arm, count in known]], dtype=np.float64)
     cost = expected_cost(
         tokens,
-        [arm.mean_output_tokens for arm in arms],
+        np.where(np.isnan(prediction.output_tokens), means, prediction.output_tokens),
         [arm.model.prices.input for arm in arms],
         [arm.model.prices.output for arm in arms],
     )

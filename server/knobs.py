@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from routing_policies.base import NAMES, load
-from server.config import ROUTING_FIELDS
 from server.errors import BadRequestError
+from server.sections import ROUTING_FIELDS
 
 HEADER_PREFIX = "x-pika-"
 HEADERS = {HEADER_PREFIX + field.replace("_", "-"): field for field in ROUTING_FIELDS}

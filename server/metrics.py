@@ -1,7 +1,10 @@
 """Every Prometheus series, unit in its name. Labels are bounded by the configuration."""
 
+from collections import deque
 from collections.abc import Sequence
+from typing import get_args
 
+import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -13,16 +16,25 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from probes.card import Check
 from server.pool import Pool
 
 # Half of the exposition would tell when each counter was made, which is when we started.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
-FLAGS = ("infeasible", "truncated", "text-only", "tools-unseen", "policy-changed", "uncalibrated")
+FLAGS = (
+    "infeasible", "out-of-distribution", "truncated", "text-only", "tools-unseen", "policy-changed", "uncalibrated",
+    *(f"mismatch-{check}" for check in get_args(Check)),
+)  # fmt: skip
+RECENT_PROMPTS = 2000
+"""Scored prompts that the drift gauge looks at."""
+MIN_PROMPTS = 100
+"""Fewer tell nothing of drift."""
 ATTEMPT_OUTCOMES = ("ok", "client_error", "server_error", "connect_error", "timeout", "broken", "cancelled")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 PROBABILITIES = tuple(i / 20 for i in range(1, 21))
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 TOKENS = (64, 256, 1024, 4096, 16384, 65536)
 
@@ -30,90 +42,121 @@ TOKENS = (64, 256, 1024, 4096, 16384, 65536)
 class Metrics:
     """The series of one gateway, in a registry of its own."""
 
-    def __init__(self, pool: Pool, default_policy: str) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        arms = [arm.name for arm in pool.arms]
         self.requests = self._counter(
             "pika_requests", "Requests answered, by HTTP code; arm is `none` where none was chosen.",
             ("arm", "policy", "path", "code"),
         )  # fmt: skip
-        for arm in arms:
-            self.requests.labels(arm, default_policy, "routed", "200")
-        self.flags = self._counter("pika_flags", "Requests that carried a flag.", ("flag",), FLAGS)
+        self.flags = self._counter("pika_flags", "Requests that carried a flag.", ("flag",))
+        for flag in FLAGS:
+            self.flags.labels(flag)
         self.tokens = self._counter("pika_tokens", "Tokens by the upstream's usage.", ("arm", "kind"))
-        for arm in arms:
-            self.tokens.labels(arm, "input")
-            self.tokens.labels(arm, "output")
-        self.cost = self._counter("pika_cost_usd", "Cost of answers, usage times prices.", ("arm",), arms)
-        self.probe_cost = self._counter("pika_probe_cost_usd", "Cost of the probe models' prefill.", ())
+        self.cost = self._counter("pika_cost_usd", "Cost of answers, usage times prices.", ("arm",))
+        self.probe_cost = self._counter("pika_probe_cost_usd", "Cost of the probe models' prefill.")
         self.cost_always = self._counter(
             "pika_cost_always_usd", "What always using this arm would have cost, estimated from mean output tokens.",
-            ("arm",), arms,
+            ("arm",),
         )  # fmt: skip
         self.expected_correct = self._counter(
-            "pika_expected_correct", "Sum of success probabilities of scored, answered requests.", ("arm",), arms
+            "pika_expected_correct", "Sum of success probabilities of scored, answered requests.", ("arm",)
         )
         self.success = self._histogram(
-            "pika_success_probability", "Success probability of the chosen arm.", ("arm",), PROBABILITIES, arms
+            "pika_success_probability", "Success probability of the chosen arm.", PROBABILITIES, ("arm",)
         )
+        self.percentile = self._histogram(
+            "pika_activation_percentile", "Percentile of scored prompts' distance to the training prompts.", PERCENTILES
+        )
+        self._recent_percentiles: deque[float] = deque(maxlen=RECENT_PROMPTS)
+        drift = Gauge(
+            "pika_drift",
+            "Largest gap between the shares of recent prompts and of known ones up to a percentile: 0 none, 1 all.",
+            registry=self.registry,
+        )
+        drift.set_function(lambda: drift_of(self._recent_percentiles))
         self.routing = self._histogram(
-            "pika_routing_seconds", "From the whole request read to its dispatch upstream.", (), OVERHEAD_SECONDS
+            "pika_routing_seconds", "From the whole request read to its dispatch upstream.", OVERHEAD_SECONDS
         )
         self.first_token = self._histogram(
-            "pika_time_to_first_token_seconds", "From the whole request read to the first byte of a stream.", ("arm",),
-            SECONDS, arms,
+            "pika_time_to_first_token_seconds", "From the whole request read to the first byte of a stream.", SECONDS,
+            ("arm",),
         )  # fmt: skip
-        self.duration = self._histogram("pika_request_seconds", "Whole requests.", ("arm",), SECONDS, arms)
+        self.duration = self._histogram("pika_request_seconds", "Whole requests.", SECONDS, ("arm",))
         self.attempts = self._counter("pika_upstream_attempts", "Upstream attempts.", ("arm", "outcome"))
-        for arm in arms:
-            for outcome in ATTEMPT_OUTCOMES:
-                self.attempts.labels(arm, outcome)
         self.in_flight = Gauge("pika_in_flight", "Requests now with an upstream.", ("arm",), registry=self.registry)
-        for arm in arms:
-            self.in_flight.labels(arm)
         self.queue_s = self._histogram(
-            "pika_probe_queue_seconds", "Wait of a micro-batch's first prompt.", (), OVERHEAD_SECONDS
+            "pika_probe_queue_seconds", "Wait of a micro-batch's first prompt.", OVERHEAD_SECONDS
         )
-        self.batch_prompts = self._histogram("pika_probe_batch_prompts", "Prompts per micro-batch.", (), COUNTS)
+        self.batch_prompts = self._histogram("pika_probe_batch_prompts", "Prompts per micro-batch.", COUNTS)
         self.batch_tokens = self._histogram(
-            "pika_probe_batch_tokens", "Tokens per micro-batch, padding left out.", (), TOKENS
+            "pika_probe_batch_tokens", "Tokens per micro-batch, padding left out.", TOKENS
         )
-        self.padding = self._counter("pika_probe_padding_tokens", "Padding computed for nothing.", ())
-        info = Gauge(
+        self.padding = self._counter("pika_probe_padding_tokens", "Padding computed for nothing.")
+        self.reloads = self._counter("pika_reloads", "Reloads of configuration and probes.", ("result",))
+        for result in ("done", "refused"):
+            self.reloads.labels(result)
+        self.probe_info = Gauge(
             "pika_probe_info", "The probe that an arm is routed by.", ("probe", "revision"), registry=self.registry
         )
+        self._replicas = _Replicas()
+        self.registry.register(self._replicas)
+
+    def follow(self, pool: Pool, default_policy: str) -> None:
+        """Series of this pool from now on: counters exist at zero from the start, and go on over a reload."""
+        for arm in (arm.name for arm in pool.arms):
+            self.requests.labels(arm, default_policy, "routed", "200")
+            for kind in ("input", "output"):
+                self.tokens.labels(arm, kind)
+            for outcome in ATTEMPT_OUTCOMES:
+                self.attempts.labels(arm, outcome)
+            for series in (
+                self.cost, self.cost_always, self.expected_correct, self.success, self.first_token, self.duration,
+                self.in_flight,
+            ):  # fmt: skip
+                series.labels(arm)
+        self.probe_info.clear()
         for artifact in pool.artifacts:
-            info.labels(artifact.card.probe_name, artifact.revision).set(1)
-        self.registry.register(_Replicas(pool))
+            self.probe_info.labels(artifact.card.probe_name, artifact.revision).set(1)
+        self._replicas.pool = pool
+
+    def observe_percentile(self, percentile: float | None) -> None:
+        """Of a scored prompt; None where no probe has statistics."""
+        if percentile is not None:
+            self.percentile.observe(percentile)
+            self._recent_percentiles.append(percentile)
 
     def render(self) -> bytes:
         """The exposition format's text."""
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, help_: str, labels: Sequence[str], values: Sequence[str] = ()) -> Counter:
-        counter = Counter(name, help_, labels, registry=self.registry)
-        for value in values:
-            counter.labels(value)
-        return counter
+    def _counter(self, name: str, help_: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, help_, labels, registry=self.registry)
 
-    def _histogram(
-        self, name: str, help_: str, labels: Sequence[str], buckets: Sequence[float], values: Sequence[str] = ()
-    ) -> Histogram:
-        histogram = Histogram(name, help_, labels, buckets=buckets, registry=self.registry)
-        for value in values:
-            histogram.labels(value)
-        return histogram
+    def _histogram(self, name: str, help_: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+        return Histogram(name, help_, labels, buckets=buckets, registry=self.registry)
+
+
+def drift_of(percentiles: Sequence[float]) -> float:
+    """How far recent prompts' percentiles are from evenly spread, as they are for prompts like the training ones.
+
+    The Kolmogorov-Smirnov distance, (n,) -> [0, 1]; 0 where there are fewer than `MIN_PROMPTS`.
+    """
+    n = len(percentiles)
+    if n < MIN_PROMPTS:
+        return 0.0
+    shares = np.sort(np.asarray(percentiles)) / 100
+    steps = np.arange(n + 1) / n
+    return float(max((steps[1:] - shares).max(), (shares - steps[:-1]).max()))
 
 
 class _Replicas(Collector):
     """Health is read when scraped, so that it cannot go stale here."""
 
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
+    pool: Pool | None = None
 
     def collect(self) -> list[GaugeMetricFamily]:
         up = GaugeMetricFamily("pika_replica_up", "Whether the last health check passed.", labels=("arm", "replica"))
-        for arm in self.pool.arms:
+        for arm in self.pool.arms if self.pool is not None else ():
             for replica in arm.model.replicas:
                 up.add_metric((arm.name, replica.name), float(replica.healthy))
         return [up]

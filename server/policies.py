@@ -15,6 +15,17 @@ from server.config import ConfigError, Settings, pool_sha256
 logger = logging.getLogger(__name__)
 
 
+class Guarantee(BaseModel):
+    """What `pika tune --guarantee` found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    level: float
+    """Confidence."""
+    table: list[tuple[float, float | None]]
+    """(target, threshold on success probabilities); None: out of reach."""
+
+
 class Tuning(BaseModel):
     """What the gateway reads of the file that `pika tune` writes; the rest is for people."""
 
@@ -25,23 +36,31 @@ class Tuning(BaseModel):
     knobs: dict[str, Any]
     table: list[tuple[float, float]]
     """(mean accuracy, mu) pairs, for any target of `target_accuracy`."""
+    guarantee: Guarantee | None = None
+    """For any target of `min_success`."""
 
 
 class Policies:
     """Builds policies from knobs; a request's knobs win over the configuration's, those over the tuning file's.
 
+    Args:
+        tier_cost: mean USD of one answer per arm, (k,).
+        probes: hash of what each arm's probe predicts, by arm (`Pool.probes_sha256`).
+
     Raises:
         ConfigError: the tuning file is missing or broken, or the configured knobs are out of range.
     """
 
-    def __init__(self, settings: Settings, tier_cost: tuple[float, ...]) -> None:
+    def __init__(self, settings: Settings, tier_cost: tuple[float, ...], probes: Mapping[str, str]) -> None:
         tuning = None if settings.policy.tuned is None else read_tuning(settings.resolve(settings.policy.tuned))
-        self.stale = tuning is not None and tuning.pool_sha256 != pool_sha256(settings)
+        self.stale = tuning is not None and tuning.pool_sha256 != pool_sha256(settings, probes)
         if self.stale:
             logger.warning("%s was tuned for another pool: run `pika tune` again", settings.policy.tuned)
         self.knobs: dict[str, Any] = {}
         if tuning is not None:
             self.knobs = {**tuning.knobs, "table": tuning.table}
+            if tuning.guarantee is not None:
+                self.knobs["guarantee"] = tuning.guarantee.table
         self.knobs |= settings.policy.knobs()
         name = settings.policy.name or (tuning.policy if tuning is not None else None)
         assert name is not None  # the configuration holds one of the two
@@ -49,7 +68,7 @@ class Policies:
         self.tier_cost = tier_cost
         self._cached = lru_cache(maxsize=256)(self._build)
         try:
-            self.default = build(name, self.knobs, tier_cost)
+            self.default = build(name, self.knobs, self.tier_cost)
         except PolicyError as error:
             raise ConfigError(f"policy: {error}") from error
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import httpx
 
-from probes.artifact import Artifact, load_artifact
+from probes.artifact import Artifact
 from probes.base import ProbeError
+from probes.prompt import Renderer
+from probes.reference import load_probe
 from routing_policies.costs import tier_cost
-from server.config import Arm as ArmSettings
-from server.config import Capability, ConfigError, Prices, Settings
-from server.config import Model as ModelSettings
+from server.config import ConfigError, Settings
+from server.sections import Arm as ArmSettings
+from server.sections import Capability, Prices
+from server.sections import Model as ModelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +132,16 @@ class Pool:
         """The probes to serve, in arm order; equal folders stand once per arm."""
         return tuple(arm.artifact for arm in self.arms if arm.artifact is not None)
 
+    @property
+    def probes_sha256(self) -> dict[str, str]:
+        """Hash of what each arm's probe predicts, by arm."""
+        return {arm.name: arm.artifact.predictions_sha256 for arm in self.arms if arm.artifact is not None}
+
+    @property
+    def mismatches(self) -> tuple[str, ...]:
+        """Flags for the checks that fail and were overridden."""
+        return tuple(dict.fromkeys(f"mismatch-{name}" for one in self.artifacts for name in one.mismatches))
+
 
 def build_pool(settings: Settings) -> Pool:
     """The pool of a configuration whose replicas all have a URL.
@@ -138,7 +151,8 @@ def build_pool(settings: Settings) -> Pool:
         ProbeError: a probe artifact does not load.
     """
     models = {name: _build_model(name, model) for name, model in settings.models.items()}
-    arms = tuple(_build_arm(name, arm, models[arm.model], settings) for name, arm in settings.arms.items())
+    artifacts = _load_probes(settings)
+    arms = tuple(_build_arm(name, arm, models[arm.model], artifacts.get(name)) for name, arm in settings.arms.items())
     costs = tier_cost(
         [arm.mean_input_tokens for arm in arms],
         [arm.mean_output_tokens for arm in arms],
@@ -177,17 +191,23 @@ def _build_model(name: str, settings: ModelSettings) -> Model:
     )
 
 
-def _build_arm(name: str, arm: ArmSettings, model: Model, settings: Settings) -> Arm:
-    artifact = None
-    if arm.probe is not None:
+def _load_probes(settings: Settings) -> dict[str, Artifact]:
+    """By arm."""
+    artifacts: dict[str, Artifact] = {}
+    renderers: list[Renderer] = []  # one per pass, whose tokenizer all its probes are checked with
+    for name, reference in settings.probes.items():
         try:
-            artifact = load_artifact(settings.resolve(arm.probe))
+            artifacts[name] = load_probe(reference, renderers=renderers, **settings.probe_options)
         except ProbeError as error:
             raise ProbeError(f"arms.{name}.probe: {error}") from error
+    return artifacts
+
+
+def _build_arm(name: str, arm: ArmSettings, model: Model, artifact: Artifact | None) -> Arm:
     if artifact is not None and not artifact.card.beats_length:
         logger.warning("arm %s: its probe does not surely know more than the prompt's length; train it on more", name)
     # The artifact's own mean wins: it was measured on the answers that the probe was trained on.
-    tokens = artifact.card.mean_tokens if artifact is not None else arm.mean_tokens
+    tokens = (artifact.card.mean_tokens if artifact is not None else None) or arm.mean_tokens
     if tokens is None:
         raise ConfigError(f"arms.{name} needs mean_tokens: {{input: ..., output: ...}}")
     return Arm(

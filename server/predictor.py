@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from probes.artifact import distinct_passes
 from probes.base import FloatArray
 from probes.engine.base import Engine, Prompt
-from probes.prompt import Renderer
+from probes.prompt import Renderer, conversation_text
 from server.config import Settings, prefill_usd_per_token
 from server.pool import Pool
 
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, Any]]
 
+OUT_OF_DISTRIBUTION = "out-of-distribution"
 INLINE_CHARACTERS = 4096
 """Shorter conversations are tokenised on the event loop: a thread's hop costs more than the work."""
 
@@ -29,11 +30,21 @@ class Prediction:
 
     success: FloatArray
     """Success probability per arm, (k,); NaN where the prompt was not scored."""
+    output_tokens: FloatArray
+    """Expected output tokens per arm, (k,); NaN where no output-token head says."""
+    activation_percentile: FloatArray
+    """Per arm, (k,), see `Scores`; NaN where no statistics say."""
     prompt_tokens: tuple[int | None, ...]
     """Per arm, as its probe model counts; None for an arm without a probe."""
     flags: tuple[str, ...]
     prefill_usd: float
     """What the probe models' prefill of this prompt costs."""
+
+    @property
+    def percentile(self) -> float | None:
+        """The highest of the arms' activation percentiles: how unlike the training prompts this one is."""
+        known = self.activation_percentile[~np.isnan(self.activation_percentile)]
+        return float(known.max()) if len(known) else None
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,9 @@ class Predictor:
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self.passes = distinct_passes(pool.artifacts)
         self.renderers = tuple(Renderer(pass_) for pass_ in self.passes)
+        self.reads_text = any(artifact.probe.reads == "text" for artifact in pool.artifacts)
+        self.mismatches = pool.mismatches
+        self.odd = settings.out_of_distribution
         self.arm_pass = tuple(
             None if arm.artifact is None or arm.artifact.pass_ is None else self.passes.index(arm.artifact.pass_)
             for arm in pool.arms
@@ -62,7 +76,10 @@ class Predictor:
             [np.nan if arm.success_probability is None else arm.success_probability for arm in pool.arms]
         )
         self.probed = np.array([arm.artifact is not None for arm in pool.arms])
-        self.pass_usd_per_token = tuple(_prefill_price(pass_.probe_model, settings) for pass_ in self.passes)
+        computed = [one.pass_ for one in pool.artifacts if one.probe.site is not None]
+        self.pass_usd_per_token = tuple(
+            _prefill_price(pass_.probe_model, settings) if pass_ in computed else 0.0 for pass_ in self.passes
+        )
         self.deadline_s = settings.engine.deadline_ms / 1000
 
     async def render(self, messages: Messages) -> Rendered:
@@ -74,9 +91,11 @@ class Predictor:
     def _render(self, messages: Messages) -> Rendered:
         rendered = [renderer.render(messages) for renderer in self.renderers]
         return Rendered(
-            prompt=Prompt(tuple(one.token_ids for one in rendered)),
+            prompt=Prompt(
+                tuple(one.token_ids for one in rendered), conversation_text(messages) if self.reads_text else ""
+            ),
             prompt_tokens=tuple(None if i is None else rendered[i].prompt_tokens for i in self.arm_pass),
-            flags=tuple(dict.fromkeys(flag for one in rendered for flag in one.flags)),
+            flags=(*dict.fromkeys(flag for one in rendered for flag in one.flags), *self.mismatches),
             prefill_usd=sum(
                 len(one.token_ids) * price for one, price in zip(rendered, self.pass_usd_per_token, strict=True)
             ),
@@ -84,9 +103,11 @@ class Predictor:
 
     def unscored(self, rendered: Rendered | None) -> Prediction:
         """What is known without the engine: constants, and the length where the prompt was rendered."""
+        unknown = np.full_like(self.constants, np.nan)
         if rendered is None:
-            return Prediction(self.constants, (None,) * len(self.constants), (), 0.0)
-        return Prediction(self.constants, rendered.prompt_tokens, rendered.flags, 0.0)
+            tokens = (None,) * len(self.constants)
+            return Prediction(self.constants, unknown, unknown, tokens, self.mismatches, 0.0)
+        return Prediction(self.constants, unknown, unknown, rendered.prompt_tokens, rendered.flags, 0.0)
 
     async def score(self, rendered: Sequence[Rendered], engine: Engine | None) -> list[Prediction]:
         """Success probabilities of n rendered conversations.
@@ -95,14 +116,27 @@ class Predictor:
             EngineUnavailableError: the engine did not answer in time, is full, or is down.
         """
         success = np.tile(self.constants, (len(rendered), 1))  # (n, k)
+        output_tokens, percentile = np.full_like(success, np.nan), np.full_like(success, np.nan)
         if engine is not None:
             deadline = asyncio.get_running_loop().time() + self.deadline_s
             scores = await engine.score([one.prompt for one in rendered], deadline)
             success[:, self.probed] = scores.success
-        return [
-            Prediction(row, one.prompt_tokens, one.flags, one.prefill_usd)
-            for row, one in zip(success, rendered, strict=True)
+            output_tokens[:, self.probed] = scores.output_tokens
+            percentile[:, self.probed] = scores.activation_percentile
+        predictions = [
+            Prediction(success[i], output_tokens[i], percentile[i], one.prompt_tokens, one.flags, one.prefill_usd)
+            for i, one in enumerate(rendered)
         ]
+        return [self._flagged(prediction) for prediction in predictions]
+
+    def _flagged(self, prediction: Prediction) -> Prediction:
+        if not self.out_of_distribution(prediction) or self.odd.action == "none":
+            return prediction
+        return replace(prediction, flags=(*prediction.flags, OUT_OF_DISTRIBUTION))
+
+    def out_of_distribution(self, prediction: Prediction) -> bool:
+        """Whether the prompt is unlike those that the probes were trained on."""
+        return prediction.percentile is not None and prediction.percentile > self.odd.percentile
 
 
 def _prefill_price(probe_model: str, settings: Settings) -> float:

@@ -34,6 +34,7 @@ class Record:
         self.routing_s = time.perf_counter() - self.began
         self.state.metrics.routing.observe(self.routing_s)
         self.state.metrics.probe_cost.inc(sent.decision.prediction.prefill_usd)
+        self.state.metrics.observe_percentile(sent.decision.prediction.percentile)
 
     def first_byte(self) -> None:
         if self.sent is not None:
@@ -60,8 +61,9 @@ class Record:
         if status == 200:
             self._count_answer(decision, usage)
         logger.info(
-            "request %s arm=%s policy=%s path=%s code=%d ms=%.1f flags=%s",
-            *(self.request_id, arm, decision.policy, decision.path, status, duration_s * 1e3, flags),
+            "request %s arm=%s policy=%s path=%s code=%d ms=%.1f success=%s percentile=%s flags=%s",
+            *(self.request_id, arm, decision.policy, decision.path, status, duration_s * 1e3),
+            *(_short(decision.success_probability, 3), _short(decision.prediction.percentile, 1), flags),
         )
 
     def _count_answer(self, decision: Decision, usage: dict[str, Any] | None) -> None:
@@ -81,6 +83,10 @@ class Record:
         for arm in arms:
             always = (inputs, outputs) if arm is chosen else (inputs, arm.mean_output_tokens)
             metrics.cost_always.labels(arm.name).inc(arm.cost_usd(*always))
+
+
+def _short(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _count(usage: dict[str, Any], key: str) -> int:

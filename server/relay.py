@@ -8,8 +8,8 @@ from typing import Literal
 
 import httpx
 
-from server.config import Limits
 from server.pool import Replica
+from server.sections import Limits
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A non-streamed answer is held until it is whole, so that a broken one can still be tried elsewhere."""

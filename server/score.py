@@ -12,7 +12,7 @@ from server.decision import Decision, decide
 from server.errors import BadRequestError, ProbeUnavailableError
 from server.http import read_body, read_headers, request_id
 from server.predictor import Messages, Prediction
-from server.state import State
+from server.state import State, current
 
 router = APIRouter()
 
@@ -23,7 +23,7 @@ MAX_INPUTS = 256
 @router.post("/score")
 async def score(request: Request) -> Response:
     """Success probability of every arm for one or more prompts."""
-    state: State = request.state.pika
+    state = current(request.scope)
     headers = read_headers(request.scope)
     async with state.admit():
         raw = await read_body(headers, request.receive, state.settings.limits.body_mb)
@@ -34,6 +34,8 @@ async def score(request: Request) -> Response:
         except EngineUnavailableError as error:
             raise ProbeUnavailableError(f"the probe engine cannot answer: {error}") from error
     state.metrics.probe_cost.inc(sum(prediction.prefill_usd for prediction in predictions))
+    for prediction in predictions:
+        state.metrics.observe_percentile(prediction.percentile)
     data = [
         {"index": i, "arms": _scores(state, prediction), "flags": list(prediction.flags)}
         for i, prediction in enumerate(predictions)
@@ -44,7 +46,7 @@ async def score(request: Request) -> Response:
 @router.post("/route")
 async def route(request: Request) -> Response:
     """Where a chat body would go, and why."""
-    state: State = request.state.pika
+    state = current(request.scope)
     headers = read_headers(request.scope)
     async with state.admit():
         chat = parse_chat(await read_body(headers, request.receive, state.settings.limits.body_mb), headers)
@@ -57,6 +59,7 @@ async def route(request: Request) -> Response:
             "policy": decision.policy,
             "path": decision.path,
             "flags": list(decision.flags),
+            "activation_percentile": decision.prediction.percentile,
             "arms": _considered(state, decision),
             "fallbacks": [arms[i].name for i in decision.fallbacks(state, chat)],
         },
@@ -94,7 +97,7 @@ def _scores(state: State, prediction: Prediction) -> dict[str, Any]:
             continue
         scores[arm.name] = {
             **_probability(float(prediction.success[i])),
-            "activation_percentile": None,
+            "activation_percentile": _known(prediction.activation_percentile[i]),
             "prompt_tokens": prediction.prompt_tokens[i],
             "probe": arm.probe_name,
         }
@@ -106,6 +109,7 @@ def _considered(state: State, decision: Decision) -> dict[str, Any]:
         arm.name: {
             **_probability(float(decision.prediction.success[i])),
             "expected_cost_usd": float(decision.cost[i]),
+            "expected_output_tokens": _known(decision.prediction.output_tokens[i]),
             "prompt_tokens": decision.prediction.prompt_tokens[i],
             "allowed": bool(decision.allowed[i]),
         }
@@ -114,5 +118,9 @@ def _considered(state: State, decision: Decision) -> dict[str, Any]:
 
 
 def _probability(success: float) -> dict[str, float | None]:
-    known = not np.isnan(success)
-    return {"success_probability": success if known else None, "difficulty": 1 - success if known else None}
+    known = _known(success)
+    return {"success_probability": known, "difficulty": None if known is None else 1 - known}
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,9 +1,10 @@
 """All parts of one running gateway, built once in `app.py` and handed to every request."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -27,6 +28,11 @@ class State:
     client: httpx.AsyncClient
     metrics: Metrics
     in_flight: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while nothing is in flight."""
+
+    def __post_init__(self) -> None:
+        self.idle.set()
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
@@ -40,6 +46,7 @@ class State:
         if self.in_flight >= limits.in_flight:
             raise OverloadedError("too many requests in flight (limits.in_flight); try again shortly")
         self.in_flight += 1
+        self.idle.clear()
         try:
             async with asyncio.timeout(limits.total_s):
                 yield
@@ -47,3 +54,11 @@ class State:
             raise UpstreamTimeoutError("the request took longer than limits.total_s") from error
         finally:
             self.in_flight -= 1
+            if not self.in_flight:
+                self.idle.set()
+
+
+def current(scope: MutableMapping[str, Any]) -> State:
+    """What serves a request that begins now; it keeps this one to its end, whatever is reloaded meanwhile."""
+    state: State = scope["state"]["live"].state
+    return state

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.errors import UnknownModelError
 from server.pool import Arm
-from server.state import State
+from server.state import current
 
 router = APIRouter()
 
@@ -22,7 +22,7 @@ async def health() -> Response:
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """Whether requests can be routed: the engine scores, and some replica answers. Says which part does not."""
-    state: State = request.state.pika
+    state = current(request.scope)
     replicas = {
         model.name: {replica.name: replica.healthy for replica in model.replicas} for model in state.pool.models
     }
@@ -35,14 +35,14 @@ async def ready(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
-    state: State = request.state.pika
+    state = current(request.scope)
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     """`auto` and the arms, in OpenAI's form."""
-    state: State = request.state.pika
+    state = current(request.scope)
     data = [_entry("auto"), *(_arm_entry(arm) for arm in state.pool.arms)]
     return JSONResponse({"object": "list", "data": data})
 
@@ -50,7 +50,7 @@ async def models(request: Request) -> Response:
 @router.get("/v1/models/{name}")
 async def model(name: str, request: Request) -> Response:
     """One of them."""
-    state: State = request.state.pika
+    state = current(request.scope)
     if name == "auto":
         return JSONResponse(_entry("auto"))
     index = state.pool.index(name)
@@ -72,6 +72,8 @@ def _arm_entry(arm: Arm) -> dict[str, Any]:
             "request": dict(arm.request),
             "usd_per_million_tokens": arm.model.prices.model_dump(),
             "probe": arm.probe_name,
+            "probe_source": None if arm.artifact is None else arm.artifact.source,
+            "probe_from_cache": arm.artifact is not None and arm.artifact.from_cache,
             "success_probability": arm.success_probability,
         },
     }

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from server.config import ConfigError, Launch, Model, Settings
+from server.config import ConfigError, Settings
+from server.sections import Launch, Model
 
 API_SERVER = "vllm.entrypoints.openai.api_server"
 HOST = "127.0.0.1"

@@ -6,6 +6,7 @@ import lzma
 import os
 import pickle
 import struct
+import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -323,6 +324,17 @@ def test_bombs_are_refused(tmp_path: Path, compress: Callable[[bytes], bytes]) -
     assert len(bomb) < 2**20
     with pytest.raises(ProbeError, match="unpacks to more than 64 MiB"):
         read_bytes(tmp_path, bomb)
+
+
+def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
+    """A real zip archive, which joblib never writes, and a bomb within a bomb: each layer is one too many."""
+    with zipfile.ZipFile(tmp_path / "model.joblib", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.joblib", bytes(MAX_BYTES * 2))
+    assert (tmp_path / "model.joblib").stat().st_size < 2**20
+    with pytest.raises(ProbeError, match=r"model\.joblib is refused"):
+        read_model(tmp_path / "model.joblib")
+    with pytest.raises(ProbeError, match=r"model\.joblib is refused"):
+        read_bytes(tmp_path, zlib.compress(zlib.compress(bytes(MAX_BYTES * 2))))
 
 
 def test_damaged_compression_is_refused(tmp_path: Path) -> None:

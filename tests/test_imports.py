@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "server": {"server", "probes", "routing_policies"},
     "offline": {"offline", "probes", "routing_policies"},
 }
-EXCEPTIONS = {"offline": {"server.config"}}
+EXCEPTIONS = {"offline": {"server.config", "server.sections"}}
 IMPURE = {"torch", "transformers", "asyncio", "time", "os", "pathlib", "socket", "httpx", "subprocess", "pandas"}
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from server.config import ROUTING_FIELDS
 from server.errors import BadRequestError
 from server.knobs import parse_knobs
+from server.sections import ROUTING_FIELDS
 
 ARMS = ["small", "medium", "large"]
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from offline.label import success_probabilities
+from offline.label import load_probes, predict
 from offline.train import main as train
 from server.app import create_app
 from server.config import Settings, load
@@ -63,7 +63,7 @@ def url(settings: Settings) -> Iterator[str]:
 def test_online_and_offline_agree(settings: Settings, url: str) -> None:
     data = httpx.post(f"{url}/score", json={"input": QUESTIONS}, timeout=60).json()["data"]
     online = np.array([[entry["arms"][arm]["success_probability"] for arm in ARMS] for entry in data])
-    np.testing.assert_allclose(online, success_probabilities(settings, QUESTIONS), atol=1e-5)
+    np.testing.assert_allclose(online, predict(settings, load_probes(settings), QUESTIONS).success, atol=1e-5)
 
 
 def test_the_most_probable_arm_answers(url: str) -> None:

@@ -266,6 +266,42 @@ def test_min_success_among_allowed_arms() -> None:
     assert choose(policy, [[0.9, 0.4, 0.3]], None, [[False, True, True]]) == [1]
 
 
+GUARANTEE = [(0.5, 0.5), (0.7, 0.75), (0.8, None), (0.9, 0.99)]
+
+
+@pytest.mark.parametrize(
+    ("target", "threshold"),
+    [
+        (0, 0),
+        (0.1, 0.5),
+        (0.5, 0.5),
+        (0.51, 0.75),
+        (0.7, 0.75),
+        (0.75, np.inf),
+        (0.8, np.inf),
+        (0.85, 0.99),
+        (1, np.inf),
+    ],
+)
+def test_min_success_takes_its_threshold_from_the_guarantee(target: float, threshold: float) -> None:
+    policy = build("min_success", {"min_success": target, "guarantee": GUARANTEE}, TIER)
+    success = np.array([[0.6, 0.74, 0.8], [0.1, 0.99, 0.98], [0.3, 0.2, 0.1]])
+    arms = policy.choose(success, np.broadcast_to(TIER, success.shape))
+    meets = success >= threshold
+    expected = np.where(meets.any(axis=1), meets.argmax(axis=1), success.argmax(axis=1))  # the cheapest stands first
+    assert arms.tolist() == expected.tolist()
+    assert policy.infeasible(success, arms).tolist() == (~meets.any(axis=1)).tolist()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [3, [1, 2], [[0.5]], [[0.5, 0.4]], [[0.5, 0.5], [0.5, 0.6]], [[0.5, float("nan")]], [["a", 1]], [[None, 1]]],
+)
+def test_a_broken_guarantee_is_an_error(table: Any) -> None:
+    with pytest.raises(PolicyError, match="guarantee must"):
+        build("min_success", {"guarantee": table}, TIER)
+
+
 def test_target_accuracy_weighs_expected_cost_by_the_interpolated_mu() -> None:
     policy = build("target_accuracy", {"accuracy": 0.75, "table": TABLE}, TIER)  # mu = 2.5
     assert choose(policy, [[0.5, 0.76, 0.99], [0.5, 0.74, 0.99]], [0, 0.1, 0.2]) == [1, 0]

@@ -11,10 +11,11 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from offline.label import success_probabilities
+from offline.label import load_probes, predict
 from offline.train import main
 from probes.artifact import load_artifact
-from server.config import load
+from probes.base import FloatArray
+from server.config import Settings, load
 from tests.support.probes import NANO_POOL
 
 POOL = NANO_POOL / "pool.yaml"
@@ -32,6 +33,10 @@ def rollouts() -> pd.DataFrame:
         for split, n in PROBLEMS.items()
     ]
     return pd.concat(parts)
+
+
+def success(settings: Settings, problems: list[str]) -> FloatArray:
+    return predict(settings, load_probes(settings), problems).success
 
 
 def train(data: pd.DataFrame, folder: Path, *options: str, model: str = "nano-small") -> int:
@@ -90,8 +95,9 @@ def test_the_nano_pools_probes_come_from_its_rollouts(tmp_path: Path) -> None:
     arms = {arm: settings.arms[arm].model_copy(update={"probe": str(tmp_path / "probes" / arm)}) for arm in ARMS}
     problems = pd.read_parquet(NANO_POOL / "rollouts.parquet").query("split == 'test' and arm == 'nano-small'")
     texts = problems["problem"].head(300).to_list()
-    stored = success_probabilities(settings, texts)
-    again = success_probabilities(settings.model_copy(update={"arms": arms}), texts)
+    anew = settings.model_copy(update={"arms": arms})
+    stored = success(settings, texts)
+    again = success(anew, texts)
     # Equal where they were made; a processor that rounds the activations otherwise (AVX2, say) moves them a little.
     np.testing.assert_allclose(again, stored, rtol=1e-6, atol=1e-6)
     for arm, card in zip(ARMS, cards, strict=True):
@@ -123,7 +129,7 @@ def test_scores_are_of_the_label_that_was_fitted(label: str, rollouts: pd.DataFr
     card = load_artifact(tmp_path / "probes/nano-medium").card
     for split, score in (("validation", card.best_val_score), ("test", card.test_score)):
         rows = rollouts[of("nano-medium", split)(rollouts)]
-        p = success_probabilities(settings, rows["problem"].to_list())[:, 0]
+        p = success(settings, rows["problem"].to_list())[:, 0]
         found = spearmanr(p, rows[label]).statistic if label == "success_rate" else roc_auc_score(rows[label], p)
         assert score == pytest.approx(found, abs=1e-4)
 
@@ -134,13 +140,13 @@ def test_labels_know_what_rollouts_showed(rollouts: pd.DataFrame) -> None:
     settings = load(POOL)
     constant = settings.arms["nano-small"].model_copy(update={"probe": None, "success_probability": 0.25})
     settings = settings.model_copy(update={"arms": {**settings.arms, "nano-small": constant}})
-    success = success_probabilities(settings, problems)
-    assert (success[:, 0] == 0.25).all()
+    found = success(settings, problems)
+    assert (found[:, 0] == 0.25).all()
     for column, arm in ((1, "nano-medium"), (2, "nano-large")):
         rate = test.loc[test["arm"] == arm, "success_rate"].to_numpy()
-        assert abs(success[:, column].mean() - rate.mean()) < 0.08
-        assert np.corrcoef(success[:, column], rate)[0, 1] > 0.4
-    assert success_probabilities(settings, []).shape == (0, 3)
+        assert abs(found[:, column].mean() - rate.mean()) < 0.08
+        assert np.corrcoef(found[:, column], rate)[0, 1] > 0.4
+    assert success(settings, []).shape == (0, 3)
 
 
 def of(arm: str, split: str) -> Callable[[pd.DataFrame], Any]:

@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from offline.evaluate import FloatArray, paired_bootstrap, read_outcomes
+from offline.label import load_probes
 from offline.policy_search import of_chosen
 from offline.tune import main, validation
-from server.config import ConfigError, load, pool_sha256
+from probes.artifact import load_artifact
+from server.config import load, pool_sha256
 from server.policies import Policies
 
 NANO = Path(__file__).parents[1] / "offline" / "nano_pool"
@@ -78,7 +81,7 @@ def test_the_gateway_reads_what_tune_wrote(tmp_path: Path, rollouts: Path, capsy
     assert written["always_best"]["cost_usd"] == pytest.approx(9e-5)
     assert written["on_validation"]["saving_vs_best"] == pytest.approx(2 / 3)
 
-    policies = Policies(load(pool), TIER)
+    policies = Policies(load(pool), TIER, {})
     assert policies.name == written["policy"] == "utility"
     assert not policies.stale
     assert policies.get({"policy": "target_accuracy", "accuracy": 0.9})[0] == "target_accuracy"
@@ -92,7 +95,7 @@ def test_a_tuning_of_another_pool_is_noticed(
     tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(capsys, write_pool(tmp_path), "--data", rollouts)[0] == 0
-    assert Policies(load(write_pool(tmp_path, price=3.0)), TIER).stale
+    assert Policies(load(write_pool(tmp_path, price=3.0)), TIER, {}).stale
 
 
 def test_policies_and_file_of_ones_choice(tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +107,40 @@ def test_policies_and_file_of_ones_choice(tmp_path: Path, rollouts: Path, capsys
     assert written["policy"] == "cascade"
     assert [candidate["policy"] for candidate in written["candidates"]] == ["min_success", "cascade"]
     assert "min_success" in printed
+
+
+def test_the_gateway_holds_what_was_guaranteed(
+    tmp_path: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = write_pool(tmp_path)
+    words = ("--data", rollouts, "--guarantee", "0.9", "--target", "accuracy=0.8", "--policies", "min_success")
+    code, out, err = run(capsys, pool, *words)
+    assert (code, err) == (0, "")
+    written = json.loads((tmp_path / "policy.tuned.json").read_text())["guarantee"]
+    assert (written["level"], written["problems"], written["problems_chose_probes"]) == (0.9, 40, False)
+    assert "table" not in json.loads(out.splitlines()[-1])["guarantee"]
+    table = dict(written["table"])
+    assert len(table) == 99
+    # On forty problems medium's .8 bear out .6, and large's .9 bear out .7; nothing bears out .9.
+    assert (table[0.6], table[0.9]) == (0.6, None)
+
+    policies = Policies(load(pool), TIER, {})
+    success, cost = np.array([list(ARMS.values())]), np.array([TIER])
+    for asked, arm, infeasible in ((0.6, 1, False), (0.595, 1, False), (0.9, 2, True)):
+        policy = policies.get({"policy": "min_success", "min_success": asked})[1]
+        arms = policy.choose(success, cost)
+        assert (arms.tolist(), policy.infeasible(success, arms).tolist()) == ([arm], [infeasible])
+
+
+def test_problems_that_chose_the_probes_guarantee_less_and_a_warning_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--guarantee", "0.9", "--out", tmp_path / "policy.json")
+    code, out, err = run(capsys, NANO / "pool.yaml", "--data", NANO / "rollouts.parquet", *words)
+    assert code == 0
+    assert "the validation problems chose or calibrated probes" in err
+    assert json.loads(out.splitlines()[-1])["guarantee"]["problems_chose_probes"]
+    assert "with confidence 0.9" in out
 
 
 @pytest.mark.parametrize(
@@ -139,6 +176,7 @@ def test_a_file_that_cannot_be_written_says_so(
         (["--target", "best"], "'best' is no target: accuracy=always-best"),
         (["--target", "accuracy=90"], "accuracy=0.9 (from 0 to 1)"),
         (["--split", "test"], "the test split is for the final figures"),
+        (["--guarantee", "90"], "'90' is no confidence: a number between 0 and 1, such as 0.9"),
         (["--policies", "utility,random"], "'random' cannot be tuned: choose of utility,cascade"),
     ],
 )
@@ -166,41 +204,42 @@ def test_a_missing_configuration_says_so(rollouts: Path, capsys: pytest.CaptureF
 
 def test_the_pools_hash_is_of_what_decisions_rest_on(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    first = pool_sha256(load(write_pool(tmp_path)))
-    assert first == pool_sha256(load(write_pool(tmp_path / "elsewhere")))
-    assert first != pool_sha256(load(write_pool(tmp_path, price=3.0)))
-    assert first != pool_sha256(load(write_pool(tmp_path, probe="success_probability: 0.91")))
-
+    first = pool_sha256(load(write_pool(tmp_path)), {})
+    assert first == pool_sha256(load(write_pool(tmp_path / "elsewhere")), {})
+    assert first != pool_sha256(load(write_pool(tmp_path, price=3.0)), {})
+    assert first != pool_sha256(load(write_pool(tmp_path, probe="success_probability: 0.91")), {})
     probed = load(write_pool(tmp_path, probe="probe: probes/large"))
-    with pytest.raises(ConfigError, match=r"probes/large/config\.json.*`pika train`"):
-        pool_sha256(probed)
+    assert pool_sha256(probed, {"large": "a"}) != pool_sha256(probed, {"large": "b"})
+
     probe = tmp_path / "probes" / "large"
     shutil.copytree(NANO / "probes" / "nano-large", probe)
-    card, weights = json.loads((probe / "config.json").read_text()), (probe / "probe.safetensors").read_bytes()
-    hashes = {first, pool_sha256(probed)}
+    card = json.loads((probe / "config.json").read_text())
 
-    (probe / "config.json").write_text(json.dumps(card | {"exported_at": "2000-01-01T00:00:00+00:00", "metrics": {}}))
-    assert pool_sha256(probed) in hashes  # trained again, to the same probe
+    def predictions() -> str:
+        return load_artifact(probe, verify=False).predictions_sha256
 
-    for change in ({"site": {"layer": 1, "position": -1}}, {"mean_tokens": {"input": 1, "output": 1}}):
+    hashes = {predictions()}
+    (probe / "config.json").write_text(json.dumps(card | {"exported_at": "2000-01-01T00:00:00+00:00", "metrics": []}))
+    assert predictions() in hashes  # trained again, to the same probe
+
+    changes = ({"mean_tokens": {"input": 1, "output": 1}}, {"calibration": {"method": "temperature", "scale": 2.0}})
+    for change in changes:
         (probe / "config.json").write_text(json.dumps(card | change))
-        hashes.add(pool_sha256(probed))
-    (probe / "probe.safetensors").write_bytes(weights[:-1] + b"?")
-    hashes.add(pool_sha256(probed))
-    assert len(hashes) == 5
-
-    for text in ("{", "[]"):
-        (probe / "config.json").write_text(text)
-        with pytest.raises(ConfigError, match=r"config\.json.*`pika train`"):
-            pool_sha256(probed)
+        hashes.add(predictions())
+    tensors = load_file(probe / "probe.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, probe / "probe.safetensors")
+    hashes.add(predictions())
+    assert len(hashes) == 4
 
 
 def test_tuned_routing_saves_half_on_problems_that_nothing_was_chosen_on() -> None:
     """On what the arms did in truth, the probes' prefill charged."""
     settings = load(NANO / "pool.yaml")
     outcomes = read_outcomes(NANO / "rollouts.parquet", "test", list(settings.arms))
-    data = validation(settings, outcomes)
-    policies = Policies(settings, data.tier_cost)
+    artifacts = load_probes(settings)
+    data = validation(settings, artifacts, outcomes)
+    hashes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
+    policies = Policies(settings, data.tier_cost, hashes)
     assert not policies.stale
     frame = pd.read_parquet(NANO / "rollouts.parquet").query("split == 'test'")
     frame["usd"] = frame["input_cost_usd_once"] + frame["total_output_cost_usd"] / frame["k"]

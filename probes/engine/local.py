@@ -12,6 +12,7 @@ from probes.artifact import Artifact, distinct_passes
 from probes.base import FloatArray, Inputs, ProbeError
 from probes.card import Site
 from probes.engine.base import Prompt, Scores
+from probes.prompt import Messages, Renderer, conversation_text
 
 if TYPE_CHECKING:
     from probes.engine.probe_model import ProbeModel, Reading
@@ -31,6 +32,7 @@ class LocalEngine:
         """Indices of the probes by their pass's index; None: no pass."""
         for index, artifact in enumerate(self.artifacts):
             self._readers[None if artifact.pass_ is None else self.passes.index(artifact.pass_)].append(index)
+        self._renderers: list[Renderer] | None = None
         self._models = [self._model(i, device) for i in range(len(self.passes))]
 
     def score(self, prompts: Sequence[Prompt]) -> Scores:
@@ -56,6 +58,19 @@ class LocalEngine:
                     percentiles = statistics.percentile(card.statistics, beside, activations)
                     scores.activation_percentile[:, index] = percentiles
         return scores
+
+    def render(self, conversations: Sequence[Messages | str]) -> list[Prompt]:
+        """Conversations, or texts that stand for one user turn each, as `score` takes them."""
+        if self._renderers is None:
+            self._renderers = [Renderer(pass_) for pass_ in self.passes]
+        prompts = []
+        for conversation in conversations:
+            one: Messages = (
+                [{"role": "user", "content": conversation}] if isinstance(conversation, str) else conversation
+            )
+            token_ids = tuple(renderer.render(one).token_ids for renderer in self._renderers)
+            prompts.append(Prompt(token_ids, conversation_text(one)))
+        return prompts
 
     def raw(self, prompts: Sequence[Prompt]) -> FloatArray:
         """Uncalibrated outputs of n prompts, in the artifacts' order: (n, probes).

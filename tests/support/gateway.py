@@ -10,7 +10,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from server.config import Replica, Settings, load
+from server.config import Settings, load
+from server.sections import Replica
 
 
 @contextmanager

@@ -1,0 +1,253 @@
+"""`pika probes calibrate`: a new revision of a probe, whose probabilities are those of new data or of another label.
+
+The probe's weights stay as they are; only what turns its raw outputs into probabilities is fitted anew. So a probe of
+whether the majority vote is correct becomes one of whether a single answer is.
+"""
+
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from offline.evaluate import DataError
+from offline.labelled import Labelled, Rows, read_labelled
+from offline.metrics import measure
+from probes import calibration
+from probes.artifact import WEIGHTS, Artifact, save_artifact
+from probes.base import FloatArray, ProbeError
+from probes.calibration import Method
+from probes.card import Calibration, Estimate, Metrics, Pass
+from probes.engine.local import LocalEngine
+from probes.reference import load_probe
+
+EXAMPLES = """examples:
+  pika probes calibrate probes/oss-low --data rollouts.parquet           where answers or prompts have changed since
+  pika probes calibrate hf://owner/repo/majority-vote-probe --data rollouts.parquet --out probes/oss-low
+
+DATA is what `pika rollouts` wrote, or any parquet with problem (or question), split, and success_rate (or the --label);
+where it has a column arm, rows of the probe's arm count. Without test problems, metrics are cross-fitted on the others.
+Where a pool uses the probe, run `pika tune` again afterwards.
+"""
+OF = {"success_rate": "success", "majority_vote_is_correct": "majority_vote"}
+"""What probabilities are of that were fitted to a label."""
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Revised:
+    calibration: Calibration
+    before: Metrics
+    """On the same problems as `after`, by the old calibration."""
+    after: Metrics
+    length: Metrics
+    """Of the prompt's length alone."""
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        artifact = _load(args)
+        out = _out(args, artifact)
+        data = read_labelled(args.data, args.arm or artifact.card.target.arm, args.label)
+        fit_rows = data.rows(args.split)
+        test_rows = data.splits.get("test")
+        if args.split == "train":
+            print(
+                "pika probes calibrate: probes flatter themselves on the problems they were fitted on", file=sys.stderr
+            )
+        revised = revise(artifact, fit_rows, test_rows, args)
+        card = artifact.card.model_copy(update=_changes(artifact, revised, data, args, out))
+        save_artifact(out, card, artifact.probe, artifact.beside)
+    except (DataError, ProbeError) as error:
+        print(f"pika probes calibrate: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"pika probes calibrate: {error}", file=sys.stderr)
+        return 1
+    _report(out, artifact, revised)
+    return 0
+
+
+def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Namespace) -> Revised:
+    """Fit on some problems, measure on others; where there are none, on the same by cross-fitting.
+
+    Raises:
+        ProbeError: the probe cannot be run.
+    """
+    rows = [fit_rows] if test_rows is None else [fit_rows, test_rows]
+    texts = [problem for part in rows for problem in part.problems]
+    raw, lengths = _score(artifact, texts, args.device)
+    n = len(fit_rows.problems)
+    rate = fit_rows.rate
+    fitted = (
+        calibration.choose(raw[:n], rate, args.seed)
+        if args.method == "auto"
+        else calibration.fit(args.method, raw[:n], rate)
+    )
+    # A method that was forced upon raw outputs without being fitted makes nothing known of them.
+    of = None if args.method == "none" else OF[args.label]
+    by_length = calibration.fit_platt(lengths[:n], rate)
+    if test_rows is None:
+        split, where = f"{args.split}, cross-fitted", slice(None)
+        after = calibration.held_out(fitted.method, raw, rate, args.seed)
+    else:
+        split, where, rate = "test", slice(n, None), test_rows.rate
+        after = calibration.apply(fitted, raw[where])
+
+    def on(p: FloatArray) -> Metrics:
+        return measure(p, rate, split, args.seed)
+
+    return Revised(
+        calibration=fitted.model_copy(update={"of": of}),
+        before=on(calibration.apply(artifact.card.calibration, raw[where])),
+        after=on(after),
+        length=on(calibration.apply(by_length, lengths[where])),
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="pika probes calibrate",
+        description="A new revision of a probe, calibrated on other data or towards another label.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("probe", metavar="PROBE", help="a folder, or hf://owner/repo/folder[@revision]")
+    parser.add_argument("--data", type=Path, required=True, help="parquet of problems and how they were answered")
+    parser.add_argument(
+        "--split", type=_split, default="validation", help="its problems to fit on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--label",
+        choices=list(OF),
+        default="success_rate",
+        help="what the probabilities shall be of; success_rate (default): of one answer's being correct",
+    )
+    parser.add_argument(
+        "--method",
+        choices=["auto", *get_args(Method)],
+        default="auto",
+        help="auto (default): by cross-validation, the simplest within one standard error of the best",
+    )
+    parser.add_argument("--arm", help="whose rows count (default: the arm that the probe was trained for)")
+    parser.add_argument("--probe-model", metavar="FOLDER|ID", help="where the probe's model is, if not where it says")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where it goes (default: in place)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda:N or auto (default)")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds and the intervals' bootstrap")
+    return parser
+
+
+def _split(text: str) -> str:
+    return {"val": "validation"}.get(text, text)
+
+
+def _load(args: Namespace) -> Artifact:
+    if args.split == "test":
+        raise DataError("the test split is for the final figures: calibrate on validation")
+    instead: Mapping[str, str] = {}
+    if args.probe_model is not None:
+        pass_ = load_probe(args.probe, verify=False).card.pass_
+        instead = {} if pass_ is None else {pass_.probe_model: args.probe_model}
+    return load_probe(args.probe, probe_models=instead)
+
+
+def _out(args: Namespace, artifact: Artifact) -> Path:
+    if args.out is not None:
+        return Path(args.out)
+    if artifact.source.startswith("hf://") or not (artifact.folder / WEIGHTS).is_file():
+        raise ProbeError(f"{args.probe} is not a folder that can be written anew: say --out FOLDER")
+    return artifact.folder
+
+
+def _score(artifact: Artifact, problems: list[str], device: str) -> tuple[FloatArray, FloatArray]:
+    """Raw outputs, (n,), and lengths of the prompts: in tokens, or in characters where no probe model reads them."""
+    engine = LocalEngine([artifact], device)
+    prompts = engine.render(problems)
+    console = Console(stderr=True)
+    batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+    raw = [engine.raw(batch)[:, 0] for batch in track(batches, "raw outputs", console=console)]
+    lengths = [len(prompt.token_ids[0]) if engine.passes else len(prompt.text) for prompt in prompts]
+    return np.concatenate(raw), np.array(lengths, dtype=np.float64)
+
+
+def _changes(artifact: Artifact, revised: Revised, data: Labelled, args: Namespace, out: Path) -> dict[str, Any]:
+    """What the new card says otherwise than the old one."""
+    card = artifact.card
+    baselines = {"length": revised.length}
+    if args.label == "success_rate" and data.sha256 == card.training.get("rollouts_sha256"):
+        # Measured on the same problems; on others it would need its training data.
+        measured = {name: one for name, one in card.baselines.items() if one.split == revised.after.split}
+        baselines = measured | baselines
+    facts = {
+        "file": args.data.name,
+        "sha256": data.sha256,
+        "split": args.split,
+        "problems": len(data.rows(args.split).problems),
+        "label": args.label,
+        "method": args.method,
+        "seed": args.seed,
+    }
+    return {
+        "pass_": _pass(artifact, out),
+        "calibration": revised.calibration,
+        "metrics": [revised.after],
+        "baselines": baselines,
+        "training": {**card.training, "calibrated_on": facts},
+        "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _pass(artifact: Artifact, out: Path) -> Pass | None:
+    """The card's pass, its probe model's path as it is from `out`."""
+    pass_ = artifact.card.pass_
+    if pass_ is None or Path(pass_.probe_model).is_absolute():
+        return pass_
+    model = artifact.folder / pass_.probe_model
+    if not model.is_dir() or out.resolve() == artifact.folder.resolve():
+        return pass_
+    relative = os.path.relpath(model.resolve(), out.resolve())
+    return pass_.model_copy(update={"probe_model": Path(relative).as_posix()})
+
+
+def _report(out: Path, artifact: Artifact, revised: Revised) -> None:
+    after = revised.after
+    caption = f"on {after.n} problems ({after.split}) [95% interval]"
+    table = Table(title=artifact.card.probe_name, caption=caption, box=None, header_style="bold")
+    for heading in ("", "calibration", "of"):
+        table.add_column(heading)
+    for heading in ("ECE", "Brier", "AUROC"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    old, new = artifact.card.calibration, revised.calibration
+    for when, one, metrics in (("before", old, revised.before), ("after", new, after)):
+        figures = (metrics.ece, metrics.brier, metrics.auroc)
+        table.add_row(when, one.method, (one.of or "unknown").replace("_", " "), *map(_with_interval, figures))
+    Console().print(table)
+    summary = {
+        "folder": str(out),
+        "method": revised.calibration.method,
+        "of": revised.calibration.of,
+        "split": after.split,
+        "problems": after.n,
+        "before": _values(revised.before),
+        "after": _values(after),
+    }
+    print(json.dumps(summary))
+
+
+def _values(metrics: Metrics) -> dict[str, float]:
+    names = ("ece", "brier", "auroc", "spearman")
+    return {name: getattr(metrics, name).value for name in names}
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

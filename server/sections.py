@@ -1,0 +1,208 @@
+"""The sections of a configuration file: every key with its unit and default. pydantic alone."""
+
+import difflib
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from probes.card import Check, Dtype
+
+RoutingField = Literal[
+    "policy", "variant", "lambda", "value", "thresholds", "min_success", "accuracy", "max_cost_usd", "arms"
+]
+ROUTING_FIELDS: tuple[RoutingField, ...] = (
+    "policy", "variant", "lambda", "value", "thresholds", "min_success", "accuracy", "max_cost_usd", "arms",
+)  # fmt: skip
+Capability = Literal["tools", "images"]
+
+
+class Section(BaseModel):
+    """A mapping of the YAML file. An unknown key is an error that names the nearest valid one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            valid = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in data:
+                if key not in valid and key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), valid, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+                    raise ValueError(f"unknown key {key!r}: {hint}")
+        return data
+
+
+class Server(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    workers: Literal[1] = 1
+
+
+class Prices(Section):
+    """USD per million tokens."""
+
+    input: float = Field(ge=0, allow_inf_nan=False)
+    output: float = Field(ge=0, allow_inf_nan=False)
+
+
+class Launch(Section):
+    """A vLLM server that `pika up` starts on this machine."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """None: any free port."""
+    gpus: list[int] = []
+    """CUDA_VISIBLE_DEVICES of this server; empty leaves the environment's."""
+    args: list[str] = []
+    """Passed to vLLM's API server after the ones that PIKA sets."""
+    env: dict[str, str] = {}
+
+
+class Replica(Section):
+    """One vLLM process: a URL where it runs, or how to launch it."""
+
+    url: str | None = None
+    """Base URL, ending in /v1."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key sent upstream."""
+    launch: Launch | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        _ = parts.port  # raises ValueError where it is no port
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is no http(s) URL, such as http://127.0.0.1:8101/v1")
+        if not url.rstrip("/").endswith("/v1"):
+            raise ValueError(f"{url!r} must be the base URL of an OpenAI-compatible server, which ends in /v1")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.url is None) == (self.launch is None):
+            raise ValueError("a replica has either url (it runs already) or launch (`pika up` starts it)")
+        return self
+
+
+class Model(Section):
+    """What vLLM serves under one --served-model-name."""
+
+    model: str
+    """Hub id, or a path; relative paths are resolved against the YAML file's folder."""
+    max_context_tokens: int = Field(gt=0)
+    supports: list[Capability] = []
+    usd_per_million_tokens: Prices
+    replicas: list[Replica] = Field(min_length=1)
+
+
+class MeanTokens(Section):
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class Arm(Section):
+    """What policies choose among: a pool model under fixed request fields."""
+
+    model: str
+    """A key of `models`."""
+    request: dict[str, Any] = {}
+    """Always set in the body; they define the arm."""
+    defaults: dict[str, Any] = {}
+    """Set where the client says nothing."""
+    probe: str | None = None
+    """A probe: its folder, relative to the YAML file's, or `hf://owner/repo/folder[@revision]`."""
+    success_probability: float | None = Field(default=None, ge=0, le=1)
+    """Instead of a probe: a constant, flagged `uncalibrated`."""
+    mean_tokens: MeanTokens | None = None
+
+    @field_validator("request", "defaults")
+    @classmethod
+    def _no_reserved_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        for name in ("model", "messages", "stream", "stream_options", "routing"):
+            if name in fields:
+                raise ValueError(f"{name!r} is set by the gateway or the client and cannot stand here")
+        return fields
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.probe is None) == (self.success_probability is None):
+            raise ValueError("an arm has either probe (a folder or hf://...) or success_probability (a constant)")
+        if self.probe is None and self.mean_tokens is None:
+            raise ValueError("an arm without a probe needs mean_tokens: {input: ..., output: ...}")
+        return self
+
+
+class Queue(Section):
+    prompts: int = Field(default=512, gt=0)
+    tokens: int = Field(default=200_000, gt=0)
+
+
+class Engine(Section):
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    kind: Literal["process"] = "process"
+    deadline_ms: float = Field(default=1000, gt=0, le=600_000)
+    """A prompt not scored by then is answered as `when_unavailable` says."""
+    queue: Queue = Queue()
+    when_unavailable: str | Literal[503] = 503
+    """An arm, or 503."""
+    probe_models: dict[str, str] = {}
+    """Instead of a probe's own probe model, by its name on the probe's card: a folder, or `owner/name@revision`."""
+    dtype: Dtype | None = None
+    """What probe models run in; None: what their probes were trained with. Another needs `allow_mismatch: [dtype]`."""
+    allow_mismatch: list[Check] = []
+    """Checks of probes against their probe models that may fail; answers then carry the flag `mismatch-<check>`."""
+    usd_per_million_tokens: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """What a prefilled token costs; default: the input price of the pool model that has the probe model's weights."""
+
+
+class OutOfDistribution(Section):
+    """What to do with prompts unlike those that the probes were trained on, whose probabilities mean little."""
+
+    percentile: float = Field(default=99, gt=0, le=100)
+    """A prompt is one where its activation lies further off than that of this share, in percent, of known prompts."""
+    action: Literal["none", "flag"] = "flag"
+    """`flag`: answers carry the flag `out-of-distribution`."""
+    arm: str | None = None
+    """Send such prompts to this arm, where it can serve them."""
+
+
+class Policy(Section):
+    """A policy and its knob, or the file that `pika tune` wrote."""
+
+    name: str | None = None
+    tuned: str | None = None
+    """Path of policy.tuned.json. Knobs that stand beside it win over the file's."""
+    variant: str | None = None
+    lam: float | None = Field(default=None, alias="lambda", ge=0, allow_inf_nan=False)
+    value: float | None = Field(default=None, allow_inf_nan=False)
+    thresholds: float | list[float] | None = None
+    min_success: float | None = Field(default=None, ge=0, le=1)
+    accuracy: float | None = Field(default=None, ge=0, le=1)
+    max_cost_usd: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.name is None and self.tuned is None:
+            raise ValueError("policy needs a name (such as utility) or tuned (the file that `pika tune` wrote)")
+        return self
+
+    def knobs(self) -> dict[str, Any]:
+        """The knobs that are set, by the words of the API's `routing` object."""
+        knobs = self.model_dump(by_alias=True, exclude_none=True)
+        return {key: value for key, value in knobs.items() if key not in ("name", "tuned")}
+
+
+class Limits(Section):
+    """Bounds on what one gateway process takes on; times in seconds."""
+
+    in_flight: int = Field(default=1000, gt=0)
+    body_mb: float = Field(default=10, gt=0)
+    connect_s: float = Field(default=2, gt=0)
+    first_byte_s: float = Field(default=120, gt=0)
+    between_chunks_s: float = Field(default=60, gt=0)
+    total_s: float = Field(default=900, gt=0)
