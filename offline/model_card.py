@@ -45,7 +45,7 @@ def _what(card: ProbeCard) -> str:
     request = "".join(f", {name} {value}" for name, value in target.request.items())
     what = "one sampled answer" if card.calibration.of == "success" else "the majority vote over samples"
     text = (
-        f"The probability that {what} of `{target.model}` ({target.temperature:g} temperature, at most "
+        f"The probability that {what} of `{target.model}` (temperature {target.temperature:g}, at most "
         f"{target.max_tokens:,} tokens{request}) to a prompt is correct, told before anything is generated"
     )
     if card.calibration.of is None:
@@ -58,13 +58,12 @@ def _reads(card: ProbeCard) -> str:
         return "It reads the prompt's text alone: no probe model runs."
     name = card.pass_.probe_model
     model = f"`{name}`" + (f" at revision `{card.pass_.revision}`" if card.pass_.revision else "")
-    if name.startswith((".", "/", "~")):
-        model += " (a folder where it was trained)"
+    how = card.pass_.dtype + ("; a folder where it was trained" if name.startswith((".", "/", "~")) else "")
     if card.site is None:
         return f"It reads how many tokens {model} makes of the prompt."
     position = card.site.position
     where = "all prompt tokens" if position is None else f"position {position} from the prompt's end"
-    return f"It reads the activation of {model} ({card.pass_.dtype}) at layer {card.site.layer}, {where}."
+    return f"It reads the activation of {model} ({how}) at layer {card.site.layer}, {where}."
 
 
 def _trained(card: ProbeCard, revision: str) -> str:

@@ -11,9 +11,11 @@ from probes.artifact import load_artifact
 from probes.base import ProbeError
 from probes.hub import Reference, fetch, parse
 from probes.hub_errors import HubAwayError
+from probes.reference import load_probe
 from tests.support.hub import TOKEN, Fault, Hub, cut, not_the_hub, reset, running, stall, status, wrong_size
 from tests.support.probes import artifact
 
+GOLDEN = Path(__file__).parents[2] / "shared/data/golden"
 REPO = "ann/probes"
 REFERENCE = f"hf://{REPO}/large"
 
@@ -120,6 +122,18 @@ def test_a_repository_may_be_one_probe(loopback: Hub, folder: Path) -> None:
     assert (fetched.path, fetched.folder.name) == ("", fetched.commit)
     loopback.fails("", status(503))
     assert fetch("hf://ann/one").commit == fetched.commit
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="no shared data")
+def test_fetches_the_research_projects_folders(loopback: Hub) -> None:
+    files = {str(file.relative_to(GOLDEN)): file.read_bytes() for file in GOLDEN.glob("medium--*/*")}
+    loopback.repository("CoffeeGitta/pika-probes").commit({**files, "manifest.json": b"{}"})
+    for name in {path.partition("/")[0] for path in files}:
+        fetched = fetch(f"hf://CoffeeGitta/pika-probes/{name}")
+        assert load_probe(fetched.folder, verify=False).card.probe_name == name
+        loopback.fails("", status(503))
+        assert fetch(f"hf://CoffeeGitta/pika-probes/{name}").from_cache
+        loopback.works()
 
 
 def test_a_hub_that_tells_sizes_in_the_tree_alone(loopback: Hub) -> None:
