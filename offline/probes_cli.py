@@ -21,6 +21,13 @@ commands:
 {commands}
 
 A probe is a folder, or hf://owner/repo/folder[@revision]. `pika probes COMMAND --help` shows options and examples.
+
+examples:
+  pika probes list owner/probes --model gpt-oss-20b      what a Hub repository holds
+  pika probes show probes/my-arm                         what a probe predicts, and how well
+  pika probes push probes/my-arm owner/probes            publish it, privately
+  pika probes convert research-folder --out probes/it    from the research project's form, without unpickling
+  pika probes calibrate probes/it --data rollouts.parquet
 """
 
 
@@ -29,7 +36,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         lines = (f"  {name:<10}{help_}" for name, (_, help_) in COMMANDS.items())
         print(USAGE.format(commands="\n".join(lines)))
-        return 0 if argv else 2
+        sys.exit(0 if argv else 2)
     name, *rest = argv
     if name not in COMMANDS:
         print(f"pika probes: unknown command {name!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save
 from probes import output_tokens, statistics
 from probes.base import Probe, ProbeError, load
 from probes.card import Check, Dtype, Pass, ProbeCard
-from probes.checks import CHECKS, check_all
+from probes.checks import check_all, check_names
 from probes.prompt import Renderer
 from probes.source import resolve_model
 
@@ -85,9 +85,7 @@ def load_artifact(
     Raises:
         ProbeError: the folder, a file or a value in it is missing or wrong, or a check fails; names it and the fix.
     """
-    for name in allow:
-        if name not in CHECKS:
-            raise ProbeError(f"there is no check {name!r} to override: {', '.join(CHECKS)}")
+    check_names(allow)
     folder = Path(folder)
     if not folder.is_dir():
         raise ProbeError(f"no probe folder at {folder}: name one that `pika train` wrote")
@@ -199,7 +197,7 @@ def distinct_passes(artifacts: Iterable[Artifact]) -> tuple[Pass, ...]:
 def _read_card(file: Path) -> ProbeCard:
     try:
         data = json.loads(_read_file(file))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ProbeError(f"{file} is not valid JSON: {error}; {RETRAIN}") from error
     if not isinstance(data, dict):
         raise ProbeError(f"{file} must hold a JSON object; {RETRAIN}")

@@ -15,6 +15,16 @@ logger = logging.getLogger(__name__)
 CHECKS: tuple[Check, ...] = get_args(Check)
 
 
+def check_names(allow: Collection[str]) -> None:
+    """
+    Raises:
+        ProbeError: there is no check of such a name.
+    """
+    for name in allow:
+        if name not in CHECKS:
+            raise ProbeError(f"there is no check {name!r} to override: {', '.join(CHECKS)}")
+
+
 def check_all(card: ProbeCard, served: Pass, allow: Collection[str], renderers: list[Renderer]) -> tuple[Check, ...]:
     """The overridden checks that fail.
 

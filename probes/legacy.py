@@ -21,7 +21,7 @@ from probes.allow_list import read_model
 from probes.artifact import CONFIG, WEIGHTS, Artifact, served_pass
 from probes.base import ProbeError
 from probes.card import Dtype, Pass, ProbeCard
-from probes.checks import check_all
+from probes.checks import check_all, check_names
 from probes.legacy_card import METADATA, PROBE, RETRAIN, SCALER, legacy_card, read_facts
 from probes.linear_eoi import LinearEoi
 from probes.linear_form import LinearForm, linear_form
@@ -58,6 +58,7 @@ def load_legacy(
     Raises:
         ProbeError: a file is missing, refused or damaged, the probe is of a kind that is not read, or a check fails.
     """
+    check_names(allow)
     folder = Path(folder)
     if not folder.is_dir():
         raise ProbeError(f"no probe folder at {folder}: name one of the research project's")

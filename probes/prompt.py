@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from probes.base import ProbeError
 from probes.card import Pass, Recipe
 from probes.chat_template import compile_template
 from probes.source import model_file, optional_model_file, read_json
+from probes.tokenizer import load_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation in OpenAI's form; content is a string or a list of content parts."""
@@ -49,7 +50,7 @@ class Renderer:
     def __init__(self, pass_: Pass) -> None:
         self.pass_ = pass_
         self._recipe = pass_.recipe
-        self._tokenizer = _load_tokenizer(pass_)
+        self._tokenizer = load_tokenizer(pass_)
         config = read_json(optional_model_file(pass_, "tokenizer_config.json"))
         source = _template_source(pass_, config)
         self.chat_template_sha256 = hashlib.sha256(source.encode()).hexdigest()
@@ -160,17 +161,6 @@ def text_of(content: Any) -> str:
         parts = (part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text")
         return "\n".join(part for part in parts if isinstance(part, str))
     return ""
-
-
-def _load_tokenizer(pass_: Pass) -> Tokenizer:
-    file = model_file(pass_, "tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ProbeError(f"{file} is no tokenizer that this release of tokenizers reads: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _template_source(pass_: Pass, config: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Prompts equal Transformers' own, and no conversation is too odd or too long to be rendered."""
 
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,30 @@ def test_nano_models_render_as_in_transformers(model: str) -> None:
         assert rendered.token_ids == transformers_ids(tokenizer, messages)
         assert rendered.flags == ()
         assert rendered.prompt_tokens == len(rendered.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "named"),
+    [
+        *(
+            (family, "TokenizersBackend")
+            for family in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt_oss")
+        ),
+        *((family, "Qwen2Tokenizer") for family in ("qwen2", "qwen3")),
+    ],
+)
+def test_families_whose_tokenizer_transformers_overrides(model_type: str, named: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(NANO_POOL / "nano-small", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name, fields in (
+        ("config.json", {"model_type": model_type}),
+        ("tokenizer_config.json", {"tokenizer_class": named}),
+    ):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | fields))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for messages in CONVERSATIONS:
+        assert renderer_of(folder).render(messages).token_ids == transformers_ids(tokenizer, messages)
 
 
 @pytest.mark.parametrize("form", ["file", "string", "list"])
