@@ -20,16 +20,24 @@ usage: pika probes COMMAND [options]
 commands:
 {commands}
 
-A probe is a folder, or hf://owner/repo/folder[@revision]. `pika probes COMMAND --help` shows options and examples.
+A probe is a folder, or hf://owner/repo/folder[@revision].
+
+examples:
+  pika probes list CoffeeGitta/pika-probes --model gpt-oss-20b
+  pika probes show probes/qwen-7b
+  pika probes push probes/qwen-7b me/my-probes --dry-run
+  pika probes pull --config pool.yaml
+
+`pika probes COMMAND --help` shows options and more examples.
 """
 
 
 def main(argv: list[str]) -> int:
     """Run one subcommand; returns its exit code."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help"):
         lines = (f"  {name:<10}{help_}" for name, (_, help_) in COMMANDS.items())
         print(USAGE.format(commands="\n".join(lines)))
-        return 0 if argv else 2
+        sys.exit(0 if argv else 2)
     name, *rest = argv
     if name not in COMMANDS:
         print(f"pika probes: unknown command {name!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)
