@@ -34,16 +34,20 @@ commands:
   pull    one parquet file of rollouts from a dataset on the Hub
   push    publish a parquet file of rollouts as a dataset
 
-`pika data COMMAND --help` shows options and examples.
+examples:
+  pika data push rollouts.parquet me/my-rollouts
+  pika data pull me/my-rollouts --out rollouts.parquet
+
+`pika data COMMAND --help` shows options and more examples.
 """
 
 
 def main(argv: list[str]) -> int:
     """`pika data`; returns the exit code."""
     commands = {"pull": pull, "push": push}
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
-        return 0 if argv else 2
+        sys.exit(0 if argv else 2)
     if argv[0] not in commands:
         print(f"pika data: unknown command {argv[0]!r}; one of: {', '.join(commands)}", file=sys.stderr)
         return 2

@@ -137,11 +137,10 @@ arms:
 From Python:
 
 ```python
-from probes import load_probe
-from probes.engine.local import LocalEngine
+from probes import LocalEngine, load_probe
 
-artifact = load_probe("{reference}")
-engine = LocalEngine([artifact])
+engine = LocalEngine([load_probe("{reference}")])
+engine.score(engine.render(["a prompt", "another"])).success  # (prompts, probes)
 ```
 
 `pika probes verify {reference}` checks that it fits the probe model at hand. It speaks of this model, asked this way,

@@ -20,6 +20,7 @@ usage: pika probes COMMAND [options]
 commands:
 {commands}
 
+<<<<<<< HEAD
 A probe is a folder, or hf://owner/repo/folder[@revision]. `pika probes COMMAND --help` shows options and examples.
 
 examples:
@@ -28,12 +29,23 @@ examples:
   pika probes push probes/my-arm owner/probes            publish it, privately
   pika probes convert research-folder --out probes/it    from the research project's form, without unpickling
   pika probes calibrate probes/it --data rollouts.parquet
+=======
+A probe is a folder, or hf://owner/repo/folder[@revision].
+
+examples:
+  pika probes list CoffeeGitta/pika-probes --model gpt-oss-20b
+  pika probes show probes/qwen-7b
+  pika probes push probes/qwen-7b me/my-probes --dry-run
+  pika probes pull --config pool.yaml
+
+`pika probes COMMAND --help` shows options and more examples.
+>>>>>>> hub
 """
 
 
 def main(argv: list[str]) -> int:
     """Run one subcommand; returns its exit code."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help"):
         lines = (f"  {name:<10}{help_}" for name, (_, help_) in COMMANDS.items())
         print(USAGE.format(commands="\n".join(lines)))
         sys.exit(0 if argv else 2)

@@ -14,6 +14,8 @@ from tests.support.hub_store import LARGE, TOKEN, Commit, Hub, Repository, Reque
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes: the second would wait until the client has acknowledged the first.
+    disable_nagle_algorithm = True
     hub: Hub
     cut_after: int | None = None
     size_error: int = 0
