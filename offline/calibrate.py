@@ -223,14 +223,13 @@ def _report(out: Path, artifact: Artifact, revised: Revised) -> None:
     after = revised.after
     caption = f"on {after.n} problems ({after.split}) [95% interval]"
     table = Table(title=artifact.card.probe_name, caption=caption, box=None, header_style="bold")
-    for heading in ("", "calibration", "of"):
-        table.add_column(heading)
-    for heading in ("ECE", "Brier", "AUROC"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    old, new = artifact.card.calibration, revised.calibration
-    for when, one, metrics in (("before", old, revised.before), ("after", new, after)):
-        figures = (metrics.ece, metrics.brier, metrics.auroc)
-        table.add_row(when, one.method, (one.of or "unknown").replace("_", " "), *map(_with_interval, figures))
+    for heading in ("", "before", "after"):
+        table.add_column(heading, no_wrap=True)
+    cards = (artifact.card.calibration, revised.calibration)
+    table.add_row("method", *(one.method for one in cards))
+    table.add_row("P of", *((one.of or "unknown").replace("_", " ") for one in cards))
+    for name, label in (("ece", "ECE"), ("brier", "Brier"), ("auroc", "AUROC")):
+        table.add_row(label, *(_with_interval(getattr(metrics, name)) for metrics in (revised.before, after)))
     Console().print(table)
     summary = {
         "folder": str(out),
