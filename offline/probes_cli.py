@@ -20,16 +20,6 @@ usage: pika probes COMMAND [options]
 commands:
 {commands}
 
-<<<<<<< HEAD
-A probe is a folder, or hf://owner/repo/folder[@revision]. `pika probes COMMAND --help` shows options and examples.
-
-examples:
-  pika probes list owner/probes --model gpt-oss-20b      what a Hub repository holds
-  pika probes show probes/my-arm                         what a probe predicts, and how well
-  pika probes push probes/my-arm owner/probes            publish it, privately
-  pika probes convert research-folder --out probes/it    from the research project's form, without unpickling
-  pika probes calibrate probes/it --data rollouts.parquet
-=======
 A probe is a folder, or hf://owner/repo/folder[@revision].
 
 examples:
@@ -39,7 +29,6 @@ examples:
   pika probes pull --config pool.yaml
 
 `pika probes COMMAND --help` shows options and more examples.
->>>>>>> hub
 """
 
 

@@ -1,12 +1,16 @@
 """Texts unlike the nano pool's problems: German prose, Python functions, random tokens."""
 
+import argparse
+import ast
+import configparser
 import inspect
 import json
+import json.decoder
 import random
 import statistics
+import tarfile
 import textwrap
 from pathlib import Path
-from types import ModuleType
 
 from tokenizers import Tokenizer
 
@@ -28,15 +32,12 @@ def german(n: int, seed: int = 0) -> list[str]:
 
 def python(n: int, seed: int = 0) -> list[str]:
     """Functions of the standard library, short ones first."""
-    modules: list[ModuleType] = [inspect, json, random, statistics, textwrap]
     sources = set()
-    for module in [*modules, json.decoder, json.encoder, __import__("argparse"), __import__("ast"), __import__("csv")]:
-        for _, found in inspect.getmembers(module, inspect.isfunction):
-            sources.add(inspect.getsource(found))
-        for _, cls in inspect.getmembers(module, inspect.isclass):
-            for _, found in inspect.getmembers(cls, inspect.isfunction):
-                sources.add(textwrap.dedent(inspect.getsource(found)))
-    short = sorted(source for source in sources if len(source) < 900)
+    for module in (argparse, configparser, inspect, json.decoder, random, statistics, tarfile, textwrap):
+        whole = Path(str(module.__file__)).read_text(encoding="utf-8")
+        functions = (node for node in ast.walk(ast.parse(whole)) if isinstance(node, ast.FunctionDef))
+        sources |= {textwrap.dedent(ast.get_source_segment(whole, node, padded=True) or "") for node in functions}
+    short = sorted(source for source in sources if 60 < len(source) < 900)
     assert len(short) >= n
     return random.Random(seed).sample(short, n)
 
