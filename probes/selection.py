@@ -1,14 +1,13 @@
 """Choosing among fitted candidates on validation problems, and what is left to calibrate on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from probes import calibration
 from probes.base import FloatArray, ProbeError
 from probes.card import Task
+from probes.measures import ranks
 
 FOLDS = 5
 
@@ -30,26 +29,101 @@ def choose(raw: ArrayLike, labels: FloatArray, task: Task, seed: int = 0) -> Cho
     made again without each fold, and the fold's outputs are those of the candidate chosen there (cross-fitting).
 
     Raises:
-        ProbeError: no candidate ranks the problems at all.
+        ProbeError: no candidate ranks the problems at all, or an output is not finite.
     """
     outputs = np.asarray(raw, dtype=np.float64)
-    score = calibration.spearman if task == "regression" else calibration.auroc
-    best, value = _best(outputs, labels, score)
+    order = _order(outputs)
+    all_scores = _scores(outputs, order, labels, task)
+    best = first_best(all_scores)
     n = len(labels)
     held_out = outputs[best].copy()
     folds = np.array_split(np.random.default_rng(seed).permutation(n), min(FOLDS, n))
     for fold in folds if len(outputs) > 1 else []:
-        others = np.setdiff1d(np.arange(n), fold, assume_unique=True)
-        if np.ptp(labels[others]) > 0:
-            held_out[fold] = outputs[_best(outputs[:, others], labels[others], score)[0], fold]
-    return Choice(best, value, held_out)
+        kept = np.ones(n, dtype=bool)
+        kept[fold] = False
+        if np.ptp(labels[kept]) > 0:
+            # What is sorted stays sorted when problems are left out, so one sort serves all folds.
+            others = order[kept[order]].reshape(len(outputs), -1)
+            held_out[fold] = outputs[first_best(_scores(outputs, others, labels, task)), fold]
+    return Choice(best, float(all_scores[best]), held_out)
 
 
-def _best(
-    outputs: FloatArray, labels: FloatArray, score: Callable[[FloatArray, FloatArray], float]
-) -> tuple[int, float]:
-    scores = np.array([score(one, labels) for one in outputs])
-    if not np.isfinite(scores).any():
+def scores(raw: ArrayLike, labels: FloatArray, task: Task) -> FloatArray:
+    """How well each candidate ranks the problems, as `measures.spearman` or `auroc` say: (candidates, n), (n,).
+
+    Rounded to 12 decimals, so that equal rankings are equal whatever the order of summation; NaN where undefined.
+
+    Raises:
+        ProbeError: an output is not finite.
+    """
+    outputs = np.asarray(raw, dtype=np.float64)
+    return _scores(outputs, _order(outputs), labels, task)
+
+
+def first_best(found: FloatArray) -> int:
+    """The first of the highest scores.
+
+    Raises:
+        ProbeError: no score is defined.
+    """
+    if np.isnan(found).all():
         raise ProbeError("no site ranks the validation split at all: its labels or the activations are constant")
-    best = int(np.nanargmax(scores))
-    return best, float(scores[best])
+    return int(np.nanargmax(found))
+
+
+def _order(outputs: FloatArray) -> NDArray[np.int64]:
+    """Problems by output, each candidate's: (candidates, n)."""
+    if not np.isfinite(outputs).all():
+        raise ProbeError(
+            "a probe's outputs are not finite: activations or labels are not; harvest them anew, in float32"
+        )
+    return np.argsort(outputs, axis=1)
+
+
+def _scores(outputs: FloatArray, order: NDArray[np.int64], labels: FloatArray, task: Task) -> FloatArray:
+    """Scores on the problems in `order`, (candidates, problems), which is ascending by output."""
+    values = np.take_along_axis(outputs, order, axis=1)
+    first, last = _ties(values)
+    found: FloatArray = np.round((_spearman if task == "regression" else _auroc)(first, last, labels, order), 12)
+    return found
+
+
+def _ties(values: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each sorted value's group of equals begins, and where it ends (inclusive): both (candidates, n)."""
+    n = values.shape[1]
+    place = np.broadcast_to(np.arange(n), values.shape)
+    new = np.ones(values.shape, dtype=bool)
+    np.not_equal(values[:, 1:], values[:, :-1], out=new[:, 1:])
+    if new.all():
+        return place, place
+    first = np.maximum.accumulate(np.where(new, place, 0), axis=1)
+    ends = np.concatenate([new[:, 1:], np.ones((len(values), 1), dtype=bool)], axis=1)
+    last = np.minimum.accumulate(np.where(ends, place, n)[:, ::-1], axis=1)[:, ::-1]
+    return first, last
+
+
+def _spearman(
+    first: NDArray[np.int64], last: NDArray[np.int64], labels: FloatArray, order: NDArray[np.int64]
+) -> FloatArray:
+    # Every candidate ranks the same problems, so one ranking of the labels serves all.
+    problems = np.sort(order[0])
+    target = np.zeros(len(labels))
+    target[problems] = ranks(labels[problems])
+    target[problems] -= target[problems].mean()
+    rank = (first + last) / 2
+    rank -= rank.mean(axis=1, keepdims=True)
+    norm = np.sqrt((rank**2).sum(axis=1) * (target @ target))
+    found: FloatArray = (rank * target[order]).sum(axis=1) / np.where(norm > 0, norm, np.nan)
+    return found
+
+
+def _auroc(
+    first: NDArray[np.int64], last: NDArray[np.int64], labels: FloatArray, order: NDArray[np.int64]
+) -> FloatArray:
+    correct = labels[order]
+    wrong_up_to = np.cumsum(1.0 - correct, axis=1)
+    total = correct.sum(axis=1) * wrong_up_to[:, -1]
+    at_end = np.take_along_axis(wrong_up_to, last, axis=1)
+    before = np.where(first > 0, np.take_along_axis(wrong_up_to, np.maximum(first - 1, 0), axis=1), 0.0)
+    found: FloatArray = (correct * (before + at_end) / 2).sum(axis=1) / np.where(total > 0, total, np.nan)
+    return found

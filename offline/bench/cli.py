@@ -1,0 +1,36 @@
+"""`pika bench`: one measurement per file. Each name is an import string, as in `server/__main__.py`."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "training": ("offline.bench.training:main", "fitting linear probes: our sweep against a loop over scikit-learn"),
+}
+
+USAGE = """\
+usage: pika bench NAME [options]
+
+measurements:
+{commands}
+
+Each compares two ways on the same input in the same run, prints a table, and one line of JSON last.
+`pika bench NAME --help` shows its options.
+
+examples:
+  pika bench training --quick
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one measurement; returns its exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        lines = (f"  {name:<10}{help_}" for name, (_, help_) in COMMANDS.items())
+        print(USAGE.format(commands="\n".join(lines)))
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"pika bench: unknown measurement {name!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module, _, function = COMMANDS[name][0].partition(":")
+    code: int = getattr(import_module(module), function)(rest)
+    return code
