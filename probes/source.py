@@ -71,9 +71,11 @@ def optional_model_file(pass_: Pass, name: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except (OSError, HFValidationError) as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ProbeError(
-            f"cannot read {pass_.probe_model} at revision {pass_.revision or 'main'}: {error}; "
-            "check name and revision, and log in with `hf auth login` where it is private"
+            f"cannot read {pass_.probe_model} at revision {pass_.revision or 'main'}: {said}; check name and revision, "
+            "log in with `hf auth login` where it is private, or give the folder where you have it: "
+            f"engine.probe_models: {{{short_name(pass_.probe_model)}: FOLDER}}, or --probe-model FOLDER"
         ) from error
 
 

@@ -137,12 +137,12 @@ def _arm(arm: Arm, model: str) -> Iterator[tuple[bool, str]]:
     artifact, card = arm.artifact, arm.artifact.card
     yield True, "; ".join(_facts(artifact))
     if card.calibration.of != "success":
-        of = "of the majority vote, not of one answer" if card.calibration.of else "of what is not on record"
+        votes = "its probabilities are of the majority vote, not of one answer"
+        of = votes if card.calibration.of == "majority_vote" else "what its probabilities are of is not on record"
         out = " --out FOLDER" if is_reference(artifact.source) or is_legacy(artifact.folder) else ""
         yield (
             False,
-            f"its probabilities are {of}; flagged uncalibrated until "
-            f"`pika probes calibrate {artifact.source} --data ROLLOUTS{out}`",
+            f"{of}; flagged uncalibrated until `pika probes calibrate {artifact.source} --data ROLLOUTS{out}`",
         )
     if not card.beats_length:
         yield False, "its probe does not surely know more than the prompt's length: train it on more problems"

@@ -1,4 +1,4 @@
-"""A gateway whose probes come from the Hub: which commit it serves, how it follows a branch, what it does without it."""
+"""A gateway whose probes come from the Hub: the commit it serves, the branch it follows, the Hub's being away."""
 
 import json
 import pickle
