@@ -13,6 +13,7 @@ from offline.training_set import SPLITS, TrainingSet
 from probes import calibration, output_tokens, statistics
 from probes.base import Examples, Fit, FloatArray, Inputs, Probe, load
 from probes.card import Calibration, Label, Metrics, OutputTokens, Site, Statistics, Task
+from probes.measures import auroc, spearman
 from probes.output_tokens import Lengths
 
 BASELINES = ("length", "tfidf")
@@ -93,7 +94,7 @@ def finish(
         return fitted, measure(calibration.apply(fitted, raw), rate[test], "test", seed), raw
 
     fitted, metrics, raw = calibrated(fit)
-    score = calibration.spearman if label == "success_rate" else calibration.auroc
+    score = spearman if label == "success_rate" else auroc
     head: OutputTokens | None = None
     about: Statistics | None = None
     beside: dict[str, NDArray[np.float32]] = {}

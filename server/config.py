@@ -77,9 +77,9 @@ class Settings(Section):
             raise ValueError(
                 f"engine.when_unavailable: {fallback!r} is no arm; name one of {', '.join(self.arms)} or 503"
             )
-        safe = self.out_of_distribution.arm
+        safe = self.out_of_distribution.safe_arm
         if safe is not None and safe not in self.arms:
-            raise ValueError(f"out_of_distribution.arm: {safe!r} is no arm; name one of {', '.join(self.arms)}")
+            raise ValueError(f"out_of_distribution.action: {safe!r} is no arm; name one of {', '.join(self.arms)}")
         return self
 
     def resolve(self, path: str) -> Path:

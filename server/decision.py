@@ -87,8 +87,8 @@ async def decide(state: State, request: ChatRequest) -> Decision:
     except PolicyError as error:
         raise BadRequestError(str(error), "routing") from error
 
-    odd = state.settings.out_of_distribution
-    scored = policy.needs_success or odd.arm is not None
+    safe_arm = state.settings.out_of_distribution.safe_arm
+    scored = policy.needs_success or safe_arm is not None
     rendered = None
     if scored or not _surely_fits(state, request):
         rendered = await state.predictor.render(request.messages)
@@ -101,8 +101,8 @@ async def decide(state: State, request: ChatRequest) -> Decision:
         except EngineUnavailableError as error:
             return _unavailable(state, request, lengths, allowed, name, str(error))
     cost = expected_costs(state, prediction)
-    if odd.arm is not None and state.predictor.out_of_distribution(prediction):
-        safe = state.pool.index(odd.arm)
+    if safe_arm is not None and state.predictor.out_of_distribution(prediction):
+        safe = state.pool.index(safe_arm)
         if safe is not None and allowed[safe]:
             flags = _flags(state.pool.arms[safe], request, prediction, infeasible=False)
             return Decision(safe, name, "safe-arm", flags, prediction, cost, allowed, policy)

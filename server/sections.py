@@ -162,15 +162,22 @@ class Engine(Section):
     """What a prefilled token costs; default: the input price of the pool model that has the probe model's weights."""
 
 
+class SafeArm(Section):
+    arm: str
+    """Where it can serve them."""
+
+
 class OutOfDistribution(Section):
     """What to do with prompts unlike those that the probes were trained on, whose probabilities mean little."""
 
     percentile: float = Field(default=99, gt=0, le=100)
     """A prompt is one where its activation lies further off than that of this share, in percent, of known prompts."""
-    action: Literal["none", "flag"] = "flag"
-    """`flag`: answers carry the flag `out-of-distribution`."""
-    arm: str | None = None
-    """Send such prompts to this arm, where it can serve them."""
+    action: Literal["none", "flag"] | SafeArm = "flag"
+    """`flag`: answers carry the flag `out-of-distribution`. `{arm: NAME}`: they do, and this arm takes such prompts."""
+
+    @property
+    def safe_arm(self) -> str | None:
+        return self.action.arm if isinstance(self.action, SafeArm) else None
 
 
 class Policy(Section):

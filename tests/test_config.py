@@ -72,7 +72,7 @@ def test_defaults_and_words(tmp_path: Path) -> None:
         ({"engine": {"when_unavailable": "nobody"}}, "'nobody' is no arm"),
         ({"engine": {"kind": "vllm"}}, "engine.kind"),
         ({"server": {"workers": 2}}, "server.workers"),
-        ({"out_of_distribution": {"arm": "nobody"}}, "out_of_distribution.arm: 'nobody' is no arm"),
+        ({"out_of_distribution": {"action": {"arm": "nobody"}}}, "out_of_distribution.action: 'nobody' is no arm"),
         ({"out_of_distribution": {"percentile": 101}}, "out_of_distribution.percentile"),
         ({"out_of_distribution": {"action": "drop"}}, "out_of_distribution.action"),
         ({"engine": {"allow_mismatch": ["colour"]}}, "engine.allow_mismatch.0"),

@@ -32,7 +32,9 @@ def known(n: int, seed: int) -> list[str]:
 @contextmanager
 def gateway(**section: object) -> Iterator[httpx.Client]:
     with faults.running(faults.answers) as upstream:
-        settings = nano_pool(upstream.url).model_copy(update={"out_of_distribution": OutOfDistribution(**section)})
+        nano, odd = nano_pool(upstream.url), OutOfDistribution.model_validate(section)
+        engine = nano.engine.model_copy(update={"deadline_ms": 60_000.0})  # 200 prompts at once, on busy cores
+        settings = nano.model_copy(update={"out_of_distribution": odd, "engine": engine})
         with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=120) as client:
             yield client
 
@@ -76,7 +78,7 @@ def test_headers_and_metrics_say_so(client: httpx.Client) -> None:
 
 
 def test_the_safe_arm_takes_them() -> None:
-    with gateway(arm="nano-medium") as client:
+    with gateway(action={"arm": "nano-medium"}) as client:
         for model in ("auto", "auto-max_success", "auto-min_cost"):
             answer = chat(client, FOREIGN["Python functions"][0], model)
             assert (answer.headers["x-pika-arm"], answer.headers["x-pika-path"]) == ("nano-medium", "safe-arm")
