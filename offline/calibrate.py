@@ -28,7 +28,9 @@ from probes.base import FloatArray, ProbeError
 from probes.calibration import Method
 from probes.card import Calibration, Estimate, Metrics, Pass
 from probes.engine.local import LocalEngine
+from probes.hub_errors import HubAwayError
 from probes.reference import load_probe
+from probes.source import is_path
 
 EXAMPLES = """examples:
   pika probes calibrate probes/oss-low --data rollouts.parquet           where answers or prompts have changed since
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> int:
         save_artifact(out, card, artifact.probe, artifact.beside)
     except (DataError, ProbeError) as error:
         print(f"pika probes calibrate: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, HubAwayError) else 2
     except OSError as error:
         print(f"pika probes calibrate: {error}", file=sys.stderr)
         return 1
@@ -208,14 +210,15 @@ def _changes(artifact: Artifact, revised: Revised, data: Labelled, args: Namespa
 
 
 def _pass(artifact: Artifact, out: Path) -> Pass | None:
-    """The card's pass, its probe model's path as it is from `out`."""
-    pass_ = artifact.card.pass_
-    if pass_ is None or Path(pass_.probe_model).is_absolute():
+    """The card's pass, its probe model's path as it is from `out`, or where the model was found here."""
+    pass_, served = artifact.card.pass_, artifact.pass_
+    if pass_ is None or served is None:
         return pass_
-    model = artifact.folder / pass_.probe_model
-    if not model.is_dir() or out.resolve() == artifact.folder.resolve():
+    named, found = artifact.folder / pass_.probe_model, Path(served.probe_model)
+    stays = Path(pass_.probe_model).is_absolute() and named.resolve() == found
+    if stays or not found.is_dir() or not (named.is_dir() or is_path(pass_.probe_model)):
         return pass_
-    relative = os.path.relpath(model.resolve(), out.resolve())
+    relative = os.path.relpath(found, out.resolve())
     return pass_.model_copy(update={"probe_model": Path(relative).as_posix()})
 
 

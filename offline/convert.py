@@ -12,6 +12,7 @@ from probes.base import ProbeError
 from probes.card import ProbeCard
 from probes.checks import CHECKS
 from probes.fingerprint import fingerprint
+from probes.hub_errors import HubAwayError
 from probes.legacy import is_legacy
 from probes.prompt import CANARY_PROMPT, Renderer
 from probes.reference import load_probe
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
         save_artifact(options.out, card, artifact.probe)
     except ProbeError as error:
         print(f"pika probes convert: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, HubAwayError) else 2
     except OSError as error:
         print(f"pika probes convert: cannot write {options.out}: {error}; choose another --out", file=sys.stderr)
         return 1

@@ -16,6 +16,7 @@ from probes import calibration
 from probes.base import FloatArray, ProbeError
 from probes.checks import CHECKS
 from probes.engine.base import Prompt
+from probes.hub_errors import HubAwayError
 from probes.reference import load_probe
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
         raw = _raw(artifact, prompts, options.device)
     except (DataError, ProbeError) as error:
         print(f"pika label: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, HubAwayError) else 2
     success = calibration.apply(artifact.card.calibration, raw)
     columns = {
         problems.id_column: problems.ids,

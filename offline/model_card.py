@@ -7,6 +7,7 @@ from offline.reliability_plot import reliability_svg
 from probes.card import Estimate, Metrics, ProbeCard
 from probes.hub import is_reference
 from probes.manifest import Entry
+from probes.source import is_path, short_name
 
 README = "README.md"
 PLOT = "reliability.svg"
@@ -122,7 +123,14 @@ def interval(estimate: Estimate) -> str:
 
 
 def _use(card: ProbeCard, reference: str) -> str:
-    pin = f"; `pika probes pull {reference}` prints the commit to pin" if is_reference(reference) else ""
+    published = is_reference(reference)
+    pin = f"; `pika probes pull {reference}` prints the commit to pin" if published else ""
+    engine = python = option = ""
+    if published and card.pass_ is not None and is_path(card.pass_.probe_model):
+        # Whoever reads this has the probe model elsewhere.
+        name = short_name(card.pass_.probe_model)
+        engine = f"\nengine:\n  probe_models: {{{name}: FOLDER}}  # where you have it"
+        python, option = f', probe_models={{"{name}": "FOLDER"}}', " --probe-model FOLDER"
     return f"""\
 ## Use
 
@@ -131,7 +139,7 @@ In a gateway of PIKA Router, for an arm that asks `{card.target.model}` as above
 ```yaml
 arms:
   {card.target.arm}:
-    probe: {reference}{"@main" if pin else ""}
+    probe: {reference}{"@main" if published else ""}{engine}
 ```
 
 From Python:
@@ -139,12 +147,12 @@ From Python:
 ```python
 from probes import LocalEngine, load_probe
 
-engine = LocalEngine([load_probe("{reference}")])
+engine = LocalEngine([load_probe("{reference}"{python})])
 engine.score(engine.render(["a prompt", "another"])).success  # (prompts, probes)
 ```
 
-`pika probes verify {reference}` checks that it fits the probe model at hand. It speaks of this model, asked this way,
-on prompts like those of {card.benchmark}; on others it has not been measured."""
+`pika probes verify {reference}{option}` checks that it fits the probe model at hand. It speaks of this model, asked
+this way, on prompts like those of {card.benchmark}; on others it has not been measured."""
 
 
 def repository_readme(entries: Iterable[Entry], repo: str, before: str | None) -> str:

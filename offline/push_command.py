@@ -14,6 +14,7 @@ from probes.hub import SCHEME, parse
 from probes.hub_errors import HubAwayError
 from probes.legacy import is_legacy
 from probes.reference import load_probe
+from probes.source import is_path, short_name
 
 EXAMPLES = """\
   pika probes push probes/qwen-7b me/my-probes --dry-run
@@ -50,10 +51,11 @@ def _push(args: Namespace) -> int:
     name = args.name or folder.resolve().name
     parse(f"{SCHEME}{repo}/{name}")
     pass_ = artifact.card.pass_
-    if pass_ is not None and pass_.probe_model.startswith((".", "/", "~")):
+    if pass_ is not None and is_path(pass_.probe_model):
         print(
             f"pika probes push: the card names its probe model by a path ({pass_.probe_model}), which nobody else has: "
-            "tell readers where to get it",
+            "tell users where to get it; they then say where they put it, as engine.probe_models: "
+            f"{{{short_name(pass_.probe_model)}: FOLDER}} in a pool's configuration or --probe-model FOLDER",
             file=sys.stderr,
         )
     try:

@@ -20,6 +20,7 @@ from offline.conformal import SAYS, Guarantee, guarantee, reach
 from offline.evaluate import DataError, Outcomes, read_outcomes
 from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, Validation, tune
 from probes.base import ProbeError
+from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
 from routing_policies.costs import expected_cost, tier_cost
 from server.config import ConfigError, Settings, load, pool_sha256, prefill_usd_per_token
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
             result["guarantee"] = _guarantee(held, list(artifacts.values()), outcomes, options)
     except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
         print(f"pika tune: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, HubAwayError) else 2
     try:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except OSError as error:

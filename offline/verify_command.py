@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from offline.hub_cli import REFERENCE, cell, opened, parser, print_json, run
-from probes.artifact import Artifact
+from probes.artifact import Artifact, served_pass
 from probes.base import ProbeError
 from probes.card import Check
 from probes.checks import CHECKS, differences
@@ -45,6 +45,10 @@ def _verify(args: Namespace) -> int:
         commit, revision = fetched and fetched.commit, artifact.revision
         results["files"] = "ok"
         reasons["files"] = "schema version, values, shapes, sizes, names"
+        named = artifact.card.pass_
+        models = {} if named is None or args.probe_model is None else {named.probe_model: args.probe_model}
+        # For its error: reading the files alone does not ask for the probe model.
+        served_pass(artifact.card, artifact.folder, models, needed=True, foreign=fetched is not None)
         for check, (result, reason) in _checks(artifact, args.allow_mismatch).items():
             results[check], reasons[check] = result, reason
     except HubAwayError:

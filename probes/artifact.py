@@ -23,7 +23,7 @@ from probes.base import Probe, ProbeError, load
 from probes.card import Check, Dtype, Pass, ProbeCard
 from probes.checks import check_all, check_names
 from probes.prompt import Renderer
-from probes.source import resolve_model
+from probes.source import is_path, resolve_model, short_name
 
 CONFIG = "config.json"
 WEIGHTS = "probe.safetensors"
@@ -71,16 +71,19 @@ def load_artifact(
     dtype: Dtype | None = None,
     verify: bool = True,
     renderers: list[Renderer] | None = None,
+    foreign: bool = False,
 ) -> Artifact:
     """Read and check a probe artifact.
 
     Args:
         allow: names of checks (`probes.checks.CHECKS`) that may fail.
-        probe_models: a card's probe model -> the folder or Hub id (`owner/name@revision`) to use instead.
+        probe_models: a card's probe model, as the card names it or by the last component of that -> the folder or Hub
+            id (`owner/name@revision`) to use instead.
         dtype: what the probe model is to run in; None: what the card says.
         verify: whether to compare the probe model's template, tokenizer and weights with the card, for which they must
             be at hand.
         renderers: what verifying made; several calls may share one list.
+        foreign: the folder comes from elsewhere, so that a path on its card leads nowhere here.
 
     Raises:
         ProbeError: the folder, a file or a value in it is missing or wrong, or a check fails; names it and the fix.
@@ -104,7 +107,7 @@ def load_artifact(
         raise ProbeError(f"{folder / CONFIG}: files must name {names} for a probe of kind {card.kind}; {RETRAIN}")
     content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS, *files))
     revision = hashlib.sha256(content).hexdigest()[:12]
-    served = served_pass(card, folder, probe_models or {}, verify)
+    served = served_pass(card, folder, probe_models or {}, verify, foreign)
     if served is not None and dtype is not None:
         served = served.model_copy(update={"dtype": dtype})
     artifact = Artifact(folder, card, probe, revision, served, beside, source=str(folder))
@@ -130,18 +133,25 @@ def _check_beside(card: ProbeCard, beside: Tensors) -> None:
         raise ProbeError(f"{WEIGHTS} holds {min(surplus)}, of which the card knows nothing")
 
 
-def served_pass(card: ProbeCard, folder: Path, probe_models: Mapping[str, str], needed: bool) -> Pass | None:
+def served_pass(
+    card: ProbeCard, folder: Path, probe_models: Mapping[str, str], needed: bool, foreign: bool
+) -> Pass | None:
     """The card's pass with what the operator put in the probe model's place, resolved against the right folder.
+
+    Args:
+        needed: False: where the path leads nowhere, the card's pass is given as it stands.
+        foreign: see `load_artifact`.
 
     Raises:
         ProbeError: the path leads nowhere.
     """
     if card.pass_ is None:
         return None
-    instead = probe_models.get(card.pass_.probe_model)
+    named = card.pass_.probe_model
+    instead = probe_models.get(named, probe_models.get(short_name(named)))
     try:
         if instead is None:
-            return card.pass_.model_copy(update={"probe_model": resolve_model(card.pass_.probe_model, folder)})
+            return card.pass_.model_copy(update={"probe_model": _own_model(named, folder, foreign)})
         model, _, revision = instead.partition("@")
         update = {"probe_model": resolve_model(model), "revision": revision or card.pass_.revision}
         return card.pass_.model_copy(update=update)
@@ -149,6 +159,22 @@ def served_pass(card: ProbeCard, folder: Path, probe_models: Mapping[str, str], 
         if not needed:
             return card.pass_
         raise ProbeError(f"{folder / CONFIG}: {error}") from error
+
+
+def _own_model(named: str, folder: Path, foreign: bool) -> str:
+    """
+    Raises:
+        ProbeError: it is a path that leads nowhere; says how to name another.
+    """
+    try:
+        if foreign and is_path(named):
+            raise ProbeError(f"probe model {named!r} is a folder where the probe was trained, not here")
+        return named if foreign else resolve_model(named, folder)
+    except ProbeError as error:
+        raise ProbeError(
+            f"{error}; say where you have it: engine.probe_models: {{{short_name(named)}: FOLDER}} in the "
+            "configuration, --probe-model FOLDER on the command line"
+        ) from error
 
 
 def save_artifact(folder: str | os.PathLike[str], card: ProbeCard, probe: Probe, beside: Tensors | None = None) -> None:

@@ -120,11 +120,14 @@ def parse(text: str) -> Reference:
     return Reference(f"{owner}/{name}", folder, revision or MAIN)
 
 
-def fetch(reference: str | Reference) -> Fetched:
+def fetch(reference: str | Reference, keep: bool = True) -> Fetched:
     """Bring a probe's files into the Hub's cache, of one commit, and say which one.
 
     Files over the size limits are refused before anything is downloaded. Where the Hub is away, the cache's state of
     the revision is taken at once, with a warning.
+
+    Args:
+        keep: that commit is what the cache gives when the Hub is away; False: it is once the caller remembers it.
 
     Raises:
         HubAwayError: the Hub is away, and the cache lacks the probe.
@@ -134,7 +137,7 @@ def fetch(reference: str | Reference) -> Fetched:
         reference = parse(reference)
     cached = _cached_probe(reference)
     try:
-        return patiently(lambda: _download(reference), cached is None)
+        fetched = patiently(lambda: _download(reference), cached is None)
     except HubAwayError as error:
         if cached is None:
             raise HubAwayError(
@@ -145,6 +148,9 @@ def fetch(reference: str | Reference) -> Fetched:
             "the Hub is away (%s): %s is taken from its cache, as it was at commit %s", error, reference, cached.commit
         )
         return cached
+    if keep:
+        remember(reference.repo, reference.revision, reference.folder, fetched.commit)
+    return fetched
 
 
 def list_files(repo: str, revision: str = MAIN, kind: Kind = "model") -> Listing:
@@ -235,7 +241,6 @@ def _download(reference: Reference) -> Fetched:
     for name in names:
         _check_size(reference.repo, prefix + name, listing, FILE_LIMITS[name])
     files = [download_file(reference.repo, prefix + name, listing, FILE_LIMITS[name]) for name in names]
-    remember(reference.repo, reference.revision, reference.folder, listing.commit)
     return Fetched(files[0].parent, reference.repo, reference.folder, listing.commit, from_cache=False)
 
 

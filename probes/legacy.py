@@ -49,6 +49,7 @@ def load_legacy(
     dtype: Dtype | None = None,
     verify: bool = True,
     renderers: list[Renderer] | None = None,
+    foreign: bool = False,
 ) -> Artifact:
     """Read and check a folder of the research project; takes what `probes.artifact.load_artifact` takes.
 
@@ -64,7 +65,7 @@ def load_legacy(
         raise ProbeError(f"no probe folder at {folder}: name one of the research project's")
     card, probe = _read(folder)
     assert card.pass_ is not None
-    served = served_pass(card, folder, probe_models or {}, verify)
+    served = served_pass(card, folder, probe_models or {}, verify, foreign)
     assert served is not None
     # No revision is on record, so the one asked for is the one to go by.
     trained = card.pass_.model_copy(update={"revision": served.revision})

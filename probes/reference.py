@@ -7,7 +7,8 @@ from pathlib import Path
 
 from probes.artifact import Artifact, load_artifact
 from probes.card import Dtype
-from probes.hub import SCHEME, Reference, fetch
+from probes.hub import Reference, fetch, is_reference, parse
+from probes.hub_cache import remember
 from probes.legacy import is_legacy, load_legacy
 from probes.prompt import Renderer
 
@@ -23,16 +24,26 @@ def load_probe(
 ) -> Artifact:
     """A probe, checked; from the Hub it is fetched into the Hub's cache, and read from there where the Hub is away.
 
-    Takes what `probes.artifact.load_artifact` takes.
+    What fails a check is not what the cache gives then: it stays with what passed before. Takes what
+    `probes.artifact.load_artifact` takes; a path on the card of a probe from the Hub leads nowhere.
 
     Raises:
         ProbeError: it cannot be fetched, or does not pass the checks; names what and the fix.
     """
-    fetched = fetch(str(reference)) if str(reference).startswith(SCHEME) else None
+    asked = parse(str(reference)) if is_reference(str(reference)) else None
+    fetched = None if asked is None else fetch(asked, keep=False)
     folder = Path(reference) if fetched is None else fetched.folder
-    load = load_legacy if is_legacy(folder) else load_artifact
-    artifact = load(folder, allow=allow, probe_models=probe_models, dtype=dtype, verify=verify, renderers=renderers)
-    if fetched is None:
+    artifact = (load_legacy if is_legacy(folder) else load_artifact)(
+        folder,
+        allow=allow,
+        probe_models=probe_models,
+        dtype=dtype,
+        verify=verify,
+        renderers=renderers,
+        foreign=fetched is not None,
+    )
+    if asked is None or fetched is None:
         return artifact
+    remember(asked.repo, asked.revision, asked.folder, fetched.commit)
     source = str(Reference(fetched.repo, fetched.path, fetched.commit))
     return replace(artifact, revision=fetched.commit, source=source, from_cache=fetched.from_cache)

@@ -1,7 +1,7 @@
 """Where a probe model's files are: a folder on this machine, or a Hub repository at a revision."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from probes.base import ProbeError
@@ -21,11 +21,21 @@ def resolve_model(reference: str, folder: Path | None = None) -> str:
     path = (folder or Path()) / Path(reference).expanduser()
     if path.is_dir():
         return str(path.resolve())
-    if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+    if is_path(reference):
         raise ProbeError(
             f"probe model {reference!r}: no folder at {path}; give a folder or a Hub id such as owner/name"
         )
     return reference
+
+
+def is_path(reference: str) -> bool:
+    """Whether a reference to a model can be no Hub id."""
+    return reference.startswith((".", "/", "~")) or reference.count("/") != 1
+
+
+def short_name(reference: str) -> str:
+    """The last component of a path or Hub id: enough to name the model by where it is put in another's place."""
+    return PurePosixPath(reference).name or reference
 
 
 def model_file(pass_: Pass, name: str) -> Path:
@@ -61,9 +71,11 @@ def optional_model_file(pass_: Pass, name: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except (OSError, HFValidationError) as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ProbeError(
-            f"cannot read {pass_.probe_model} at revision {pass_.revision or 'main'}: {error}; "
-            "check name and revision, and log in with `hf auth login` where it is private"
+            f"cannot read {pass_.probe_model} at revision {pass_.revision or 'main'}: {said}; check name and revision, "
+            "log in with `hf auth login` where it is private, or give the folder where you have it: "
+            f"engine.probe_models: {{{short_name(pass_.probe_model)}: FOLDER}}, or --probe-model FOLDER"
         ) from error
 
 

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from probes.artifact import Artifact
 from probes.base import ProbeError
-from probes.card import Pass, ProbeCard
-from probes.source import model_file, read_json
+from probes.card import Pass
+from probes.hub import is_reference
+from probes.legacy import is_legacy
+from probes.source import model_file, read_json, short_name
 from server.config import ConfigError, Settings, load
 from server.policies import Policies
-from server.pool import Pool, build_pool
+from server.pool import Arm, Pool, build_pool
 from server.predictor import Predictor
 from server.sections import Replica
 from server.vllm_server import LaunchError, plan, require_vllm
@@ -98,38 +101,104 @@ def with_placeholders(settings: Settings) -> Settings:
 
 def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Finding]:
     for arm in pool.arms:
-        if arm.artifact is None:
-            yield Finding(f"arm {arm.name}", True, f"no probe: always {arm.success_probability}, flagged uncalibrated")
-            continue
-        card = arm.artifact.card
-        metrics = card.metrics[-1]
-        finding = f"{card.probe_name}: AUROC {metrics.auroc.value:.3f}, ECE {metrics.ece.value:.3f} ({metrics.split})"
-        yield Finding(f"arm {arm.name}", True, finding)
-        if not card.beats_length:
-            finding = "its probe does not surely know more than the prompt's length: train it on more problems"
-            yield Finding(f"arm {arm.name}", False, finding)
-        if card.target.model != arm.model.name:
-            yield Finding(
-                f"arm {arm.name}",
-                False,
-                f"its probe predicts the model {card.target.model}, the arm asks {arm.model.name}",
-            )
-    if not predictor.passes:
-        return
-    if find_spec("torch") is None:
+        for good, message in _arm(arm, settings.models[arm.model.name].model):
+            yield Finding(f"arm {arm.name}", good, message)
+    if any(artifact.probe.site is not None for artifact in pool.artifacts) and find_spec("torch") is None:
         yield Finding("engine", False, "torch is not installed: pip install 'pika-router[engine]'")
+    readers = [arm for arm in pool.arms if arm.artifact is not None and arm.artifact.pass_ is None]
+    if readers:
+        yield Finding("prompts' text", True, f"read by {_names(readers)}; no probe model runs")
     for pass_, usd in zip(predictor.passes, predictor.pass_usd_per_token, strict=True):
-        arms = [arm for arm in pool.arms if arm.artifact is not None and arm.artifact.pass_ == pass_]
-        cards = [arm.artifact.card for arm in arms if arm.artifact is not None]
-        depth = max(card.site.layer for card in cards if card.site is not None)
-        misfit = _misfit(pass_, cards)
-        if misfit is not None:
-            yield Finding(f"pass of {Path(pass_.probe_model).name}", False, misfit)
+        readers = [arm for arm in pool.arms if arm.artifact is not None and arm.artifact.pass_ == pass_]
+        artifacts = [arm.artifact for arm in readers if arm.artifact is not None]
+        subject = f"pass of {Path(pass_.probe_model).name}"
+        if all(artifact.probe.site is None for artifact in artifacts):
+            yield Finding(subject, True, f"counts tokens for {_names(readers)}; no layer runs")
             continue
-        cost = usd * sum(arm.mean_input_tokens for arm in arms) / len(arms)
-        readers = ", ".join(arm.name for arm in arms)
-        finding = f"layers 0..{depth} in {pass_.dtype}, read by {readers}; about {cost:.3g} USD a request"
-        yield Finding(f"pass of {Path(pass_.probe_model).name}", True, finding)
+        try:
+            runs = _runs(pass_, artifacts)
+        except ProbeError as error:
+            yield Finding(subject, False, str(error))
+            continue
+        cost = usd * sum(arm.mean_input_tokens for arm in readers) / len(readers)
+        finding = f"{runs} in {pass_.dtype}, read by {_names(readers)}; about {cost:.3g} USD a request"
+        yield Finding(subject, True, finding)
+
+
+def _arm(arm: Arm, model: str) -> Iterator[tuple[bool, str]]:
+    """Whether all is well with an arm's probe, and what there is to say of it.
+
+    Args:
+        model: what its pool model is, as the configuration says.
+    """
+    if arm.artifact is None:
+        yield True, f"no probe: always {arm.success_probability}, flagged uncalibrated"
+        return
+    artifact, card = arm.artifact, arm.artifact.card
+    yield True, "; ".join(_facts(artifact))
+    if card.calibration.of != "success":
+        votes = "its probabilities are of the majority vote, not of one answer"
+        of = votes if card.calibration.of == "majority_vote" else "what its probabilities are of is not on record"
+        out = " --out FOLDER" if is_reference(artifact.source) or is_legacy(artifact.folder) else ""
+        yield (
+            False,
+            f"{of}; flagged uncalibrated until `pika probes calibrate {artifact.source} --data ROLLOUTS{out}`",
+        )
+    if not card.beats_length:
+        yield False, "its probe does not surely know more than the prompt's length: train it on more problems"
+    if short_name(card.target.model) not in (arm.model.name, short_name(model)):
+        yield False, f"its probe predicts the model {card.target.model}, the arm asks {arm.model.name}"
+
+
+def _facts(artifact: Artifact) -> Iterator[str]:
+    card = artifact.card
+    on_hub = is_reference(artifact.source)  # which names the commit
+    yield f"{card.probe_name} from {artifact.source}" + ("" if on_hub else f", revision {artifact.revision}")
+    if artifact.from_cache:
+        yield "the Hub is away, so that is its cache's"
+    if card.metrics:
+        last = card.metrics[-1]
+        yield f"AUROC {last.auroc.value:.3f}, ECE {last.ece.value:.3f} ({last.split})"
+    else:
+        yield "how well it does is not on record"
+    heads = {"output-token head": card.output_tokens, "activation statistics": card.statistics}
+    yield ", ".join(f"{name}: {'no' if head is None else 'yes'}" for name, head in heads.items())
+    if artifact.mismatches:
+        yield f"in spite of the mismatch {', '.join(artifact.mismatches)}, which answers are flagged with"
+
+
+def _names(arms: Sequence[Arm]) -> str:
+    return ", ".join(arm.name for arm in arms)
+
+
+def _runs(pass_: Pass, artifacts: Sequence[Artifact]) -> str:
+    """How much of a probe model runs.
+
+    Raises:
+        ProbeError: it cannot serve its probes, by its configuration and files alone.
+    """
+    config = read_json(model_file(pass_, "config.json"))
+    config = config.get("text_config", config)
+    layers, d_model = config.get("num_hidden_layers"), config.get("hidden_size")
+    deepest = 0
+    for card in (artifact.card for artifact in artifacts):
+        heads = (card, card.output_tokens, card.statistics)
+        sites = [head.site for head in heads if head is not None and head.site is not None]
+        deepest = max(deepest, *(site.layer for site in sites), 0)
+        if layers is not None and deepest > layers:
+            raise ProbeError(
+                f"the probe of {card.target.arm} reads layer {deepest} of a model with {layers}: train it anew"
+            )
+        if None not in (d_model, card.d_model) and card.d_model != d_model:
+            raise ProbeError(
+                f"the probe of {card.target.arm} reads {card.d_model} dimensions of {d_model}: train it anew"
+            )
+    folder = Path(pass_.probe_model)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ProbeError(f"{folder} has no weights in safetensors: give the folder of a whole model")
+    if any(artifact.probe.next_token for artifact in artifacts):
+        return f"layers 0..{'last' if layers is None else layers} and the LM head, for next-token statistics,"
+    return f"layers 0..{deepest}"
 
 
 def _policy(pool: Pool, settings: Settings) -> Finding:
@@ -141,25 +210,6 @@ def _policy(pool: Pool, settings: Settings) -> Finding:
         return Finding("policy", False, f"{settings.policy.tuned} was tuned for another pool: run `pika tune` again")
     knobs = {name: value for name, value in policies.knobs.items() if name != "table"}
     return Finding("policy", True, f"{policies.name} {knobs}")
-
-
-def _misfit(pass_: Pass, cards: list[ProbeCard]) -> str | None:
-    """Why a probe model cannot serve its probes, by its configuration and files alone; None where it can."""
-    try:
-        config = read_json(model_file(pass_, "config.json"))
-    except ProbeError as error:
-        return str(error)
-    config = config.get("text_config", config)
-    layers, d_model = config.get("num_hidden_layers"), config.get("hidden_size")
-    for card in cards:
-        if layers is not None and card.site is not None and card.site.layer > layers:
-            return f"the probe of {card.target.arm} reads layer {card.site.layer} of a model with {layers}: train anew"
-        if d_model is not None and card.d_model != d_model:
-            return f"the probe of {card.target.arm} reads {card.d_model} dimensions of {d_model}: train it anew"
-    folder = Path(pass_.probe_model)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        return f"{folder} has no weights in safetensors: give the folder of a whole model"
-    return None
 
 
 def _running(name: str, replica: Replica) -> Finding:

@@ -16,6 +16,7 @@ import uvloop
 
 from probes.base import ProbeError
 from probes.checks import CHECKS
+from probes.hub_errors import HubAwayError
 from server.app import create_app
 from server.config import ConfigError, Settings, load
 from server.launch import LaunchError, launched
@@ -87,7 +88,8 @@ def _run(args: argparse.Namespace, start: Start) -> int:
             run_until_signalled(start(lambda: read(args), sock))
     except (ConfigError, ProbeError, LaunchError) as error:
         print(f"pika: {error}", file=sys.stderr)
-        return 2
+        # The Hub comes back: whoever started us may try again, which mends no configuration.
+        return 1 if isinstance(error, HubAwayError) else 2
     return 0
 
 

@@ -50,6 +50,7 @@ class Live:
         """
         self.state, self._opened = await self._open(*self._parts)
         self.metrics.follow(self.state.pool, self.state.policies.name)
+        logger.info("routing: %s", _described(self.state.pool))
 
     async def close(self) -> None:
         for task in self._draining:
@@ -71,7 +72,7 @@ class Live:
             self.metrics.follow(state.pool, state.policies.name)
             self.state, self._opened = state, opened
             self.metrics.reloads.labels("done").inc()
-            logger.info("reloaded: %s", ", ".join(_describe(state.pool)) or "no probes")
+            logger.info("reloaded: %s", _described(state.pool))
             task = asyncio.create_task(_drain(old_state, old_opened))
             self._draining.add(task)
             task.add_done_callback(self._draining.discard)
@@ -143,5 +144,5 @@ async def _drain(state: State, opened: AsyncExitStack) -> None:
         await opened.aclose()
 
 
-def _describe(pool: Pool) -> list[str]:
-    return [f"{arm.name} by {arm.probe_name}" for arm in pool.arms if arm.artifact is not None]
+def _described(pool: Pool) -> str:
+    return ", ".join(f"{arm.name} by {arm.probe_name}" for arm in pool.arms if arm.artifact is not None) or "no probes"

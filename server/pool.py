@@ -148,7 +148,7 @@ def build_pool(settings: Settings) -> Pool:
 
     Raises:
         ConfigError: a replica has no URL, a key variable is not set, or mean tokens are missing.
-        ProbeError: a probe artifact does not load.
+        ProbeError: a probe artifact does not load; HubAwayError where it cannot be fetched now.
     """
     models = {name: _build_model(name, model) for name, model in settings.models.items()}
     artifacts = _load_probes(settings)
@@ -199,7 +199,7 @@ def _load_probes(settings: Settings) -> dict[str, Artifact]:
         try:
             artifacts[name] = load_probe(reference, renderers=renderers, **settings.probe_options)
         except ProbeError as error:
-            raise ProbeError(f"arms.{name}.probe: {error}") from error
+            raise type(error)(f"arms.{name}.probe: {error}") from error
     return artifacts
 
 

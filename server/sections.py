@@ -151,7 +151,9 @@ class Engine(Section):
     when_unavailable: str | Literal[503] = 503
     """An arm, or 503."""
     probe_models: dict[str, str] = {}
-    """Instead of a probe's own probe model, by its name on the probe's card: a folder, or `owner/name@revision`."""
+    """Instead of a probe's own probe model: a folder, or `owner/name@revision`. The key is the probe model as the
+    probe's card names it, or the last component of that: `nano-medium` for `../../nano-medium`. Probes from the Hub
+    whose card names a folder need it."""
     dtype: Dtype | None = None
     """What probe models run in; None: what their probes were trained with. Another needs `allow_mismatch: [dtype]`."""
     allow_mismatch: list[Check] = []

@@ -129,7 +129,7 @@ def test_a_probe_model_without_weights(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "no weights in safetensors" in " ".join(capfd.readouterr().out.replace("│", " ").split())
     assert main(["serve", str(file), "--port", "0"]) == 2
     error = capfd.readouterr().err
-    assert "pika: cannot load probe model" in error
+    assert "has no weights in safetensors: give the folder of a whole model" in error
     assert "Traceback" not in error
 
 

@@ -110,7 +110,8 @@ def test_manifest_and_cards(loopback: Hub, large: Path, capsys: pytest.CaptureFi
         "| baseline `tfidf`, test | 100 | 0.800",
         "![Reliability",
         f"probe: hf://{REPO}/large@main",
-        f'load_probe("hf://{REPO}/large")',
+        "engine:\n  probe_models: {nano-small: FOLDER}",
+        f'load_probe("hf://{REPO}/large", probe_models={{"nano-small": "FOLDER"}})',
     ):
         assert part in readme
     picture = ET.fromstring(files["large/reliability.svg"])

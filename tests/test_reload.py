@@ -3,26 +3,18 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from server.config import load
 from tests.support import upstream as faults
 from tests.support.probes import NANO_POOL
-from tests.support.processes import descendants, no_process_left, until
-
-ROOT = NANO_POOL.parents[1]
-BODY = {"model": "auto", "messages": [{"role": "user", "content": "Begin with 2. Add 1."}]}
+from tests.support.processes import descendants, until
+from tests.support.serve import BODY, served
 
 
 def write(folder: Path, url: str, **sections: Any) -> Path:
@@ -43,47 +35,6 @@ def write(folder: Path, url: str, **sections: Any) -> Path:
     file.write_text(yaml.safe_dump(data, sort_keys=False))
     load(file)
     return file
-
-
-class Served:
-    """`pika serve` as a process."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process = process
-        self.log: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        until(lambda: "gateway ready" in "".join(self.log), 60, "the gateway is ready")
-        match = re.search(r"gateway ready on (\S+)", "".join(self.log))
-        assert match is not None
-        self.client = httpx.Client(base_url=match[1], timeout=30)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-
-    def hang_up(self, said: str) -> None:
-        """SIGHUP, then wait for the log to say how it went."""
-        before = len(self.log)
-        self.process.send_signal(signal.SIGHUP)
-        until(lambda: said in "".join(self.log[before:]), 60, f"the log says {said!r}: {self.log}")
-
-    def models(self) -> dict[str, Any]:
-        return {entry["id"]: entry for entry in self.client.get("/v1/models").json()["data"]}
-
-
-@contextmanager
-def served(file: Path) -> Iterator[Served]:
-    command = [sys.executable, "-m", "server", "serve", str(file), "--port", "0"]
-    with no_process_left(), subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            gateway = Served(process)
-            yield gateway
-            gateway.client.close()
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
 
 
 def test_a_reload_swaps_all_at_once_and_drops_nothing(tmp_path: Path) -> None:
