@@ -72,7 +72,7 @@ def test_a_majority_vote_probe_becomes_one_of_single_answers(probe: Path, capsys
         np.testing.assert_array_equal(new.probe.tensors()[name], tensor)
     assert new.card.metrics[0].ece.value == second["after"]["ece"]
     assert len(new.card.metrics[0].reliability) == 15
-    assert new.card.training["calibrated_on"]["problems"] == 2000
+    assert new.card.training["calibrated_on"]["problems"] == 4000
     assert new.card.training["rollouts_sha256"] == original.card.training["rollouts_sha256"]
     assert list(new.card.baselines) == ["length"]  # TF-IDF's went when it was of another label
     changed = {"calibration", "metrics", "baselines", "training", "exported_at"}
