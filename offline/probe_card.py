@@ -1,5 +1,6 @@
 """The card of a probe that was just trained."""
 
+import math
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -78,11 +79,16 @@ def make_card(
         best_position_value=None if site is None else site.position,
         best_alpha=fit.alpha,
         task_type=task_of(label),
-        test_score=fitted.test_score,
-        best_val_score=fit.score,
+        test_score=_defined(fitted.test_score),
+        best_val_score=_defined(fit.score),
         files=[CONFIG, WEIGHTS, *probe.files()],
         exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _defined(score: float) -> float | None:
+    """None where a rank measure of constants is not a number."""
+    return score if math.isfinite(score) else None
 
 
 def _d_model(fitted: Fitted) -> int | None:
