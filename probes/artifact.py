@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save
 from probes import output_tokens, statistics
 from probes.base import Probe, ProbeError, load
 from probes.card import Check, Dtype, Pass, ProbeCard
-from probes.checks import check_all, check_names
+from probes.checks import check_all, check_names, warn_of_unverified
 from probes.json_text import MOST, json_of, problems, quoted
 from probes.prompt import Renderer
 from probes.source import is_path, resolve_model, short_name
@@ -114,6 +114,7 @@ def load_artifact(
     artifact = Artifact(folder, card, probe, revision, served, beside, source=str(folder))
     if not verify or served is None:
         return artifact
+    warn_of_unverified(card, served)
     mismatches = check_all(card, served, allow, [] if renderers is None else renderers)
     return replace(artifact, mismatches=mismatches)
 
