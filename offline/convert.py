@@ -11,7 +11,7 @@ from probes.artifact import Artifact, save_artifact
 from probes.base import ProbeError
 from probes.card import ProbeCard
 from probes.checks import CHECKS
-from probes.fingerprint import fingerprint
+from probes.fingerprint import fingerprint_of
 from probes.hub_errors import HubAwayError
 from probes.legacy import is_legacy
 from probes.prompt import CANARY_PROMPT, Renderer
@@ -102,7 +102,7 @@ def recorded(artifact: Artifact, renderer: Renderer, out: Path) -> ProbeCard:
     return artifact.card.model_copy(
         update={
             "pass_": pass_.model_copy(update={"probe_model": name, "revision": revision, "recipe": recipe}),
-            "probe_model_fingerprint": fingerprint(Path(pass_.probe_model)) if local else None,
+            "probe_model_fingerprint": fingerprint_of(pass_),
             "canary_prompt": CANARY_PROMPT,
             "canary_token_ids": renderer.tokenize(CANARY_PROMPT),
         }

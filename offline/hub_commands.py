@@ -1,6 +1,5 @@
 """`pika probes list, show, download, pull`: probes in folders and on the Hub."""
 
-import json
 import shutil
 import tempfile
 from argparse import Namespace
@@ -16,6 +15,7 @@ from offline.model_card import probe_readme
 from probes.artifact import CONFIG
 from probes.base import ProbeError
 from probes.hub import FILE_LIMITS, FORM, MANIFEST, SCHEME, Reference, fetch, is_reference, parse
+from probes.json_text import json_of
 from probes.manifest import Entry, entries_of, entry_of, is_probe, list_probes
 from server.config import load
 
@@ -174,19 +174,12 @@ def _expanded(target: str, revision: str | None) -> list[Reference]:
 def _local(folder: Path) -> tuple[Entry, ...]:
     manifest = folder / MANIFEST
     if manifest.is_file():
-        return entries_of(_read_json(manifest), str(manifest))
-    configs = {file.parent.name: _read_json(file) for file in sorted(folder.glob(f"*/{CONFIG}"))}
+        return entries_of(json_of(manifest.read_bytes(), str(manifest)), str(manifest))
+    configs = {file.parent.name: json_of(file.read_bytes(), str(file)) for file in sorted(folder.glob(f"*/{CONFIG}"))}
     entries = [entry_of(name, config) for name, config in configs.items() if is_probe(config)]
     if not entries:
         raise ProbeError(f"{folder} holds no folder with a probe's {CONFIG}: name one that `pika train` wrote to")
     return entries_of({"probes": entries}, str(folder))
-
-
-def _read_json(file: Path) -> object:
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ProbeError(f"{file} is not valid JSON: {error}") from error
 
 
 def _asked_for(entry: Entry, args: Namespace) -> bool:

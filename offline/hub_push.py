@@ -14,6 +14,7 @@ from probes.artifact import CONFIG, WEIGHTS, Artifact
 from probes.base import ProbeError
 from probes.hub import FILE_LIMITS, MANIFEST, MANIFEST_LIMIT, Listing, Reference, download_file, list_files, patiently
 from probes.hub_errors import HubConflictError, HubMissingError, hub_errors
+from probes.json_text import json_of
 from probes.manifest import entries_of, entry_of, unlisted
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def plan(artifact: Artifact, repo: str, name: str, overwrite: bool = False) -> P
     entries = entries_of(listed, MANIFEST)
     changes += [
         Change(MANIFEST, manifest, _dumped(listed)),
-        Change(README, readme, repository_readme(entries, repo, None if readme is None else readme.decode()).encode()),
+        Change(README, readme, repository_readme(entries, repo, _text(repo, readme)).encode()),
     ]
     return Plan(reference, tuple(changes), listing.commit or None, listing.private)
 
@@ -158,9 +159,9 @@ def _refuse_another(reference: Reference, changes: list[Change], overwrite: bool
     if overwrite or config.before is None or all(change.kind == "unchanged" for change in own):
         return
     try:
-        before, after = json.loads(config.before), json.loads(config.after or b"")
+        before, after = (json_of(content or b"", config.path) for content in (config.before, config.after))
         differs = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    except (ValueError, TypeError, AttributeError):
+    except (ProbeError, TypeError, AttributeError):
         differs = []
     what = f"they differ in {', '.join(differs[:6])}" if differs else "their weights differ"
     raise ProbeError(
@@ -168,14 +169,18 @@ def _refuse_another(reference: Reference, changes: list[Change], overwrite: bool
     )
 
 
+def _text(repo: str, readme: bytes | None) -> str | None:
+    try:
+        return None if readme is None else readme.decode()
+    except UnicodeDecodeError as error:
+        raise ProbeError(f"{README} of {repo} is no UTF-8 text: {error}; mend or remove it there") from error
+
+
 def _manifest(repo: str, name: str, artifact: Artifact, before: bytes | None, listing: Listing) -> dict[str, Any]:
     """The manifest with this probe in it, and with every other folder that has one."""
     manifest: dict[str, Any] = {"version": "1.0"}
     if before is not None:
-        try:
-            manifest = json.loads(before)
-        except ValueError as error:
-            raise ProbeError(f"{MANIFEST} of {repo} is not valid JSON ({error}): mend or remove it there") from error
+        manifest = json_of(before, f"{MANIFEST} of {repo}", "mend or remove it there")
         entries_of(manifest, f"{MANIFEST} of {repo}")
     own = _entry(name, artifact)
     probes = [entry for entry in manifest.get("probes", []) if entry["name"] in listing.probes or entry["name"] == name]

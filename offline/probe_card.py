@@ -1,5 +1,6 @@
 """The card of a probe that was just trained."""
 
+import math
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from offline.fit import Fitted, task_of
 from offline.training_set import ArmRollouts, TrainingSet
 from probes.artifact import CONFIG, WEIGHTS
 from probes.card import Label, Pass, ProbeCard, Target
-from probes.fingerprint import fingerprint
+from probes.fingerprint import fingerprint_of
 from probes.prompt import CANARY_PROMPT, Renderer
 
 LIBRARIES = ("numpy", "scikit-learn", "tokenizers", "torch", "transformers")
@@ -45,7 +46,7 @@ def make_card(
         site=site,
         d_model=_d_model(fitted),
         parameters=probe.parameters(),
-        probe_model_fingerprint=_fingerprint(renderer) if site is not None else None,
+        probe_model_fingerprint=fingerprint_of(renderer.pass_) if renderer is not None and site is not None else None,
         canary_prompt=CANARY_PROMPT if reads_tokens else None,
         canary_token_ids=renderer.tokenize(CANARY_PROMPT) if renderer is not None and reads_tokens else None,
         target=Target(
@@ -78,22 +79,21 @@ def make_card(
         best_position_value=None if site is None else site.position,
         best_alpha=fit.alpha,
         task_type=task_of(label),
-        test_score=fitted.test_score,
-        best_val_score=fit.score,
+        test_score=_defined(fitted.test_score),
+        best_val_score=_defined(fit.score),
         files=[CONFIG, WEIGHTS, *probe.files()],
         exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
+def _defined(score: float) -> float | None:
+    """None where a rank measure of constants is not a number."""
+    return score if math.isfinite(score) else None
+
+
 def _d_model(fitted: Fitted) -> int | None:
     mean = fitted.beside.get("statistics.mean")
     return None if mean is None else len(mean)
-
-
-def _fingerprint(renderer: Renderer | None) -> str | None:
-    """Of a probe model in a folder; one from the Hub is pinned by its commit."""
-    folder = Path("" if renderer is None else renderer.pass_.probe_model)
-    return fingerprint(folder) if renderer is not None and folder.is_dir() else None
 
 
 def _relative(pass_: Pass, folder: Path) -> Pass:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -18,6 +19,7 @@ from offline.training_set import SPLITS, TrainingSet, read_training_set
 from probes.base import KINDS, Probe, ProbeError
 from probes.base import load as load_kind
 from probes.card import Estimate, Label
+from probes.json_text import problems
 from server.config import ConfigError, Settings, load
 
 if TYPE_CHECKING:  # torch and transformers come with these
@@ -163,7 +165,10 @@ def _train(args: Namespace, settings: Settings, data: TrainingSet) -> "list[Fitt
     }
     for arm, one in zip(data.arms, fitted, strict=True):
         folder, request = args.out / arm.name, settings.arms[arm.name].request
-        card = make_card(data, arm, request, one, args.label, material.renderer, training, folder)
+        try:
+            card = make_card(data, arm, request, one, args.label, material.renderer, training, folder)
+        except ValidationError as error:
+            raise ProbeError(f"the probe of arm {arm.name} can have no card: {problems(error)}") from error
         save_artifact(folder, card, one.fit.probe, one.beside)
     return fitted
 

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save
 from probes import output_tokens, statistics
 from probes.base import Probe, ProbeError, load
 from probes.card import Check, Dtype, Pass, ProbeCard
-from probes.checks import check_all, check_names
+from probes.checks import check_all, check_names, warn_of_unverified
+from probes.json_text import MOST, json_of, problems, quoted
 from probes.prompt import Renderer
 from probes.source import is_path, resolve_model, short_name
 
@@ -113,6 +114,7 @@ def load_artifact(
     artifact = Artifact(folder, card, probe, revision, served, beside, source=str(folder))
     if not verify or served is None:
         return artifact
+    warn_of_unverified(card, served)
     mismatches = check_all(card, served, allow, [] if renderers is None else renderers)
     return replace(artifact, mismatches=mismatches)
 
@@ -122,6 +124,8 @@ def _check_beside(card: ProbeCard, beside: Tensors) -> None:
     Raises:
         ProbeError: tensors beside the probe's own and the card do not fit together.
     """
+    if card.site is None and (card.output_tokens is not None or card.statistics is not None):
+        raise ProbeError("output_tokens and statistics need activations, of which a probe without a site reads none")
     expected = set()
     if card.output_tokens is not None:
         output_tokens.check(card.output_tokens, beside, card.d_model)
@@ -130,7 +134,7 @@ def _check_beside(card: ProbeCard, beside: Tensors) -> None:
         statistics.check(card.statistics, beside, card.d_model)
         expected.update(statistics.NAMES)
     if surplus := set(beside) - expected:
-        raise ProbeError(f"{WEIGHTS} holds {min(surplus)}, of which the card knows nothing")
+        raise ProbeError(f"{WEIGHTS} holds {quoted(min(surplus))}, of which the card knows nothing")
 
 
 def served_pass(
@@ -221,20 +225,16 @@ def distinct_passes(artifacts: Iterable[Artifact]) -> tuple[Pass, ...]:
 
 
 def _read_card(file: Path) -> ProbeCard:
-    try:
-        data = json.loads(_read_file(file))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ProbeError(f"{file} is not valid JSON: {error}; {RETRAIN}") from error
+    data = json_of(_read_file(file), str(file), RETRAIN)
     if not isinstance(data, dict):
         raise ProbeError(f"{file} must hold a JSON object; {RETRAIN}")
     version = data.get("schema_version")
     if version != 1:
-        raise ProbeError(f"{file}: schema_version is {version!r}, this release reads 1; {RETRAIN}")
+        raise ProbeError(f"{file}: schema_version is {quoted(version)}, this release reads 1; {RETRAIN}")
     try:
         card = ProbeCard.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:5])
-        raise ProbeError(f"{file}: {problems}; {RETRAIN}") from error
+        raise ProbeError(f"{file}: {problems(error)}; {RETRAIN}") from error
     for name in card.files:
         if name not in LIMITS:
             raise ProbeError(f"{file}: files names {name!r}; a probe has {', '.join(LIMITS)} at most")
@@ -245,13 +245,17 @@ def _read_tensors(file: Path) -> dict[str, NDArray[np.float32]]:
     _check_size(file)
     try:
         tensors: dict[str, NDArray[np.float32]] = load_file(file)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ProbeError(f"{file} is not a safetensors file of NumPy types: {error}; {RETRAIN}") from error
+    # safetensors asks NumPy for types that it has not, such as those of 8 bits: an AttributeError.
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[: 2 * MOST]
+        raise ProbeError(f"{file} is not a safetensors file of NumPy types: {said}; {RETRAIN}") from error
     for name, tensor in tensors.items():
+        if len(name) > MOST or not name.isprintable():
+            raise ProbeError(f"{file}: {quoted(name)} is no name of a probe's tensor; {RETRAIN}")
         if tensor.dtype != np.float32:
-            raise ProbeError(f"{file}: tensor {name!r} is {tensor.dtype}, not float32; {RETRAIN}")
+            raise ProbeError(f"{file}: tensor {quoted(name)} is {tensor.dtype}, not float32; {RETRAIN}")
         if not np.isfinite(tensor).all():
-            raise ProbeError(f"{file}: tensor {name!r} has values that are not finite; {RETRAIN}")
+            raise ProbeError(f"{file}: tensor {quoted(name)} has values that are not finite; {RETRAIN}")
     return tensors
 
 

@@ -3,42 +3,65 @@
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 Task = Literal["regression", "classification"]
 Label = Literal["success_rate", "majority_vote_is_correct", "sample_is_correct"]
 """What a probe is fitted to: the share of correct samples (regression), or whether the majority vote, or each single
 sample, is correct (classification)."""
 
-
 Dtype = Literal["float32", "bfloat16", "float16"]
 Check = Literal["probe-model", "revision", "dtype", "chat-template", "tokenizer"]
 """What may differ between training and serving, where the operator allows it by this name."""
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return text
+
+
+def _openable(path: str) -> str:
+    if any(len(part.encode()) > 255 for part in path.split("/")):
+        raise ValueError("has a part of more than 255 bytes, which no folder can be named")
+    return path
+
+
+# A card comes from anywhere, and what it says goes into headers, metrics and terminals.
+Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+Reference = Annotated[str, Field(max_length=1024), AfterValidator(_printable), AfterValidator(_openable)]
+Text = Annotated[str, Field(max_length=65536)]
+Number = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Layer = Annotated[int, Field(ge=0, le=4096)]
+Position = Annotated[int, Field(ge=-8192, lt=0)]
+
+
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Recipe(Frozen):
     """How a conversation becomes the probe model's prompt."""
 
-    chat_template_sha256: str | None
+    chat_template_sha256: Name | None
     """SHA-256 of the chat template's text, so that a changed template is noticed; None where it was not recorded."""
-    suffix: str = ""
+    suffix: Text = ""
     """Added to the last user message of the probe's prompt alone, never sent upstream."""
-    max_tokens: int = Field(default=1024, ge=8)
+    max_tokens: int = Field(default=1024, ge=8, le=2**31)
     """Longer prompts are cut; the end-of-instruction tokens always stay."""
-    template_kwargs: dict[str, str | bool | int] = {}
+    template_kwargs: dict[Name, Text | bool | int] = {}
     """Passed to the template, such as `reasoning_effort`."""
 
 
 class Pass(Frozen):
     """One forward pass per prompt: probes whose pass is equal share it."""
 
-    probe_model: str
+    probe_model: Reference
     """Hub id, or a path: relative ones are resolved against the artifact's folder."""
-    revision: str | None = None
+    revision: Name | None = None
     dtype: Dtype = "float32"
     recipe: Recipe
 
@@ -46,21 +69,21 @@ class Pass(Frozen):
 class Site(Frozen):
     """Where activations are read."""
 
-    layer: int = Field(ge=0)
+    layer: Layer
     """Hugging Face index: 0 = embeddings, i = output of block i; the last one stands after the final norm."""
-    position: int | None = Field(lt=0)
+    position: Position | None
     """Counted from the prompt's end: -1 = last token. None: all prompt tokens."""
 
 
 class Target(Frozen):
     """The arm whose success the probe predicts, as its labels were sampled."""
 
-    arm: str
-    model: str
-    request: dict[str, Any] = {}
+    arm: Name
+    model: Reference
+    request: dict[Name, Any] = {}
     temperature: float
-    max_tokens: int
-    k: int = Field(ge=1)
+    max_tokens: Count
+    k: int = Field(ge=1, le=2**53)
     """Rollouts per problem behind each label."""
 
 
@@ -101,8 +124,8 @@ class ReliabilityBin(Frozen):
 class Metrics(Frozen):
     """How a probe did on problems it was not fitted on."""
 
-    split: str
-    n: int
+    split: Name
+    n: Count
     auroc: Estimate
     """How well it ranks single samples: correct against wrong ones."""
     spearman: Estimate
@@ -122,9 +145,9 @@ class Calibration(Frozen):
     """
 
     method: Literal["none", "platt", "temperature", "isotonic"] = "platt"
-    scale: FiniteFloat = 1.0
-    bias: FiniteFloat = 0.0
-    knots: list[tuple[FiniteFloat, Annotated[float, Field(ge=0, le=1)]]] = []
+    scale: float = 1.0
+    bias: float = 0.0
+    knots: list[tuple[float, Annotated[float, Field(ge=0, le=1)]]] = []
     """(raw, probability): raw rises, probability never falls."""
     of: Literal["success", "majority_vote"] | None = "success"
     """What the probabilities are of: one sampled answer's being correct, the majority vote's, or nothing known."""
@@ -164,11 +187,11 @@ class Statistics(Frozen):
     """
 
     site: Site
-    n: int
+    n: Count
     """Training prompts."""
     residual_variance: float = Field(gt=0)
     """Along every direction outside the components."""
-    quantiles: list[tuple[float, float]] = Field(min_length=2)
+    quantiles: list[tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0)]]] = Field(min_length=2)
     """(percentile, Mahalanobis distance) of prompts that the statistics were not fitted on, both ascending."""
 
 
@@ -176,54 +199,60 @@ class ProbeCard(Frozen):
     """`config.json` of a probe artifact."""
 
     schema_version: Literal[1] = 1
-    kind: str
+    kind: Name
     """The probe's file name in `probes/`."""
     # `pass` is a Python keyword, hence the aliases.
     pass_: Pass | None = Field(validation_alias=AliasChoices("pass", "pass_"), serialization_alias="pass")
     """None: the probe reads text alone."""
     site: Site | None
     """None: no activation is read."""
-    d_model: int | None = Field(gt=0)
-    parameters: dict[str, bool | int | float | str | list[int]] = {}
+    d_model: int | None = Field(gt=0, le=2**20)
+    parameters: dict[Name, bool | Number | float | Name | list[Number]] = {}
     """What the kind needs to know beside its tensors."""
-    probe_model_fingerprint: str | None = None
+    probe_model_fingerprint: Name | None = None
     """Of the probe model's configuration and weights; compared at load."""
-    canary_prompt: str | None
-    canary_token_ids: list[int] | None
+    canary_prompt: Text | None
+    canary_token_ids: list[Count] | None
     """What the tokenizer made of the canary prompt at training; compared at load. None where it was not recorded."""
     target: Target
     label: Label = "success_rate"
-    benchmark: str
+    benchmark: Reference
     calibration: Calibration
     metrics: list[Metrics]
     """Empty where none were recorded."""
-    baselines: dict[str, Metrics]
+    baselines: dict[Name, Metrics]
     """The length and TF-IDF probes on the split of the last entry of `metrics`."""
     mean_tokens: MeanTokens | None
     output_tokens: OutputTokens | None = None
     statistics: Statistics | None = None
     training: dict[str, Any]
     """Seeds, sample sizes, hashes of the inputs."""
-    versions: dict[str, str]
+    versions: dict[Name, Name]
     """Library versions at training."""
 
     # Keys of the research project's folders, kept so that its tools can read ours.
-    probe_name: str
-    model_name: str
-    dataset: str
-    probe_type: str
-    label_type: str
-    k: int
+    probe_name: Name
+    model_name: Reference
+    dataset: Reference
+    probe_type: Name
+    label_type: Name
+    k: Count
     temperature: float
-    max_len: int
-    best_layer_idx: int | None
-    best_position_value: int | None
+    max_len: Count
+    best_layer_idx: Layer | None
+    best_position_value: Position | None
     best_alpha: float | None
     task_type: Task
     test_score: float | None
     best_val_score: float | None
-    files: list[str]
-    exported_at: str
+    files: list[Name] = Field(max_length=8)
+    exported_at: Name
+
+    @model_validator(mode="after")
+    def _writable(self) -> Self:
+        """Also in its free parts: nothing that JSON has no text for, or that is nested too deeply."""
+        self.model_dump_json()
+        return self
 
     @property
     def beats_length(self) -> bool:

@@ -47,6 +47,19 @@ def check_all(card: ProbeCard, served: Pass, allow: Collection[str], renderers: 
     return tuple(failed)
 
 
+def warn_of_unverified(card: ProbeCard, served: Pass) -> None:
+    """Log where activations are read of a folder's model, and the card does not say how to know it."""
+    if card.site is None or card.probe_model_fingerprint is not None or not Path(served.probe_model).is_dir():
+        return
+    assert card.pass_ is not None
+    logger.warning(
+        "the card of the probe of arm %r has no fingerprint of %s: that %s is it cannot be verified",
+        card.target.arm,
+        card.pass_.probe_model,
+        served.probe_model,
+    )
+
+
 def differences(card: ProbeCard, served: Pass, renderer: Renderer) -> Iterator[tuple[Check, str]]:
     """The checks that fail, and why; the card has a pass."""
     assert card.pass_ is not None
@@ -56,8 +69,8 @@ def differences(card: ProbeCard, served: Pass, renderer: Renderer) -> Iterator[t
         if fingerprint(folder) != card.probe_model_fingerprint:
             yield (
                 "probe-model",
-                f"the weights in {folder} are not those of {trained.probe_model} that the probe of arm {arm} was "
-                "trained with: restore them, or train the probe anew with `pika train`",
+                f"configuration or weights in {folder} are not those of {trained.probe_model} that the probe of arm "
+                f"{arm} was trained with: restore them, or train the probe anew with `pika train`",
             )
     elif not folder.is_dir() and model != trained.probe_model:
         yield "probe-model", f"the probe of arm {arm} was trained with {trained.probe_model}, not with {model}"

@@ -8,19 +8,19 @@ auth login`); it is imported when it is first needed.
 """
 
 import difflib
-import json
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from probes.artifact import CONFIG, LIMITS
 from probes.base import ProbeError
 from probes.hub_cache import COMMIT, commit_of, recall, remember
 from probes.hub_errors import HubAwayError, hub_errors
+from probes.json_text import json_of
 
 logger = logging.getLogger(__name__)
 
@@ -178,17 +178,13 @@ def list_files(repo: str, revision: str = MAIN, kind: Kind = "model") -> Listing
     return Listing(info.sha, told, info.private, kind, hashes)
 
 
-def read_json(repo: str, path: str, listing: Listing, limit: int = MANIFEST_LIMIT) -> object:
+def read_json(repo: str, path: str, listing: Listing, limit: int = MANIFEST_LIMIT) -> Any:
     """
     Raises:
         HubAwayError: the Hub is away.
         ProbeError: it is too large, or no JSON.
     """
-    file = download_file(repo, path, listing, limit)
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ProbeError(f"{path} of {repo} is not valid JSON: {error}") from error
+    return json_of(download_file(repo, path, listing, limit).read_bytes(), f"{path} of {repo}")
 
 
 def download_file(repo: str, path: str, listing: Listing, limit: int) -> Path:
@@ -200,21 +196,24 @@ def download_file(repo: str, path: str, listing: Listing, limit: int) -> Path:
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    _check_size(repo, path, listing, limit)
+    _check_size(repo, path, listing.sizes[path], limit)
     kind, commit = listing.kind, listing.commit
-    cached = try_to_load_from_cache(repo, path, repo_type=kind, revision=commit)
-    if isinstance(cached, str):
-        return Path(cached)
-    with hub_errors(repo, commit):
-        # Fails at once where the Hub has trouble; hf_hub_download would wait as long as the Hub asks it to.
-        get_hf_file_metadata(hf_hub_url(repo, path, repo_type=kind, revision=commit), timeout=TIMEOUT_S)
-        return Path(hf_hub_download(repo, path, repo_type=kind, revision=commit, etag_timeout=TIMEOUT_S))
+    file = try_to_load_from_cache(repo, path, repo_type=kind, revision=commit)
+    if not isinstance(file, str):
+        with hub_errors(repo, commit):
+            # Fails at once where the Hub has trouble; hf_hub_download would wait as long as the Hub asks it to.
+            told = get_hf_file_metadata(hf_hub_url(repo, path, repo_type=kind, revision=commit), timeout=TIMEOUT_S)
+        # The listing and the file may tell different sizes, and what comes may be of yet another.
+        _check_size(repo, path, told.size or 0, limit)
+        with hub_errors(repo, commit):
+            file = hf_hub_download(repo, path, repo_type=kind, revision=commit, etag_timeout=TIMEOUT_S)
+    _check_size(repo, path, Path(file).stat().st_size, limit)
+    return Path(file)
 
 
-def _check_size(repo: str, path: str, listing: Listing, limit: int) -> None:
-    size = listing.sizes[path]
+def _check_size(repo: str, path: str, size: int, limit: int) -> None:
     if size > limit:
-        raise ProbeError(f"{path} of {repo} has {size:,} bytes, more than the {limit:,} allowed: not fetched")
+        raise ProbeError(f"{path} of {repo} has {size:,} bytes, more than the {limit:,} allowed: not taken")
 
 
 def patiently(attempt: Callable[[], T], again: bool = True) -> T:
@@ -239,7 +238,7 @@ def _download(reference: Reference) -> Fetched:
     if CONFIG not in names:
         raise ProbeError(_no_probe(reference, listing.probes))
     for name in names:
-        _check_size(reference.repo, prefix + name, listing, FILE_LIMITS[name])
+        _check_size(reference.repo, prefix + name, listing.sizes[prefix + name], FILE_LIMITS[name])
     files = [download_file(reference.repo, prefix + name, listing, FILE_LIMITS[name]) for name in names]
     return Fetched(files[0].parent, reference.repo, reference.folder, listing.commit, from_cache=False)
 
@@ -260,10 +259,12 @@ def _cached_probe(reference: Reference) -> Fetched | None:
         return None
     folder = config.parent
     try:
-        needed = json.loads(config.read_bytes())["files"]
-    except (OSError, ValueError, TypeError, KeyError):
+        facts = json_of(config.read_bytes(), str(config))
+    except (OSError, ProbeError):
         return None
-    if not all(isinstance(name, str) and (folder / name).is_file() for name in needed):
+    named = facts.get("files") if isinstance(facts, dict) else None
+    # Other files are never fetched.
+    if not isinstance(named, list) or not all((folder / name).is_file() for name in FILE_LIMITS if name in named):
         return None
     commit = commit_of(config, f"{reference.folder}/{CONFIG}" if reference.folder else CONFIG)
     return Fetched(folder, reference.repo, reference.folder, commit, from_cache=True)

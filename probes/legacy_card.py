@@ -1,6 +1,6 @@
 """What the JSON files of a research project's probe folder say, as one of our cards."""
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from probes.artifact import CONFIG, LIMITS, WEIGHTS
 from probes.base import ProbeError
 from probes.card import Calibration, ProbeCard
+from probes.json_text import json_of, problems, quoted
 from probes.linear_form import LinearForm
 
 PROBE = "best_probe.joblib"
@@ -47,12 +48,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
     for key in IN_BOTH:
         if key in config and key in metadata and config[key] != metadata[key]:
             raise ProbeError(
-                f"{folder}: {CONFIG} says {key} = {config[key]!r}, {METADATA} {metadata[key]!r}: {DOWNLOAD}"
+                f"{folder}: {CONFIG} says {key} = {quoted(config[key])}, {METADATA} {quoted(metadata[key])}: {DOWNLOAD}"
             )
     facts = {**config, **metadata}
     kind = facts.get("probe_type", KINDS[0])
     if kind not in KINDS:
-        raise ProbeError(f"{folder} holds a {str(kind)[:50]!r} of the research project, which is not read: {RETRAIN}")
+        raise ProbeError(f"{folder} holds a {quoted(kind)} of the research project, which is not read: {RETRAIN}")
     if not (folder / PROBE).is_file():
         raise ProbeError(f"{folder} holds no {PROBE}, no probe of the research project that is read: {RETRAIN}")
     if not (folder / SCALER).is_file() and (facts.get("has_platt_scaler") or SCALER in str(facts.get("files"))):
@@ -78,7 +79,7 @@ def legacy_card(facts: Mapping[str, Any], form: LinearForm, scaler: LinearForm |
         raise ProbeError("model_name is empty")
     effort = {} if match["effort"] is None else {"reasoning_effort": match["effort"]}
     same = ("model_name", "dataset", "label_type", "k", "temperature", "max_len", "best_layer_idx", "task_type")
-    card = {
+    fields = {
         **{key: facts[key] for key in (*same, "best_position_value", "d_model")},
         **{key: facts.get(key) for key in ("best_alpha", "test_score", "best_val_score")},
         "kind": "linear_eoi",
@@ -104,7 +105,6 @@ def legacy_card(facts: Mapping[str, Any], form: LinearForm, scaler: LinearForm |
         },
         "label": facts["label_type"],
         "benchmark": facts["dataset"],
-        "calibration": _calibration(facts, form, scaler),
         "metrics": [],  # those on record have no intervals
         "baselines": {},
         "mean_tokens": None,
@@ -116,10 +116,9 @@ def legacy_card(facts: Mapping[str, Any], form: LinearForm, scaler: LinearForm |
         "exported_at": facts.get("exported_at", ""),
     }
     try:
-        return ProbeCard.model_validate(card)
+        return ProbeCard.model_validate({**fields, "calibration": _calibration(facts, form, scaler)})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:5])
-        raise ProbeError(problems) from error
+        raise ProbeError(problems(error)) from error
 
 
 def _is_further(key: str, value: Any) -> bool:
@@ -135,8 +134,10 @@ def _calibration(facts: Mapping[str, Any], form: LinearForm, scaler: LinearForm 
     """
     task = facts["task_type"]
     if form.classifies != (task == "classification"):
-        raise ProbeError(f"task_type is {str(task)[:50]!r}, which the model in {PROBE} is not made for")
+        raise ProbeError(f"task_type is {quoted(task)}, which the model in {PROBE} is not made for")
     temperature = facts.get("calibration_temperature")
+    if temperature is not None and not _divides(temperature):
+        raise ProbeError(f"calibration_temperature is {quoted(temperature)}, which is no finite number above 0")
     if not form.classifies:
         if form.intercept != 0 or temperature is not None or scaler is not None:
             raise ProbeError("a regression with an intercept, a temperature or a Platt scaler is not read")
@@ -153,16 +154,23 @@ def _calibration(facts: Mapping[str, Any], form: LinearForm, scaler: LinearForm 
     return fitted.model_copy(update={"of": "majority_vote" if facts["label_type"] == MAJORITY else "success"})
 
 
+def _divides(temperature: object) -> bool:
+    """Whether it is a number that logits can be divided by."""
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or temperature <= 0:
+        return False
+    try:
+        return math.isfinite(float(temperature)) and math.isfinite(1 / float(temperature))
+    except OverflowError:  # of an int
+        return False
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object without its nulls, and without the NaN and infinities that Python writes."""
     if not file.is_file():
         return {}
     if file.stat().st_size > LIMITS[CONFIG]:
         raise ProbeError(f"{file} has more than {LIMITS[CONFIG] // 2**20} MiB, which no probe needs; {DOWNLOAD}")
-    try:
-        data = json.loads(file.read_bytes(), parse_constant=lambda name: None)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ProbeError(f"{file} is not valid JSON: {error}; {DOWNLOAD}") from error
+    data = json_of(file.read_bytes(), str(file), DOWNLOAD, parse_constant=lambda name: None)
     if not isinstance(data, dict):
         raise ProbeError(f"{file} must hold a JSON object; {DOWNLOAD}")
     return {key: value for key, value in data.items() if value is not None}

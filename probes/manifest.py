@@ -1,6 +1,5 @@
 """`manifest.json`: the probes of a Hub repository, in the research project's format with what we add to each entry."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from probes.hub import (
 )
 from probes.hub_cache import commit_of, recall, remember
 from probes.hub_errors import HubAwayError
+from probes.json_text import json_of
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def unlisted(repo: str, listing: Listing, folders: list[str]) -> list[dict[str, 
     entries = []
     for folder in folders:
         path = f"{folder}/{CONFIG}" if folder else CONFIG
-        config = _json_of(download_file(repo, path, listing, FILE_LIMITS[CONFIG]))
+        config = _config_of(download_file(repo, path, listing, FILE_LIMITS[CONFIG]))
         if config is None or is_probe(config):
             entries.append(entry_of(folder, config))
     return entries
@@ -139,10 +139,10 @@ def is_probe(config: object) -> bool:
     return isinstance(config, dict) and "probe_type" in config
 
 
-def _json_of(file: Path) -> object:
+def _config_of(file: Path) -> object:
     try:
-        return json.loads(file.read_bytes())
-    except ValueError:
+        return json_of(file.read_bytes(), str(file))
+    except ProbeError:
         return None  # a folder whose configuration is damaged is listed by its name alone
 
 
@@ -151,7 +151,7 @@ def _cached(repo: str, revision: str) -> Probes | None:
     if file is None:
         return None
     try:
-        entries = entries_of(json.loads(file.read_bytes()), str(file))
-    except (OSError, ValueError, ProbeError):
+        entries = entries_of(json_of(file.read_bytes(), str(file)), str(file))
+    except (OSError, ProbeError):
         return None
     return Probes(commit_of(file, MANIFEST), entries, from_cache=True)

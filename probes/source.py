@@ -1,11 +1,11 @@
 """Where a probe model's files are: a folder on this machine, or a Hub repository at a revision."""
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from probes.base import ProbeError
 from probes.card import Pass
+from probes.json_text import json_of, quoted
 
 
 def resolve_model(reference: str, folder: Path | None = None) -> str:
@@ -18,8 +18,15 @@ def resolve_model(reference: str, folder: Path | None = None) -> str:
     Raises:
         ProbeError: it looks like a path, and nothing is there.
     """
-    path = (folder or Path()) / Path(reference).expanduser()
-    if path.is_dir():
+    try:
+        path = (folder or Path()) / Path(reference).expanduser()
+        found = path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long a name, or the home of nobody
+        raise ProbeError(
+            f"probe model {quoted(reference)} is no path ({type(error).__name__}); give a folder or a Hub id such as "
+            "owner/name"
+        ) from error
+    if found:
         return str(path.resolve())
     if is_path(reference):
         raise ProbeError(
@@ -88,8 +95,8 @@ def read_json(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json_of(file.read_bytes(), str(file))
+    except OSError as error:
         raise ProbeError(f"cannot read {file}: {error}") from error
     if not isinstance(data, dict):
         raise ProbeError(f"{file} must hold a JSON object")

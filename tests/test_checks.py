@@ -10,7 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from probes.artifact import load_artifact
 from probes.base import ProbeError
-from probes.fingerprint import fingerprint
+from probes.card import Pass, Recipe
+from probes.fingerprint import fingerprint, fingerprint_of
+from probes.source import model_file
+from tests.support.hub import running
 from tests.support.probes import NANO_POOL, artifact
 
 
@@ -50,7 +53,7 @@ def spoil_weights(model: Path) -> None:
 SPOILT = {
     "chat-template": (spoil_template, r"chat template of .* restore the template"),
     "tokenizer": (spoil_tokenizer, r"first difference at token \d+\): restore tokenizer.json"),
-    "probe-model": (spoil_weights, r"weights in .* are not those .* train the probe anew"),
+    "probe-model": (spoil_weights, r"configuration or weights in .* are not those .* train the probe anew"),
 }
 
 
@@ -111,6 +114,69 @@ def test_a_fingerprint_holds_across_shards_and_changes_with_any_tensor(model: Pa
         (model / "b.safetensors").unlink(missing_ok=True)
         save_file(changed, model / "a.safetensors")
         assert fingerprint(model) != whole, name
+
+
+def test_a_fingerprint_holds_for_the_configuration_too(model: Path) -> None:
+    whole = fingerprint(model)
+    before = json.loads((model / "config.json").read_text())
+    for key, value, matters in (
+        ("rms_norm_eps", 1.0, True),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e6}, True),
+        ("rope_parameters", before["rope_parameters"] | {"dtype": "float16"}, False),
+        ("sliding_window", 4, True),
+        ("_name_or_path", "elsewhere", False),
+        ("transformers_version", "9", False),
+        ("torch_dtype", "float32", False),
+        ("architectures", [], False),
+    ):
+        (model / "config.json").write_text(json.dumps(before | {key: value}, indent=3))
+        assert (fingerprint(model) != whole) == matters, key
+    (model / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ProbeError, match=r"config.json is not valid JSON"):
+        fingerprint(model)
+
+
+def test_weights_in_their_makers_own_form_are_not_read(model: Path) -> None:
+    whole = fingerprint(model)
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors, model / "consolidated.safetensors")
+    assert fingerprint(model) == whole
+    (model / "model.safetensors").rename(model / "one.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "one.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert fingerprint(model) == whole
+    (model / "one.safetensors").unlink()
+    with pytest.raises(ProbeError, match=r"one.safetensors is not a whole safetensors file"):
+        fingerprint(model)
+
+
+def test_a_model_from_the_hub_has_the_fingerprint_of_its_copies(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running() as hub:
+        hub.use(monkeypatch, tmp_path / "home")
+        files = {file.name: file.read_bytes() for file in model.iterdir()}
+        commit = hub.repository("owner/nano").commit(files)
+        pass_ = Pass(probe_model="owner/nano", revision=commit, recipe=Recipe(chat_template_sha256=None))
+        assert fingerprint_of(pass_) is None, "only the configuration is in the cache"
+        model_file(pass_, "model.safetensors")
+        assert fingerprint_of(pass_) == fingerprint(model)
+
+
+def test_a_folder_in_the_place_of_a_model_without_fingerprint_is_a_warning(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = probe_of(model, tmp_path / "probe", probe_model_fingerprint=None)
+    config = json.loads((folder / "config.json").read_text())
+    config["pass"] |= {"probe_model": "owner/nano-small", "revision": "0" * 40}
+    (folder / "config.json").write_text(json.dumps(config))
+    caplog.clear()
+    assert load_artifact(folder, probe_models={"owner/nano-small": str(model)}).mismatches == ()
+    assert f"no fingerprint of owner/nano-small: that {model} is it cannot be verified" in caplog.text
+    known = probe_of(model, tmp_path / "known")
+    caplog.clear()
+    load_artifact(known)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from probes.base import ProbeError
 from probes.hub import Reference, fetch, parse
 from probes.hub_errors import HubAwayError
 from probes.reference import load_probe
+from tests.support import hub_http
 from tests.support.hub import TOKEN, Fault, Hub, cut, not_the_hub, reset, running, stall, status, wrong_size
 from tests.support.probes import artifact
 
@@ -326,6 +327,50 @@ def test_files_over_the_limits_are_refused_before_they_are_fetched(
         fetch(REFERENCE)
     assert not loopback.asked("/resolve/")
     assert not loopback.asked("/large/")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_listing_that_tells_too_small_a_size(loopback: Hub, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    from huggingface_hub import snapshot_download
+
+    repository = loopback.repositories["model", REPO]
+    repository.commit({"large/config.json": b" " * (hub.FILE_LIMITS["config.json"] + 1)})
+    if cached:
+        snapshot_download(REPO)
+    loopback.requests.clear()
+    tree_entry = hub_http.tree_entry
+    monkeypatch.setattr(hub_http, "tree_entry", lambda path, content: tree_entry(path, content) | {"size": 100})
+    with pytest.raises(
+        ProbeError, match=r"large/config.json of ann/probes has 4,194,305 bytes, more than the 4,194,304"
+    ):
+        fetch(REFERENCE)
+    assert not loopback.asked("GET .*/resolve/")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b'{"files": 5}',
+        b'{"files": {"config.json": 1}}',
+        b'{"files": [["config.json"], 5]}',
+        b'{"files": ["' + b"x" * 5000 + b'"]}',
+        b'{"files": ["../../x"]}',
+        b"[]",
+        b"[" * 10**5,
+        b'"\xff"',
+    ],
+    ids=lambda config: config[:30].decode("latin-1"),
+)
+def test_a_bad_card_in_the_cache_does_not_outlast_its_mending(loopback: Hub, config: bytes) -> None:
+    repository = loopback.repositories["model", REPO]
+    good = repository.files["large/config.json"]
+    repository.commit({"large/config.json": config})
+    fetch(REFERENCE)
+    for _ in range(2):
+        with pytest.raises(ProbeError, match=r"config.json"):
+            load_probe(REFERENCE, verify=False)
+    mended = repository.commit({"large/config.json": good})
+    assert load_probe(REFERENCE, verify=False).revision == mended
 
 
 def test_a_cache_that_cannot_be_written(loopback: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -216,6 +216,25 @@ def test_what_others_wrote_stays(loopback: Hub, large: Path, capsys: pytest.Capt
     assert again.startswith(readme.partition("<!--")[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("README.md", b"\xff\xfe Ours", "README.md of ann/probes is no UTF-8 text"),
+        ("manifest.json", b"[" * 10**5, "manifest.json of ann/probes is not valid JSON: maximum recursion"),
+        ("manifest.json", b'"\xff"', "manifest.json of ann/probes is not valid JSON: 'utf-8' codec"),
+        ("large/config.json", b"[" * 10**5, "another probe stands at hf://ann/probes/large"),
+    ],
+)
+def test_what_cannot_be_read_is_named_and_stays(
+    loopback: Hub, large: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, message: str
+) -> None:
+    repository = loopback.repository(REPO)
+    repository.commit({name: content})
+    assert main(["probes", "push", str(large), REPO]) == 2
+    assert message in capsys.readouterr().err
+    assert repository.files[name] == content
+
+
 def test_a_push_that_somebody_was_quicker_than_keeps_both(
     loopback: Hub, large: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

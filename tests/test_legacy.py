@@ -274,6 +274,14 @@ FLAWS: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
     "d_model": ({"d_model": 95}, lambda folder: None, r"shape \(96,\), d_model = 95"),
     "no name": ({"model_name": ""}, lambda folder: None, "model_name is empty"),
     "task": ({"task_type": "regression"}, lambda folder: None, "'regression', which the model .* is not made for"),
+    **{
+        f"temperature {str(value)[:9]}": (
+            {"calibration_temperature": value},
+            lambda folder: None,
+            "calibration_temperature is .{1,80}, which is no finite number above 0",
+        )
+        for value in ("abc", [1], {"a": 1}, 10**400, 1e-320, -1, True)
+    },
     "no length": ({"max_len": None}, lambda folder: None, "lack max_len"),
     "two inputs": (
         {},

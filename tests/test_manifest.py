@@ -61,10 +61,21 @@ def test_filters(loopback: Hub, capsys: pytest.CaptureFixture[str]) -> None:
 def test_lists_folders_where_there_is_no_manifest(loopback: Hub) -> None:
     config = {"model_name": "m", "dataset": "d", "probe_type": "p", "label_type": "l", "k": 5}
     loopback.repository("ann/plain").commit(
-        {"one/config.json": json.dumps(config).encode(), "deep/two/config.json": b"not JSON", "three/readme": b""}
+        {"one/config.json": json.dumps(config).encode(), "deep/two/config.json": b"[" * 10**5, "three/readme": b""}
     )
     found = list_probes("ann/plain")
     assert [(entry.name, entry.model) for entry in found.entries] == [("deep/two", ""), ("one", "m")]
+
+
+@pytest.mark.parametrize("content", [b"[" * 10**5, b'"\xff"'])
+@pytest.mark.parametrize("name", ["manifest.json", "large/config.json"])
+def test_a_folder_with_damaged_json(
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / name).write_bytes(content)
+    assert main(["probes", "list", str(tmp_path)]) == 2
+    assert f"{name} is not valid JSON" in capsys.readouterr().err
 
 
 def test_a_revision(loopback: Hub) -> None:
@@ -89,6 +100,8 @@ def test_the_cache_stands_in(loopback: Hub) -> None:
     [
         (b"[1, 2]", "is no manifest of probes"),
         (b"{", "is not valid JSON"),
+        (b'{"probes":' + b"[" * 10**5, "manifest.json of ann/probes is not valid JSON: maximum recursion"),
+        (b'{"probes": "\xff"}', "manifest.json of ann/probes is not valid JSON: 'utf-8' codec"),
         (b'{"probes": [{"model": "m"}]}', "manifest.json of ann/probes: name: Field required"),
         (b'{"probes": {}}', "is no manifest of probes"),
     ],
@@ -101,7 +114,7 @@ def test_a_damaged_manifest(loopback: Hub, content: bytes, message: str) -> None
 
 def test_a_manifest_that_is_too_large_is_not_fetched(loopback: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("probes.manifest.MANIFEST_LIMIT", 100)
-    with pytest.raises(ProbeError, match="more than the 100 allowed: not fetched"):
+    with pytest.raises(ProbeError, match="more than the 100 allowed: not taken"):
         list_probes(REPO)
     assert not loopback.asked("/resolve/")
 
