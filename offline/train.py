@@ -32,7 +32,8 @@ EXAMPLES = """examples:
 
 Fits on the split train, chooses layer and position on validation, calibrates there on what chose nothing, and reports
 on test. Writes one folder per arm, for the arm's `probe:` in CONFIG to name; other arms' folders stay as they are.
-Activations are kept, so that another arm or another kind of probe takes seconds.
+Activations are kept, so that another arm, or another kind of probe that reads the same ones (as linear_eoi and mlp do),
+needs no new pass. Kinds that read all of a prompt's tokens keep them at every layer: --layers says at which instead.
 """
 RANGE = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
 
