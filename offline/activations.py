@@ -69,7 +69,7 @@ def harvest(
         names = iter(["sites", *(f"layer-{layer}" for layer in reading.sequence_layers)])
 
         def allocate(shape: tuple[int, ...], dtype: type[np.float32]) -> NDArray[Any]:
-            file = str(new / f"{next(names)}.npy")
+            file = new / f"{next(names)}.npy"
             try:
                 found: NDArray[Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
                     file, mode="w+", dtype=dtype, shape=shape
@@ -93,9 +93,9 @@ def _size(prompts: Sequence[Sequence[int]], reading: Reading, d_model: int) -> i
     return vectors * d_model * np.dtype(np.float32).itemsize
 
 
-def _reserve(file: str) -> None:
+def _reserve(file: Path) -> None:
     """Have the whole file on disk: where a hole of a memory map finds no space, the process is killed."""
-    with open(file, "r+b") as opened:
+    with file.open("r+b") as opened:
         os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
 
 

@@ -43,7 +43,7 @@ def make_card(
         kind=kind,
         pass_=_relative(renderer.pass_, folder) if renderer is not None and reads_tokens else None,
         site=site,
-        d_model=_d_model(fitted),
+        d_model=fitted.d_model,
         parameters=probe.parameters(),
         probe_model_fingerprint=_fingerprint(renderer) if site is not None else None,
         canary_prompt=CANARY_PROMPT if reads_tokens else None,
@@ -83,11 +83,6 @@ def make_card(
         files=[CONFIG, WEIGHTS, *probe.files()],
         exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _d_model(fitted: Fitted) -> int | None:
-    mean = fitted.beside.get("statistics.mean")
-    return None if mean is None else len(mean)
 
 
 def _fingerprint(renderer: Renderer | None) -> str | None:

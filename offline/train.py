@@ -18,6 +18,7 @@ from offline.training_set import SPLITS, TrainingSet, read_training_set
 from probes.base import KINDS, Probe, ProbeError
 from probes.base import load as load_kind
 from probes.card import Estimate, Label
+from probes.statistics import LEAST_HELD_OUT
 from server.config import ConfigError, Settings, load
 
 if TYPE_CHECKING:  # torch and transformers come with these
@@ -35,7 +36,8 @@ on test. Writes one folder per arm, for the arm's `probe:` in CONFIG to name; ot
 Activations are kept, so that another arm, or another kind of probe that reads the same ones (as linear_eoi and mlp do),
 needs no new pass. Kinds that read all of a prompt's tokens keep them at every layer: --layers says at which instead.
 """
-RANGE = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
+RANGE = re.compile(r"(-?\d{1,6})(?:\.\.(-?\d{1,6}))?")
+"""No model has so many layers, and no prompt so many tokens, that more digits would be none of a slip."""
 
 
 def main(argv: list[str]) -> int:
@@ -146,6 +148,12 @@ def _train(args: Namespace, settings: Settings, data: TrainingSet) -> "list[Fitt
             device=args.device,
             cache=args.cache or default_cache(),
             on_batch=advance,
+        )
+    if material.statistics_site is not None and data.rows("validation").sum() < LEAST_HELD_OUT:
+        print(
+            f"pika train: no activation statistics, which need {LEAST_HELD_OUT} validation problems: prompts unlike "
+            "the training ones will not be noticed",
+            file=sys.stderr,
         )
     with _bar(f"fitting {args.kind.kind}", 1) as advance:
         fits = fit_arms(data, material.candidates, args.kind, args.label, args.seed, advance)

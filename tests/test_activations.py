@@ -61,7 +61,9 @@ def test_a_full_disk_is_named_before_the_model_reads(
     monkeypatch.setattr(ProbeModel, "_forward", lambda *_: pytest.fail("a prompt was read"))
     # 4 bytes a number, 96 numbers a vector; a vector per prompt or per token, and layer.
     size = "0.000691 GB" if reading is SITES else "0.00207 GB"
-    with pytest.raises(OSError, match=rf"need {size} in {tmp_path}, .* --cache, or fewer layers with --layers") as found:
+    with pytest.raises(
+        OSError, match=rf"need {size} in {tmp_path}, .* --cache, or fewer layers with --layers"
+    ) as found:
         harvest(new_pass(str(NANO_POOL / "nano-small")), PROMPTS, reading, "cpu", tmp_path)
     assert ("all tokens at 3 layers" in str(found.value)) == (reading is TOKENS)
     assert not list(tmp_path.iterdir())
