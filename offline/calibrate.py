@@ -43,6 +43,8 @@ Where a pool uses the probe, run `pika tune` again afterwards.
 OF = {"success_rate": "success", "majority_vote_is_correct": "majority_vote"}
 """What probabilities are of that were fitted to a label."""
 BATCH = 256
+LEAST = 30
+"""Problems to fit on: fewer say nothing of probabilities."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def main(argv: list[str]) -> int:
         data = read_labelled(args.data, args.arm or artifact.card.target.arm, args.label)
         fit_rows = data.rows(args.split)
         test_rows = data.splits.get("test")
+        _check(fit_rows, test_rows, args)
         if args.split == "train":
             print(
                 "pika probes calibrate: probes flatter themselves on the problems they were fitted on", file=sys.stderr
@@ -84,7 +87,7 @@ def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Nam
     """Fit on some problems, measure on others; where there are none, on the same by cross-fitting.
 
     Raises:
-        ProbeError: the probe cannot be run.
+        ProbeError: the probe cannot be run, or says of these problems nothing, or the opposite.
     """
     rows = [fit_rows] if test_rows is None else [fit_rows, test_rows]
     texts = [problem for part in rows for problem in part.problems]
@@ -96,6 +99,13 @@ def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Nam
         if args.method == "auto"
         else calibration.fit(args.method, raw[:n], rate)
     )
+    ends = calibration.apply(fitted, np.array([raw[:n].min(), raw[:n].max()]))
+    if ends[1] <= ends[0]:
+        how = "falls" if ends[1] < ends[0] else "stays the same"
+        raise ProbeError(
+            f"by these labels the success probability {how} as the probe's output rises: it tells nothing of this arm "
+            "on these problems; look whether --arm and --label are those that it was trained for, or train it anew"
+        )
     # A method that was forced upon raw outputs without being fitted makes nothing known of them.
     of = None if args.method == "none" else OF[args.label]
     by_length = calibration.fit_platt(lengths[:n], rate)
@@ -115,6 +125,22 @@ def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Nam
         after=on(after),
         length=on(calibration.apply(by_length, lengths[where])),
     )
+
+
+def _check(fit_rows: Rows, test_rows: Rows | None, args: Namespace) -> None:
+    """
+    Raises:
+        DataError: there are too few problems, or all have one label.
+    """
+    n = len(fit_rows.problems)
+    if n < LEAST:
+        raise DataError(f"{args.data} has {n} {args.split} problems; calibration needs at least {LEAST}")
+    for split, rows in ((args.split, fit_rows), ("test", test_rows)):
+        if rows is not None and np.ptp(rows.rate) == 0:
+            raise DataError(
+                f"the {args.label} is {rows.rate[0]:g} on every {split} problem of {args.data}, which tells nothing: "
+                "sample more or other problems"
+            )
 
 
 def _parser() -> ArgumentParser:

@@ -50,6 +50,8 @@ def read_labelled(file: Path, arm: str, label: str) -> Labelled:
         frame = frame[frame["arm"] == arm]
         if frame.empty:
             raise DataError(f"{file} has no rows of arm {arm!r}: name one of {', '.join(there)} with --arm")
+    if frame[label].dtype.kind not in "biuf":  # a column of texts, or one in which some are missing
+        raise DataError(f"{file}: {label} must be a number in every row; convert the column")
     rate = frame[label].to_numpy(dtype=np.float64)
     if not ((rate >= 0) & (rate <= 1)).all():  # NaN fails both
         raise DataError(f"{file}: {label} must lie in [0, 1]; some rows do not")

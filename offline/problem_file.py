@@ -70,6 +70,12 @@ def read_problems(file: Path, split: str | None = None, arm: str | None = None) 
             raise DataError(f"{file}: {id_column} of row {row + 1} is {row_id!r}: give each problem a text or number")
         if not isinstance(text, str) or not text:
             raise DataError(f"{file}: {id_column} {row_id!r} has no text in {text_column or 'formatted_prompt'}")
+        formatted = columns["formatted_prompt"][row] if "formatted_prompt" in columns else ""
+        if not isinstance(formatted, str):
+            raise DataError(f"{file}: {id_column} {row_id!r} has no text in formatted_prompt: give all one, or none")
+        split_name = columns["split"][row] if "split" in columns else None
+        if not all(map(_is_unicode, (row_id, text, formatted, split_name))):
+            raise DataError(f"{file}: {id_column} {row_id!r} holds a lone surrogate, half of a character: mend it")
         key = (columns["split"][row] if "split" in columns else None, row_id)
         if key not in seen:
             once.append(row)
@@ -102,6 +108,15 @@ def write_columns(file: Path, columns: Mapping[str, list[Any]]) -> None:
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _is_unicode(value: object) -> bool:
+    """Whether it can be written as UTF-8, which the halves of surrogate pairs, as JSON's escapes may name, cannot."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rows(columns: Columns, file: Path, split: str | None, arm: str | None) -> list[int]:
