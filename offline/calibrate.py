@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,14 +18,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from offline.evaluate import DataError
+from offline.evaluate import DataError, split_name
 from offline.labelled import Labelled, Rows, read_labelled
-from offline.metrics import measure
+from offline.metrics import measure, with_interval
 from probes import calibration
 from probes.artifact import WEIGHTS, Artifact, save_artifact
 from probes.base import FloatArray, ProbeError
 from probes.calibration import Method
-from probes.card import Calibration, Estimate, Metrics, Pass
+from probes.card import Calibration, Metrics, Pass
+from probes.checks import CHECKS
 from probes.engine.local import LocalEngine
 from probes.hub_errors import HubAwayError
 from probes.reference import load_probe
@@ -153,7 +153,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("probe", metavar="PROBE", help="a folder, or hf://owner/repo/folder[@revision]")
     parser.add_argument("--data", type=Path, required=True, help="parquet of problems and how they were answered")
     parser.add_argument(
-        "--split", type=_split, default="validation", help="its problems to fit on (default: %(default)s)"
+        "--split", type=split_name, default="validation", help="its problems to fit on (default: %(default)s)"
     )
     parser.add_argument(
         "--label",
@@ -169,24 +169,19 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--arm", help="whose rows count (default: the arm that the probe was trained for)")
     parser.add_argument("--probe-model", metavar="FOLDER|ID", help="where the probe's model is, if not where it says")
+    parser.add_argument(
+        "--allow-mismatch", action="append", default=[], choices=CHECKS, help="a check that may fail; repeatable"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where it goes (default: in place)")
     parser.add_argument("--device", default="auto", help="cpu, cuda:N or auto (default)")
     parser.add_argument("--seed", type=int, default=0, help="of the folds and the intervals' bootstrap")
     return parser
 
 
-def _split(text: str) -> str:
-    return {"val": "validation"}.get(text, text)
-
-
 def _load(args: Namespace) -> Artifact:
     if args.split == "test":
         raise DataError("the test split is for the final figures: calibrate on validation")
-    instead: Mapping[str, str] = {}
-    if args.probe_model is not None:
-        pass_ = load_probe(args.probe, verify=False).card.pass_
-        instead = {} if pass_ is None else {pass_.probe_model: args.probe_model}
-    return load_probe(args.probe, probe_models=instead)
+    return load_probe(args.probe, allow=args.allow_mismatch, probe_model=args.probe_model)
 
 
 def _out(args: Namespace, artifact: Artifact) -> Path:
@@ -258,7 +253,7 @@ def _report(out: Path, artifact: Artifact, revised: Revised) -> None:
     table.add_row("method", *(one.method for one in cards))
     table.add_row("P of", *((one.of or "unknown").replace("_", " ") for one in cards))
     for name, label in (("ece", "ECE"), ("brier", "Brier"), ("auroc", "AUROC")):
-        table.add_row(label, *(_with_interval(getattr(metrics, name)) for metrics in (revised.before, after)))
+        table.add_row(label, *(with_interval(getattr(metrics, name)) for metrics in (revised.before, after)))
     Console().print(table)
     summary = {
         "folder": str(out),
@@ -275,7 +270,3 @@ def _report(out: Path, artifact: Artifact, revised: Revised) -> None:
 def _values(metrics: Metrics) -> dict[str, float]:
     names = ("ece", "brier", "auroc", "spearman")
     return {name: getattr(metrics, name).value for name in names}
-
-
-def _with_interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from offline.evaluate import DataError, read_rollouts
+from offline.evaluate import DataError, read_rollouts, split_name
 from probes.base import FloatArray
 
 TEXT = ("problem", "question")
-SPLIT_NAMES = {"val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def read_labelled(file: Path, arm: str, label: str) -> Labelled:
 
 
 def _by_split(frame: Any, text: str, rate: FloatArray) -> dict[str, Rows]:
-    split = frame["split"].replace(SPLIT_NAMES).to_numpy()
+    split = frame["split"].map(split_name).to_numpy()
     problems = frame[text].astype(str).to_numpy()
     return {str(name): Rows(problems[split == name].tolist(), rate[split == name]) for name in dict.fromkeys(split)}
 

@@ -4,18 +4,16 @@ import csv
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from offline.evaluate import DataError
+from offline.evaluate import DataError, split_name
 
 IDS = ("problem_id", "idx")
 TEXTS = ("problem", "question")
 READ = (*IDS, *TEXTS, "formatted_prompt", "split", "arm")
-SAME_SPLIT = {"val": "validation", "validation": "val"}
 
 Columns = dict[str, list[Any]]
 
@@ -125,11 +123,9 @@ def _rows(columns: Columns, file: Path, split: str | None, arm: str | None) -> l
         splits = columns.get("split")
         if splits is None:
             raise DataError(f"{file} has no column split: leave --split out")
-        there = Counter(splits)
-        name = split if split in there else SAME_SPLIT.get(split, split)
-        if name not in there:
-            raise DataError(f"{file} has no split {split!r}; it has {', '.join(sorted(map(str, there)))}")
-        rows = [row for row in rows if splits[row] == name]
+        rows = [row for row in rows if split_name(str(splits[row])) == split_name(split)]
+        if not rows:
+            raise DataError(f"{file} has no split {split!r}; it has {', '.join(sorted(set(map(str, splits))))}")
     if arm is not None and arm in columns.get("arm", ()):
         rows = [row for row in rows if columns["arm"][row] == arm]
     if not rows:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from offline.conformal import SAYS, Guarantee, guarantee, reach
-from offline.evaluate import DataError, Outcomes, read_outcomes
+from offline.evaluate import DataError, Outcomes, read_outcomes, split_name
 from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, Validation, tune
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 def _split(text: str) -> str:
     if text == "test":
         raise argparse.ArgumentTypeError("the test split is for the final figures: choose on validation")
-    return text
+    return split_name(text)
 
 
 def _level(text: str) -> float:

@@ -195,3 +195,11 @@ def test_raw_outputs_taken_as_they_are_make_nothing_known(
 ) -> None:
     assert run(capsys, probe, "--data", rollouts, "--method", "none")[1]["of"] is None
     assert arm(probe).uncalibrated
+
+
+def test_a_mismatch_must_be_allowed_by_name(probe: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = json.loads((probe / "config.json").read_text())
+    (probe / "config.json").write_text(json.dumps(card | {"canary_token_ids": [1, 2, 3]}))
+    code, _, err = run(capsys, probe, "--data", rollouts)
+    assert (code, "--allow-mismatch tokenizer" in err) == (2, True)
+    assert run(capsys, probe, "--data", rollouts, "--allow-mismatch", "tokenizer")[0] == 0
