@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,6 +22,9 @@ from probes.fingerprint import fingerprint
 
 FORM = 1
 """Of the cache; another one is not read."""
+GB = 10**9
+WORTH_SAYING = GB
+"""Bytes from which on the user is told what the cache takes."""
 
 
 def default_cache() -> Path:
@@ -43,6 +48,7 @@ def harvest(
 
     Raises:
         ProbeError: the probe model cannot be loaded, or has no such layer.
+        OSError: the cache's disk lacks the space; found out before the model reads a prompt.
     """
     if cache is None:
         return ProbeModel(pass_, reading, device).read(prompts, on_batch)
@@ -52,16 +58,25 @@ def harvest(
         return _load(folder, prompts, reading)
     model = ProbeModel(pass_, reading, device)
     cache.mkdir(parents=True, exist_ok=True)
+    needed = _size(prompts, reading, model.d_model)
+    if needed > shutil.disk_usage(cache).free:
+        raise _no_space(cache, needed, reading)
+    if needed >= WORTH_SAYING:
+        print(f"activations: {needed / GB:.1f} GB, kept in {cache}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix=".", dir=cache) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
         names = iter(["sites", *(f"layer-{layer}" for layer in reading.sequence_layers)])
 
         def allocate(shape: tuple[int, ...], dtype: type[np.float32]) -> NDArray[Any]:
-            file = str(new / f"{next(names)}.npy")
-            found: NDArray[Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-                file, mode="w+", dtype=dtype, shape=shape
-            )
+            file = new / f"{next(names)}.npy"
+            try:
+                found: NDArray[Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                    file, mode="w+", dtype=dtype, shape=shape
+                )
+                _reserve(file)
+            except OSError as error:
+                raise _no_space(cache, needed, reading) from error
             return found
 
         inputs = model.read(prompts, on_batch, allocate)
@@ -70,6 +85,27 @@ def harvest(
         with suppress(OSError):  # somebody else was quicker
             new.rename(folder)
     return _load(folder, prompts, reading)
+
+
+def _size(prompts: Sequence[Sequence[int]], reading: Reading, d_model: int) -> int:
+    """Bytes of all activations."""
+    vectors = len(prompts) * len(reading.sites) + sum(map(len, prompts)) * len(reading.sequence_layers)
+    return vectors * d_model * np.dtype(np.float32).itemsize
+
+
+def _reserve(file: Path) -> None:
+    """Have the whole file on disk: where a hole of a memory map finds no space, the process is killed."""
+    with file.open("r+b") as opened:
+        os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
+
+
+def _no_space(cache: Path, needed: int, reading: Reading) -> OSError:
+    tokens = f", all tokens at {len(reading.sequence_layers)} layers," if reading.sequence_layers else ""
+    free = shutil.disk_usage(cache).free
+    return OSError(
+        f"the activations{tokens} need {needed / GB:.3g} GB in {cache}, where {free / GB:.3g} GB are free: "
+        "name a larger disk with --cache, or fewer layers with --layers"
+    )
 
 
 def _load(folder: Path, prompts: Sequence[Sequence[int]], reading: Reading) -> Inputs:
@@ -92,7 +128,9 @@ def _key(pass_: Pass, prompts: Sequence[Sequence[int]], reading: Reading) -> str
     folder = Path(pass_.probe_model)
     weights = fingerprint(folder) if folder.is_dir() else None
     sites = [site.model_dump() for site in reading.sites]
-    facts = [FORM, pass_.model_dump(mode="json"), weights, {**asdict(replace(reading, sites=())), "sites": sites}]
+    # A folder is known by what it holds, so that it may be moved.
+    named = pass_.model_dump(mode="json", exclude=None if weights is None else {"probe_model"})
+    facts = [FORM, named, weights, {**asdict(replace(reading, sites=())), "sites": sites}]
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for prompt in prompts:
         total.update(np.array([len(prompt), *prompt], dtype="<i4").tobytes())

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,14 +18,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from offline.evaluate import DataError
+from offline.evaluate import DataError, split_name
 from offline.labelled import Labelled, Rows, read_labelled
-from offline.metrics import measure
+from offline.metrics import measure, with_interval
 from probes import calibration
 from probes.artifact import WEIGHTS, Artifact, save_artifact
 from probes.base import FloatArray, ProbeError
 from probes.calibration import Method
-from probes.card import Calibration, Estimate, Metrics, Pass
+from probes.card import Calibration, Metrics, Pass
+from probes.checks import CHECKS
 from probes.engine.local import LocalEngine
 from probes.hub_errors import HubAwayError
 from probes.reference import load_probe
@@ -43,6 +43,8 @@ Where a pool uses the probe, run `pika tune` again afterwards.
 OF = {"success_rate": "success", "majority_vote_is_correct": "majority_vote"}
 """What probabilities are of that were fitted to a label."""
 BATCH = 256
+LEAST = 30
+"""Problems to fit on: fewer say nothing of probabilities."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def main(argv: list[str]) -> int:
         data = read_labelled(args.data, args.arm or artifact.card.target.arm, args.label)
         fit_rows = data.rows(args.split)
         test_rows = data.splits.get("test")
+        _check(fit_rows, test_rows, args)
         if args.split == "train":
             print(
                 "pika probes calibrate: probes flatter themselves on the problems they were fitted on", file=sys.stderr
@@ -84,7 +87,7 @@ def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Nam
     """Fit on some problems, measure on others; where there are none, on the same by cross-fitting.
 
     Raises:
-        ProbeError: the probe cannot be run.
+        ProbeError: the probe cannot be run, or says of these problems nothing, or the opposite.
     """
     rows = [fit_rows] if test_rows is None else [fit_rows, test_rows]
     texts = [problem for part in rows for problem in part.problems]
@@ -96,6 +99,13 @@ def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Nam
         if args.method == "auto"
         else calibration.fit(args.method, raw[:n], rate)
     )
+    ends = calibration.apply(fitted, np.array([raw[:n].min(), raw[:n].max()]))
+    if ends[1] <= ends[0]:
+        how = "falls" if ends[1] < ends[0] else "stays the same"
+        raise ProbeError(
+            f"by these labels the success probability {how} as the probe's output rises: it tells nothing of this arm "
+            "on these problems; look whether --arm and --label are those that it was trained for, or train it anew"
+        )
     # A method that was forced upon raw outputs without being fitted makes nothing known of them.
     of = None if args.method == "none" else OF[args.label]
     by_length = calibration.fit_platt(lengths[:n], rate)
@@ -117,6 +127,22 @@ def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Nam
     )
 
 
+def _check(fit_rows: Rows, test_rows: Rows | None, args: Namespace) -> None:
+    """
+    Raises:
+        DataError: there are too few problems, or all have one label.
+    """
+    n = len(fit_rows.problems)
+    if n < LEAST:
+        raise DataError(f"{args.data} has {n} {args.split} problems; calibration needs at least {LEAST}")
+    for split, rows in ((args.split, fit_rows), ("test", test_rows)):
+        if rows is not None and np.ptp(rows.rate) == 0:
+            raise DataError(
+                f"the {args.label} is {rows.rate[0]:g} on every {split} problem of {args.data}, which tells nothing: "
+                "sample more or other problems"
+            )
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="pika probes calibrate",
@@ -127,7 +153,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("probe", metavar="PROBE", help="a folder, or hf://owner/repo/folder[@revision]")
     parser.add_argument("--data", type=Path, required=True, help="parquet of problems and how they were answered")
     parser.add_argument(
-        "--split", type=_split, default="validation", help="its problems to fit on (default: %(default)s)"
+        "--split", type=split_name, default="validation", help="its problems to fit on (default: %(default)s)"
     )
     parser.add_argument(
         "--label",
@@ -143,24 +169,19 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--arm", help="whose rows count (default: the arm that the probe was trained for)")
     parser.add_argument("--probe-model", metavar="FOLDER|ID", help="where the probe's model is, if not where it says")
+    parser.add_argument(
+        "--allow-mismatch", action="append", default=[], choices=CHECKS, help="a check that may fail; repeatable"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where it goes (default: in place)")
     parser.add_argument("--device", default="auto", help="cpu, cuda:N or auto (default)")
     parser.add_argument("--seed", type=int, default=0, help="of the folds and the intervals' bootstrap")
     return parser
 
 
-def _split(text: str) -> str:
-    return {"val": "validation"}.get(text, text)
-
-
 def _load(args: Namespace) -> Artifact:
     if args.split == "test":
         raise DataError("the test split is for the final figures: calibrate on validation")
-    instead: Mapping[str, str] = {}
-    if args.probe_model is not None:
-        pass_ = load_probe(args.probe, verify=False).card.pass_
-        instead = {} if pass_ is None else {pass_.probe_model: args.probe_model}
-    return load_probe(args.probe, probe_models=instead)
+    return load_probe(args.probe, allow=args.allow_mismatch, probe_model=args.probe_model)
 
 
 def _out(args: Namespace, artifact: Artifact) -> Path:
@@ -232,7 +253,7 @@ def _report(out: Path, artifact: Artifact, revised: Revised) -> None:
     table.add_row("method", *(one.method for one in cards))
     table.add_row("P of", *((one.of or "unknown").replace("_", " ") for one in cards))
     for name, label in (("ece", "ECE"), ("brier", "Brier"), ("auroc", "AUROC")):
-        table.add_row(label, *(_with_interval(getattr(metrics, name)) for metrics in (revised.before, after)))
+        table.add_row(label, *(with_interval(getattr(metrics, name)) for metrics in (revised.before, after)))
     Console().print(table)
     summary = {
         "folder": str(out),
@@ -249,7 +270,3 @@ def _report(out: Path, artifact: Artifact, revised: Revised) -> None:
 def _values(metrics: Metrics) -> dict[str, float]:
     names = ("ece", "brier", "auroc", "spearman")
     return {name: getattr(metrics, name).value for name in names}
-
-
-def _with_interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-from offline.label_command import load_with
 from probes.artifact import Artifact, save_artifact
 from probes.base import ProbeError
 from probes.card import ProbeCard
@@ -37,7 +36,9 @@ def main(argv: list[str]) -> int:
         if options.probe_model is None:
             artifact = load_probe(options.probe, verify=False)
         else:
-            artifact = load_with(options.probe, options.probe_model, options.allow_mismatch, renderers)
+            artifact = load_probe(
+                options.probe, allow=options.allow_mismatch, probe_model=options.probe_model, renderers=renderers
+            )
         if not is_legacy(artifact.folder):
             raise ProbeError(f"{options.probe} is a probe artifact already: use it as it is")
         card = recorded(artifact, renderers[0], options.out) if renderers else artifact.card

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from offline.evaluate import DataError
+from offline.evaluate import DataError, split_name
 from offline.foreign_rollouts import our_row
 from offline.hub_push import ATTEMPTS, README_LIMIT, WRITE_TIMEOUT_S
 from offline.rollout_dataset import README, DataFile, Layout, locate, readme, sampled_arms
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 16 * 2**30
 """Of all files that one `pull` fetches."""
 BATCH_ROWS = 500
-SPLITS = {"val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def pull(
         with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
             for config, splits in layout.items():
                 for split, paths in splits.items():
-                    named = SPLITS.get(split, split)
+                    named = split_name(split)
                     for path in paths:
                         for table in _tables(local[path], path, config, named, benchmark, seen):
                             writer.write_table(table.replace_schema_metadata(schema.metadata))

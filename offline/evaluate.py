@@ -39,6 +39,11 @@ class Outcomes:
     """Of the whole file."""
 
 
+def split_name(text: str) -> str:
+    """As we write it: the research project's tables say `val`."""
+    return "validation" if text == "val" else text
+
+
 def read_rollouts(file: Path, columns: Sequence[str]) -> tuple["pandas.DataFrame", str]:
     """Some columns of a parquet of rollouts, and the SHA-256 of the whole file.
 

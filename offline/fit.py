@@ -1,7 +1,7 @@
 """Fits one calibrated probe per arm, with what travels beside it, and measures it beside what text alone tells."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class Fitted:
     statistics: Statistics | None
     beside: Mapping[str, NDArray[np.float32]]
     """Their tensors."""
+    d_model: int | None
+    """What the probe model's activations have; None: none are read."""
 
 
 def task_of(label: Label) -> Task:
@@ -68,7 +70,8 @@ def fit_arms(
 
 def fit_baselines(data: TrainingSet, inputs: Inputs, seed: int = 0) -> dict[str, list[Fit]]:
     """What text alone tells of every arm's success rate, by kind of probe."""
-    return {name: fit_arms(data, inputs, load(name), "success_rate", seed) for name in BASELINES}
+    text = Inputs(inputs.texts, inputs.prompt_tokens)  # no rows of activations are copied that nobody reads
+    return {name: fit_arms(data, text, load(name), "success_rate", seed) for name in BASELINES}
 
 
 def finish(
@@ -83,6 +86,7 @@ def finish(
     """Calibrate, add the output-token head and the activation statistics, and measure on test.
 
     Calibration is towards P(one sample is correct), whatever the label, on outputs that chose nothing (`Fit.held_out`).
+    Statistics are left out where there are too few validation prompts for them.
     """
     inputs, looked_at = material.inputs, material.statistics_site
     test = data.rows("test")
@@ -90,7 +94,7 @@ def finish(
 
     def calibrated(one: Fit) -> tuple[Calibration, Metrics, FloatArray]:
         fitted = calibration.choose(one.held_out, rate[data.rows("validation")], seed)
-        raw = one.probe.raw(inputs.rows(test))
+        raw = one.probe.raw(_read_by(one.probe, inputs).rows(test))
         return fitted, measure(calibration.apply(fitted, raw), rate[test], "test", seed), raw
 
     fitted, metrics, raw = calibrated(fit)
@@ -100,7 +104,9 @@ def finish(
     beside: dict[str, NDArray[np.float32]] = {}
     if fit.probe.site is not None and looked_at is not None:
         at = inputs.activations[looked_at]
-        about, beside = statistics.fit(at[data.rows("train")], at[data.rows("validation")], looked_at)
+        validation = data.rows("validation")
+        if validation.sum() >= statistics.LEAST_HELD_OUT:
+            about, beside = statistics.fit(at[data.rows("train")], at[validation], looked_at)
         head, weight = _output_tokens(data, arm, inputs, last_token(fit.probe.site))
         beside |= weight
     return Fitted(
@@ -112,6 +118,7 @@ def finish(
         output_tokens=head,
         statistics=about,
         beside=beside,
+        d_model=None if fit.probe.site is None or looked_at is None else inputs.activations[looked_at].shape[1],
     )
 
 
@@ -123,6 +130,16 @@ def _output_tokens(
         Lengths(inputs.activations[site][rows], data.output_tokens[rows, arm]) for rows in map(data.rows, SPLITS)
     )
     return output_tokens.fit(train, validation, test, site) or (None, {})
+
+
+def _read_by(probe: Probe, inputs: Inputs) -> Inputs:
+    """The inputs without the sites and layers that this probe does not read, so that nobody copies their rows."""
+    site = probe.site
+    return replace(
+        inputs,
+        activations={one: values for one, values in inputs.activations.items() if one == site},
+        sequences={layer: values for layer, values in inputs.sequences.items() if site and site.layer == layer},
+    )
 
 
 def last_token(site: Site) -> Site:

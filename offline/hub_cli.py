@@ -67,11 +67,7 @@ def opened(reference: str, probe_model: str | None = None) -> tuple[Artifact, Fe
     """
     fetched = fetch(reference) if is_reference(reference) else None
     folder = fetched.folder if fetched is not None else reference
-    artifact = load_probe(folder, verify=False)
-    named = artifact.card.pass_
-    if probe_model is not None and named is not None:
-        artifact = load_probe(folder, verify=False, probe_models={named.probe_model: probe_model})
-    return artifact, fetched
+    return load_probe(folder, verify=False, probe_model=probe_model), fetched
 
 
 def facts(fetched: Fetched) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
     try:
         _check_out(options)
         renderers: list[Renderer] = []
-        artifact = load_with(options.probe, options.probe_model, options.allow_mismatch, renderers)
+        artifact = load_probe(
+            options.probe, allow=options.allow_mismatch, probe_model=options.probe_model, renderers=renderers
+        )
         problems = read_problems(options.data, options.split, artifact.card.target.arm)
         prompts, source = _prompts(artifact, renderers, problems)
         raw = _raw(artifact, prompts, options.device)
@@ -101,21 +103,6 @@ def _check_out(options: argparse.Namespace) -> None:
         raise DataError(f"there is no folder {options.out.parent}: make it, or choose another --out")
     if options.out.resolve() == options.data.resolve():
         raise DataError(f"--out would replace the problems in {options.data}: choose another")
-
-
-def load_with(
-    reference: str, probe_model: str | None, allow: Sequence[str] = (), renderers: "list[Renderer] | None" = None
-) -> "Artifact":
-    """A probe with another folder or Hub id for its probe model, whatever the probe calls that; None: as it says.
-
-    Raises:
-        ProbeError: see `load_probe`.
-    """
-    models = {}
-    if probe_model is not None:
-        pass_ = load_probe(reference, verify=False).card.pass_
-        models = {} if pass_ is None else {pass_.probe_model: probe_model}
-    return load_probe(reference, allow=allow, probe_models=models, renderers=renderers)
 
 
 def _prompts(artifact: "Artifact", renderers: "Sequence[Renderer]", problems: Problems) -> tuple[list[Prompt], str]:

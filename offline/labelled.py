@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from offline.evaluate import DataError, read_rollouts
+from offline.evaluate import DataError, read_rollouts, split_name
 from probes.base import FloatArray
 
 TEXT = ("problem", "question")
-SPLIT_NAMES = {"val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ def read_labelled(file: Path, arm: str, label: str) -> Labelled:
         frame = frame[frame["arm"] == arm]
         if frame.empty:
             raise DataError(f"{file} has no rows of arm {arm!r}: name one of {', '.join(there)} with --arm")
+    if frame[label].dtype.kind not in "biuf":  # a column of texts, or one in which some are missing
+        raise DataError(f"{file}: {label} must be a number in every row; convert the column")
     rate = frame[label].to_numpy(dtype=np.float64)
     if not ((rate >= 0) & (rate <= 1)).all():  # NaN fails both
         raise DataError(f"{file}: {label} must lie in [0, 1]; some rows do not")
@@ -59,7 +60,7 @@ def read_labelled(file: Path, arm: str, label: str) -> Labelled:
 
 
 def _by_split(frame: Any, text: str, rate: FloatArray) -> dict[str, Rows]:
-    split = frame["split"].replace(SPLIT_NAMES).to_numpy()
+    split = frame["split"].map(split_name).to_numpy()
     problems = frame[text].astype(str).to_numpy()
     return {str(name): Rows(problems[split == name].tolist(), rate[split == name]) for name in dict.fromkeys(split)}
 

@@ -55,6 +55,10 @@ def gather(
     Raises:
         ProbeError: the probe model is missing or cannot be loaded, or has no such layer or position.
     """
+    if kind.reads in ("text", "length"):
+        for option, asked in (("--layers", layers), ("--positions", positions)):
+            if asked is not None:
+                raise ProbeError(f"{option}: a {kind.kind} probe reads no activations; leave it out")
     if probe_model is None:
         if kind.reads != "text":
             raise ProbeError(f"--probe-model is missing: a {kind.kind} probe reads the tokens or activations of one")

@@ -38,6 +38,11 @@ def measure(p: FloatArray, success_rate: FloatArray, split: str, seed: int, resa
     )
 
 
+def with_interval(estimate: Estimate) -> str:
+    """As tables show it."""
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
 def bootstrap(
     statistics: Statistics,
     p: FloatArray,

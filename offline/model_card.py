@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable
 
+from offline.metrics import with_interval
 from offline.reliability_plot import reliability_svg
-from probes.card import Estimate, Metrics, ProbeCard
+from probes.card import Metrics, ProbeCard
 from probes.hub import is_reference
 from probes.manifest import Entry
 from probes.source import is_path, short_name
@@ -115,11 +116,7 @@ def _how_well(card: ProbeCard) -> str:
 
 def _measured(name: str, metrics: Metrics) -> str:
     values = (metrics.auroc, metrics.spearman, metrics.ece, metrics.brier)
-    return f"| {name} | {metrics.n:,} | {' | '.join(map(interval, values))} |"
-
-
-def interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+    return f"| {name} | {metrics.n:,} | {' | '.join(map(with_interval, values))} |"
 
 
 def _use(card: ProbeCard, reference: str) -> str:

@@ -44,7 +44,7 @@ def make_card(
         kind=kind,
         pass_=_relative(renderer.pass_, folder) if renderer is not None and reads_tokens else None,
         site=site,
-        d_model=_d_model(fitted),
+        d_model=fitted.d_model,
         parameters=probe.parameters(),
         probe_model_fingerprint=fingerprint_of(renderer.pass_) if renderer is not None and site is not None else None,
         canary_prompt=CANARY_PROMPT if reads_tokens else None,
@@ -89,11 +89,6 @@ def make_card(
 def _defined(score: float) -> float | None:
     """None where a rank measure of constants is not a number."""
     return score if math.isfinite(score) else None
-
-
-def _d_model(fitted: Fitted) -> int | None:
-    mean = fitted.beside.get("statistics.mean")
-    return None if mean is None else len(mean)
 
 
 def _relative(pass_: Pass, folder: Path) -> Pass:

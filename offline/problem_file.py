@@ -4,18 +4,16 @@ import csv
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from offline.evaluate import DataError
+from offline.evaluate import DataError, split_name
 
 IDS = ("problem_id", "idx")
 TEXTS = ("problem", "question")
 READ = (*IDS, *TEXTS, "formatted_prompt", "split", "arm")
-SAME_SPLIT = {"val": "validation", "validation": "val"}
 
 Columns = dict[str, list[Any]]
 
@@ -70,6 +68,12 @@ def read_problems(file: Path, split: str | None = None, arm: str | None = None) 
             raise DataError(f"{file}: {id_column} of row {row + 1} is {row_id!r}: give each problem a text or number")
         if not isinstance(text, str) or not text:
             raise DataError(f"{file}: {id_column} {row_id!r} has no text in {text_column or 'formatted_prompt'}")
+        formatted = columns["formatted_prompt"][row] if "formatted_prompt" in columns else ""
+        if not isinstance(formatted, str):
+            raise DataError(f"{file}: {id_column} {row_id!r} has no text in formatted_prompt: give all one, or none")
+        split_name = columns["split"][row] if "split" in columns else None
+        if not all(map(_is_unicode, (row_id, text, formatted, split_name))):
+            raise DataError(f"{file}: {id_column} {row_id!r} holds a lone surrogate, half of a character: mend it")
         key = (columns["split"][row] if "split" in columns else None, row_id)
         if key not in seen:
             once.append(row)
@@ -104,17 +108,24 @@ def write_columns(file: Path, columns: Mapping[str, list[Any]]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _is_unicode(value: object) -> bool:
+    """Whether it can be written as UTF-8, which the halves of surrogate pairs, as JSON's escapes may name, cannot."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _rows(columns: Columns, file: Path, split: str | None, arm: str | None) -> list[int]:
     rows = list(range(len(next(iter(columns.values()), []))))
     if split is not None:
         splits = columns.get("split")
         if splits is None:
             raise DataError(f"{file} has no column split: leave --split out")
-        there = Counter(splits)
-        name = split if split in there else SAME_SPLIT.get(split, split)
-        if name not in there:
-            raise DataError(f"{file} has no split {split!r}; it has {', '.join(sorted(map(str, there)))}")
-        rows = [row for row in rows if splits[row] == name]
+        rows = [row for row in rows if split_name(str(splits[row])) == split_name(split)]
+        if not rows:
+            raise DataError(f"{file} has no split {split!r}; it has {', '.join(sorted(set(map(str, splits))))}")
     if arm is not None and arm in columns.get("arm", ()):
         rows = [row for row in rows if columns["arm"][row] == arm]
     if not rows:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -15,15 +15,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from offline.evaluate import DataError
+from offline.metrics import with_interval
 from offline.training_set import SPLITS, TrainingSet, read_training_set
 from probes.base import KINDS, Probe, ProbeError
 from probes.base import load as load_kind
-from probes.card import Estimate, Label
+from probes.card import Label, ProbeCard
 from probes.json_text import problems
+from probes.statistics import LEAST_HELD_OUT
 from server.config import ConfigError, Settings, load
-
-if TYPE_CHECKING:  # torch and transformers come with these
-    from offline.fit import Fitted
 
 EXAMPLES = """examples:
   pika train pool.yaml --data rollouts.parquet --probe-model Qwen/Qwen2.5-1.5B-Instruct --out probes
@@ -34,9 +33,11 @@ EXAMPLES = """examples:
 
 Fits on the split train, chooses layer and position on validation, calibrates there on what chose nothing, and reports
 on test. Writes one folder per arm, for the arm's `probe:` in CONFIG to name; other arms' folders stay as they are.
-Activations are kept, so that another arm or another kind of probe takes seconds.
+Activations are kept, so that another arm, or another kind of probe that reads the same ones (as linear_eoi and mlp do),
+needs no new pass. Kinds that read all of a prompt's tokens keep them at every layer: --layers says at which instead.
 """
-RANGE = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
+RANGE = re.compile(r"(-?\d{1,6})(?:\.\.(-?\d{1,6}))?")
+"""No model has so many layers, and no prompt so many tokens, that more digits would be none of a slip."""
 
 
 def main(argv: list[str]) -> int:
@@ -48,14 +49,14 @@ def main(argv: list[str]) -> int:
             if arm not in settings.arms:
                 raise ConfigError(f"{args.config} has no arm {arm!r}; it has {', '.join(settings.arms)}")
         data = read_training_set(args.data, arms)
-        fitted = _train(args, settings, data)
+        cards = _train(args, settings, data)
     except (ConfigError, DataError, ProbeError) as error:
         print(f"pika train: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"pika train: {error}", file=sys.stderr)
         return 1
-    _report(dict(zip(arms, fitted, strict=True)), args.out)
+    _report(dict(zip(arms, cards, strict=True)), args.out)
     return 0
 
 
@@ -126,7 +127,7 @@ def _numbers(text: str) -> list[int] | None:
     return sorted(numbers)
 
 
-def _train(args: Namespace, settings: Settings, data: TrainingSet) -> "list[Fitted]":
+def _train(args: Namespace, settings: Settings, data: TrainingSet) -> list[ProbeCard]:
     """The whole story: prompts -> activations -> probes -> artifacts."""
     from offline.activations import default_cache
     from offline.fit import finish, fit_arms, fit_baselines
@@ -148,6 +149,12 @@ def _train(args: Namespace, settings: Settings, data: TrainingSet) -> "list[Fitt
             cache=args.cache or default_cache(),
             on_batch=advance,
         )
+    if material.statistics_site is not None and data.rows("validation").sum() < LEAST_HELD_OUT:
+        print(
+            f"pika train: no activation statistics, which need {LEAST_HELD_OUT} validation problems: prompts unlike "
+            "the training ones will not be noticed",
+            file=sys.stderr,
+        )
     with _bar(f"fitting {args.kind.kind}", 1) as advance:
         fits = fit_arms(data, material.candidates, args.kind, args.label, args.seed, advance)
     fitted = []
@@ -163,14 +170,15 @@ def _train(args: Namespace, settings: Settings, data: TrainingSet) -> "list[Fitt
         "rollouts_sha256": data.sha256,
         "seed": args.seed,
     }
+    cards = []
     for arm, one in zip(data.arms, fitted, strict=True):
         folder, request = args.out / arm.name, settings.arms[arm.name].request
         try:
-            card = make_card(data, arm, request, one, args.label, material.renderer, training, folder)
+            cards.append(make_card(data, arm, request, one, args.label, material.renderer, training, folder))
         except ValidationError as error:
             raise ProbeError(f"the probe of arm {arm.name} can have no card: {problems(error)}") from error
-        save_artifact(folder, card, one.fit.probe, one.beside)
-    return fitted
+        save_artifact(folder, cards[-1], one.fit.probe, one.beside)
+    return cards
 
 
 @contextmanager
@@ -181,44 +189,36 @@ def _bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
         yield lambda n: progress.advance(task, n)
 
 
-def _report(fitted: "dict[str, Fitted]", out: Path) -> None:
+def _report(cards: dict[str, ProbeCard], out: Path) -> None:
     caption = "on test problems [95% interval]; length, TF-IDF: AUROC of text alone"
     table = Table(title="Probes", caption=caption, box=None, header_style="bold")
     table.add_column("arm")
     for heading in ("layer", "pos.", "AUROC", "ECE", "length", "TF-IDF"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for arm, one in fitted.items():
-        site = one.fit.probe.site
+    for arm, card in cards.items():
+        site, metrics = card.site, card.metrics[-1]
         table.add_row(
             arm,
             *(("", "") if site is None else (str(site.layer), "all" if site.position is None else str(site.position))),
-            _with_interval(one.metrics.auroc),
-            _with_interval(one.metrics.ece),
-            *(_short(one.baselines[name].auroc.value) for name in ("length", "tfidf")),
+            with_interval(metrics.auroc),
+            with_interval(metrics.ece),
+            *(f"{card.baselines[name].auroc.value:.3f}" for name in ("length", "tfidf")),
         )
     Console().print(table)
     result = {}
-    for arm, one in fitted.items():
-        site = one.fit.probe.site
+    for arm, card in cards.items():
+        site = card.site
         result[arm] = {
             "folder": str(out / arm),
-            "kind": one.fit.probe.kind,
+            "kind": card.kind,
             "layer": None if site is None else site.layer,
             "position": None if site is None else site.position,
-            "alpha": one.fit.alpha,
-            "calibration": one.calibration.method,
-            **{name: getattr(one.metrics, name).value for name in ("auroc", "ece", "brier", "spearman")},
-            "output_tokens_log_rmse": None if one.output_tokens is None else one.output_tokens.log_rmse,
-            "beats_length": one.metrics.auroc.low > one.baselines["length"].auroc.value,
+            "alpha": card.best_alpha,
+            "calibration": card.calibration.method,
+            **{name: getattr(card.metrics[-1], name).value for name in ("auroc", "ece", "brier", "spearman")},
+            "output_tokens_log_rmse": None if card.output_tokens is None else card.output_tokens.log_rmse,
+            "beats_length": card.beats_length,
         }
         if not result[arm]["beats_length"]:
             print(f"{arm}: the probe is not surely better than the prompt's length alone", file=sys.stderr)
     print(json.dumps({"arms": result}))
-
-
-def _with_interval(estimate: Estimate) -> str:
-    return f"{_short(estimate.value)} [{_short(estimate.low)}, {_short(estimate.high)}]"
-
-
-def _short(share: float) -> str:
-    return f"{share:.3f}".removeprefix("0")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from offline.conformal import SAYS, Guarantee, guarantee, reach
-from offline.evaluate import DataError, Outcomes, read_outcomes
+from offline.evaluate import DataError, Outcomes, read_outcomes, split_name
 from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, Validation, tune
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 def _split(text: str) -> str:
     if text == "test":
         raise argparse.ArgumentTypeError("the test split is for the final figures: choose on validation")
-    return text
+    return split_name(text)
 
 
 def _level(text: str) -> float:
@@ -180,7 +180,8 @@ def _prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list
     from probes.prompt import Renderer
 
     total = 0.0
-    for pass_ in distinct_passes(artifacts):
+    # As the gateway charges it: a probe that reads no activation only counts tokens.
+    for pass_ in distinct_passes([one for one in artifacts if one.probe.site is not None]):
         price = prefill_usd_per_token(settings, pass_.probe_model)
         if price is None:
             print(
@@ -249,7 +250,9 @@ def _guarantee(
 def _saw(artifact: "Artifact", sha256: str, split: str) -> bool:
     """Whether a probe was fitted, chosen or calibrated on these problems."""
     training = artifact.card.training
-    calibrated_on = training.get("calibrated_on", {})
+    calibrated_on = training.get("calibrated_on")
+    if not isinstance(calibrated_on, dict):  # a card may hold anything there
+        calibrated_on = {}
     return (sha256, split) == (calibrated_on.get("sha256"), calibrated_on.get("split")) or (
         sha256 == training.get("rollouts_sha256") and split in ("train", "validation")
     )

@@ -56,7 +56,8 @@ class Inputs:
     """By layer."""
 
     def rows(self, rows: Rows) -> "Inputs":
-        """The same of some prompts. A slice copies no activations."""
+        """The same of some prompts. No activations are copied where the rows lie side by side."""
+        rows = _slice(rows)
         return Inputs(
             texts=self.texts[rows]
             if isinstance(rows, slice)
@@ -184,6 +185,16 @@ KINDS = (
     "tfidf",
     "length",
 )
+
+
+def _slice(rows: Rows) -> Rows:
+    """The same rows, as a slice where they lie side by side: of an array that is no copy but a view."""
+    if isinstance(rows, slice):
+        return rows
+    indices = _indices(rows)
+    if len(indices) and indices[0] >= 0 and (np.diff(indices) == 1).all():
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return rows
 
 
 def _indices(rows: NDArray[np.bool_] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from probes.card import Calibration
 from probes.isotonic import fit_isotonic
 from probes.logistic import fit_logistic, sigmoid
 from probes.measures import auroc, brier, ece, reliability, spearman
+from probes.parts import mean_and_deviation
 
 __all__ = ["apply", "auroc", "brier", "choose", "ece", "fit", "fit_platt", "held_out", "reliability", "spearman"]
 
@@ -59,7 +60,7 @@ def fit_platt(raw: FloatArray, success_rate: FloatArray) -> Calibration:
 
     Source: Platt, "Probabilistic outputs for support vector machines", 1999, with rates as targets.
     """
-    mean, deviation = float(raw.mean()), float(raw.std()) or 1.0
+    mean, deviation = map(float, mean_and_deviation(raw))
     design = np.stack([(raw - mean) / deviation, np.ones_like(raw)], axis=1)  # (n, 2)
     scale, bias = fit_logistic(design, success_rate, RIDGE * len(raw), start=np.zeros(2)) / (deviation, 1.0)
     return Calibration(method="platt", scale=float(scale), bias=float(bias - scale * mean))

@@ -42,7 +42,12 @@ def check_labels(train: FloatArray, validation: FloatArray) -> None:
 
 def standardisation(values: FloatArray | NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and deviation of each column, (n, d) -> (d,), (d,); columns that do not vary have deviation 1."""
+    mean, deviation = mean_and_deviation(values)
+    return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+def mean_and_deviation(values: FloatArray | NDArray[np.float32]) -> tuple[FloatArray, FloatArray]:
+    """The same in double precision, also of one column: (n,) -> (), ()."""
     mean, deviation = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
     # What is constant but for rounding must not be blown up.
-    deviation[deviation <= 1e-6 * np.abs(mean) + 1e-12] = 1.0
-    return mean.astype(np.float32), deviation.astype(np.float32)
+    return mean, np.where(deviation <= 1e-6 * np.abs(mean) + 1e-12, 1.0, deviation)

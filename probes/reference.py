@@ -17,6 +17,7 @@ def load_probe(
     reference: str | os.PathLike[str],
     *,
     allow: Collection[str] = (),
+    probe_model: str | None = None,
     probe_models: Mapping[str, str] | None = None,
     dtype: Dtype | None = None,
     verify: bool = True,
@@ -27,13 +28,20 @@ def load_probe(
     What fails a check is not what the cache gives then: it stays with what passed before. Takes what
     `probes.artifact.load_artifact` takes; a path on the card of a probe from the Hub leads nowhere.
 
+    Args:
+        probe_model: a folder or Hub id in place of the one that the card names, whatever that is.
+
     Raises:
         ProbeError: it cannot be fetched, or does not pass the checks; names what and the fix.
     """
     asked = parse(str(reference)) if is_reference(str(reference)) else None
     fetched = None if asked is None else fetch(asked, keep=False)
     folder = Path(reference) if fetched is None else fetched.folder
-    artifact = (load_legacy if is_legacy(folder) else load_artifact)(
+    load = load_legacy if is_legacy(folder) else load_artifact
+    if probe_model is not None:
+        named = load(folder, verify=False, foreign=fetched is not None).card.pass_
+        probe_models = {} if named is None else {named.probe_model: probe_model}
+    artifact = load(
         folder,
         allow=allow,
         probe_models=probe_models,

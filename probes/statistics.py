@@ -5,6 +5,7 @@ Lee, Lee, Shin, "A simple unified framework for detecting out-of-distribution sa
 Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004. NumPy alone.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,7 +21,9 @@ DEPTH = 0.25
 """Of the probe model, where activations are looked at. Early layers tell foreign text best: on the nano pool all of it
 at layer 1 of 5, at layer 4 not even a tenth of random tokens."""
 MAX_RANK = 64
-PERCENTILES = (*map(float, range(100)), 99.5, 99.9, 100.0)
+PERCENTILES = (*map(float, range(100)), 99.5, 99.9)
+LEAST_HELD_OUT = 100
+"""Fewer held-out prompts do not tell where the 99th percentile is."""
 FLOOR = 1e-12
 """Of a variance, in parts of the largest one."""
 
@@ -41,29 +44,30 @@ def fit(train: Activations, held_out: Activations, site: Site) -> tuple[Statisti
 
     Returns:
         What the card says, and the tensors beside the probe's own.
+
+    Raises:
+        ProbeError: there are fewer than `LEAST_HELD_OUT` held-out prompts.
     """
+    if len(held_out) < LEAST_HELD_OUT:
+        raise ProbeError(f"activation statistics need {LEAST_HELD_OUT} held-out prompts; there are {len(held_out)}")
     x = train.astype(np.float64)
     mean = x.mean(axis=0)
     values, vectors = np.linalg.eigh(_shrunken_covariance(x - mean))  # ascending
     rank = min(MAX_RANK, len(mean) - 1)
     variances, components = values[::-1][:rank], vectors.T[::-1][:rank]  # (rank,), (rank, d_model)
     floor = max(FLOOR * float(values[-1]), TINY)
-    residual = max(float(values[:-rank].mean()), floor)
+    residual = max(float(values[: len(mean) - rank].mean()), floor)
     parts = (mean, components, np.maximum(variances, floor))
     tensors = {name: part.astype(np.float32) for name, part in zip(NAMES, parts, strict=True)}
-    distances = _distance(residual, tensors, held_out)
-    quantiles = np.maximum.accumulate(np.percentile(distances, PERCENTILES))
-    card = Statistics(
-        site=site,
-        n=len(x),
-        residual_variance=residual,
-        quantiles=list(zip(PERCENTILES, quantiles.tolist(), strict=True)),
-    )
-    return card, tensors
+    quantiles = _quantiles(_distance(residual, tensors, held_out))
+    return Statistics(site=site, n=len(x), residual_variance=residual, quantiles=quantiles), tensors
 
 
 def percentile(statistics: Statistics, tensors: Tensors, activations: Activations) -> FloatArray:
-    """Share, in percent, of in-distribution prompts that lie nearer: (n, d_model) -> (n,); 100 beyond all of them."""
+    """Share, in percent, of in-distribution prompts that lie nearer: (n, d_model) -> (n,).
+
+    Beyond all of m held-out prompts it is m in m + 1, which is all that they can tell.
+    """
     percents, distances = np.array(statistics.quantiles).T
     found: FloatArray = np.interp(_distance(statistics.residual_variance, tensors, activations), distances, percents)
     return found
@@ -93,6 +97,20 @@ def _distance(residual_variance: float, tensors: Tensors, activations: Activatio
     outside = np.maximum((centred**2).sum(axis=1) - (projected**2).sum(axis=1), 0.0)
     distance: FloatArray = np.sqrt(inside + outside / residual_variance)
     return distance
+
+
+def _quantiles(distances: FloatArray) -> list[tuple[float, float]]:
+    """(percentile, distance) pairs, of which a like prompt exceeds the q-th with a probability of at most 1 - q.
+
+    That holds for the distance at rank ceil((m + 1) q) of m, whatever their distribution; percentiles whose rank would
+    be beyond the last have none. Source: Vovk, Gammerman, Shafer, Algorithmic learning in a random world, 2005.
+    """
+    m = len(distances)
+    at_rank = np.sort(distances).tolist()
+    last = 100 * m / (m + 1)
+    # Rounded first: 1000 x 99.9% must not become 999.0000000001.
+    ranks = {q: max(1, math.ceil(round((m + 1) * q / 100, 9))) for q in PERCENTILES if q < last}
+    return [*((q, at_rank[rank - 1]) for q, rank in ranks.items()), (last, at_rank[-1])]
 
 
 def _shrunken_covariance(centred: FloatArray) -> FloatArray:

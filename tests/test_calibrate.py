@@ -154,15 +154,40 @@ def test_bad_input_is_one_clear_line(
         (lambda frame: frame.drop(columns="success_rate"), "lacks the columns success_rate"),
         (lambda frame: frame.assign(success_rate=1.5), "success_rate must lie in [0, 1]"),
         (lambda frame: pd.concat([frame, frame]), "has problems twice in one split"),
+        (lambda frame: frame.assign(success_rate=frame["success_rate"].astype(str)), "must be a number in every row"),
+        (lambda frame: frame.assign(success_rate=0.5), "is 0.5 on every validation problem of"),
+        (
+            lambda frame: frame.assign(success_rate=frame["success_rate"].where(frame["split"] != "test", 1.0)),
+            "is 1 on every test problem of",
+        ),
+        (
+            lambda frame: frame.groupby(["arm", "split"], sort=False).head(29),
+            "has 29 validation problems; calibration needs at least 30",
+        ),
     ],
 )
 def test_bad_data_is_one_clear_line(
     probe: Path, rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
 ) -> None:
+    before = (probe / "config.json").read_bytes()
     change(pd.read_parquet(rollouts)).to_parquet(tmp_path / "bad.parquet")
     code, _, err = run(capsys, probe, "--data", tmp_path / "bad.parquet")
     assert (code, len(err.splitlines())) == (2, 1)
     assert message in err
+    assert (probe / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["auto", "temperature", "platt", "isotonic"])
+def test_a_probe_that_ranks_upside_down_is_left_alone(
+    probe: Path, rollouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    before = (probe / "config.json").read_bytes()
+    frame = pd.read_parquet(rollouts)
+    frame.assign(success_rate=1 - frame["success_rate"]).to_parquet(tmp_path / "inverted.parquet")
+    code, _, err = run(capsys, probe, "--data", tmp_path / "inverted.parquet", "--method", method)
+    assert code == 2
+    assert "as the probe's output rises" in err
+    assert (probe / "config.json").read_bytes() == before
 
 
 def test_raw_outputs_taken_as_they_are_make_nothing_known(
@@ -170,3 +195,11 @@ def test_raw_outputs_taken_as_they_are_make_nothing_known(
 ) -> None:
     assert run(capsys, probe, "--data", rollouts, "--method", "none")[1]["of"] is None
     assert arm(probe).uncalibrated
+
+
+def test_a_mismatch_must_be_allowed_by_name(probe: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = json.loads((probe / "config.json").read_text())
+    (probe / "config.json").write_text(json.dumps(card | {"canary_token_ids": [1, 2, 3]}))
+    code, _, err = run(capsys, probe, "--data", rollouts)
+    assert (code, "--allow-mismatch tokenizer" in err) == (2, True)
+    assert run(capsys, probe, "--data", rollouts, "--allow-mismatch", "tokenizer")[0] == 0

@@ -73,6 +73,15 @@ def test_fits_stay_finite(method: Method, labels: str, rng: np.random.Generator)
     assert calibration.choose(raw, rates).method in SIMPLEST_FIRST
 
 
+@pytest.mark.parametrize("value", [0.1, -300.7])
+def test_rounding_is_no_slope(value: float, rng: np.random.Generator) -> None:
+    """The mean of equal numbers may differ from them in the last bit."""
+    raw, rates = np.full(300, value), rng.random(300)
+    fitted = calibration.fit_platt(raw, rates)
+    for new in (raw, raw * (1 + 1e-6), raw * (1 - 1e-6)):
+        np.testing.assert_allclose(calibration.apply(fitted, new), rates.mean(), atol=1e-3)
+
+
 @pytest.mark.parametrize("method", SIMPLEST_FIRST)
 def test_apply_is_bounded_for_any_input(method: Method) -> None:
     raw = np.array([-1e300, -1e3, 0.0, 1e3, 1e300])

@@ -34,6 +34,8 @@ def example(which: str, tmp_path: Path) -> tuple[Path, Path, Path]:
         return probe, GOLDEN / "model", GOLDEN / "dataset.parquet"
     arm = "nano-medium" if which == "ours" else "nano-small"
     rollouts = pd.read_parquet(NANO_POOL / "rollouts.parquet").query(f"arm == '{arm}' and split != 'train'")
+    if which != "ours":  # of random weights, which happen to rank upside down
+        rollouts["success_rate"] = 1 - rollouts["success_rate"]
     rollouts.groupby("split", sort=False).head(150).to_parquet(tmp_path / "rollouts.parquet")
     probe = NANO_POOL / "probes" / arm if which == "ours" else legacy_folder(tmp_path / "old")
     return probe, NANO_POOL / arm, tmp_path / "rollouts.parquet"

@@ -106,7 +106,7 @@ def test_manifest_and_cards(loopback: Hub, large: Path, capsys: pytest.CaptureFi
         "one sampled answer of `nano-large`",
         "layer 1, position -1",
         "the share of correct samples (8 samples per problem)",
-        "| this probe, test | 100 | 0.800 (0.700 to 0.800) |".replace("0.800) |", "0.900) |"),
+        "| this probe, test | 100 | 0.800 [0.700, 0.900] |",
         "| baseline `tfidf`, test | 100 | 0.800",
         "![Reliability",
         f"probe: hf://{REPO}/large@main",

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from offline import convert, label_command
-from offline.label_command import load_with
 from probes import calibration
 from probes.engine.base import Prompt
 from probes.engine.local import LocalEngine
@@ -61,7 +60,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 def expected(folder: Path, texts: list[str], probe_model: str | None = None) -> tuple[Any, Any]:
     """Raw outputs and success probabilities, by way of the engine."""
-    loaded = load_with(str(folder), probe_model)
+    loaded = load_probe(folder, probe_model=probe_model)
     assert loaded.pass_ is not None
     renderer = Renderer(loaded.pass_)
     prompts = [Prompt((renderer.render([{"role": "user", "content": text}]).token_ids,), text) for text in texts]
@@ -257,7 +256,7 @@ def test_without_the_probe_model_nothing_is_made_up(tmp_path: Path, capsys: pyte
     assert not json.loads(output.out)["checked"]
     card = load_probe(tmp_path / "ours", verify=False).card
     assert card == load_probe(folder, verify=False).card
-    assert load_with(str(tmp_path / "ours"), SMALL).mismatches == ()
+    assert load_probe(tmp_path / "ours", probe_model=SMALL).mismatches == ()
 
 
 def test_only_folders_of_the_research_project_are_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def test_the_safe_arm_takes_them() -> None:
 def test_nothing_is_done_where_so_configured() -> None:
     with gateway(action="none") as client:
         assert chat(client, FOREIGN["German prose"][0]).headers["x-pika-flags"] == ""
-        assert flagged_percentile(client, FOREIGN["German prose"][0]) == 100
+        assert flagged_percentile(client, FOREIGN["German prose"][0]) > 99.9
 
 
 def flagged_percentile(client: httpx.Client, text: str) -> float:

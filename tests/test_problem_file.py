@@ -104,6 +104,18 @@ def test_ids_may_repeat_between_splits(tmp_path: Path) -> None:
         ([{"idx": 1, "problem": 5}], "idx 1 has no text in problem"),
         ([{"idx": None, "problem": "x"}], "idx of row 1 is None"),
         ([{"idx": [1], "problem": "x"}], r"idx of row 1 is \[1\]"),
+        (
+            [
+                {"idx": 1, "problem": "x", "formatted_prompt": "<x>"},
+                {"idx": 2, "problem": "y", "formatted_prompt": None},
+            ],
+            "idx 2 has no text in formatted_prompt: give all one, or none",
+        ),
+        ([{"idx": 1, "problem": "x", "formatted_prompt": 5}], "idx 1 has no text in formatted_prompt"),
+        ([{"idx": 1, "problem": "half \ud83d"}], "idx 1 holds a lone surrogate"),
+        ([{"idx": 1, "problem": "x", "formatted_prompt": "\ud83d"}], "idx 1 holds a lone surrogate"),
+        ([{"idx": "\ud83d", "problem": "x"}], r"idx '\\ud83d' holds a lone surrogate"),
+        ([{"idx": 1, "problem": "x", "split": "\ud83d"}], "idx 1 holds a lone surrogate"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:

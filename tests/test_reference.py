@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,3 +91,23 @@ def test_what_fails_a_check_is_not_what_the_cache_gives_later(loopback: Hub, tmp
     assert (kept.revision, kept.from_cache) == (good, True)
     assert re.fullmatch(rf"{REFERENCE}@{good}", kept.source)
     assert fetch(REFERENCE).commit == good
+
+
+def test_another_probe_model_takes_no_second_fetch_and_no_check_less(loopback: Hub, tmp_path: Path) -> None:
+    good = publish(loopback, tmp_path / "probe", "owner/anything")
+
+    def requests(**options: Any) -> int:
+        before = len(loopback.requests)
+        assert load_probe(REFERENCE, **options).revision == good
+        return len(loopback.requests) - before
+
+    requests(probe_models={"anything": SMALL})
+    assert requests(probe_model=SMALL) == requests(probe_models={"anything": SMALL}) > 0
+    repository = loopback.repositories["model", "ann/probes"]
+    card = {**json.loads(repository.files["large/config.json"]), "canary_token_ids": [1]}
+    repository.commit({"large/config.json": json.dumps(card).encode()})
+    with pytest.raises(ProbeError, match="canary"):
+        load_probe(REFERENCE, probe_model=SMALL)
+    loopback.fails("", status(503))
+    # What failed its check is not what the cache gives.
+    assert load_probe(REFERENCE, probe_model=SMALL).revision == good

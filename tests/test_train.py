@@ -261,6 +261,9 @@ def test_flaws_of_the_data_are_named(
         (("--layers", "-2..1"), "--layers -2..1: "),
         (("--positions", "-99"), "down to -"),
         (("--positions", "0"), "they count from the prompt's end"),
+        (("--layers", "0..999999"), "has layers 0, its embeddings, to 2"),
+        (("--kind", "tfidf", "--layers", "1"), "--layers: a tfidf probe reads no activations"),
+        (("--kind", "length", "--positions", "-1"), "--positions: a length probe reads no activations"),
         (("--probe-model", "./nowhere"), "no folder at nowhere; give a folder or a Hub id"),
     ],
 )
@@ -271,7 +274,7 @@ def test_wrong_options_are_named(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("layers", ["x", "3..1", "1,", ""])
+@pytest.mark.parametrize("layers", ["x", "3..1", "1,", "", "0..9999999999", "-9999999999..1"])
 def test_malformed_ranges_are_refused(layers: str, rollouts: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as refused:
         train(rollouts, tmp_path, "--layers", layers)

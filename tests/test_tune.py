@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 from offline.evaluate import FloatArray, paired_bootstrap, read_outcomes
 from offline.label import load_probes
 from offline.policy_search import of_chosen
-from offline.tune import main, validation
+from offline.tune import _prefill_usd, _saw, main, validation
 from probes.artifact import load_artifact
+from probes.length import Length
 from server.config import load, pool_sha256
 from server.policies import Policies
 
@@ -254,3 +256,23 @@ def test_tuned_routing_saves_half_on_problems_that_nothing_was_chosen_on() -> No
     assert data.prefill_usd > 0
     assert routed_usd < 0.5 * of_chosen(spent, best).mean()
     assert paired_bootstrap(right, right_best)[1] >= 0 or (right - right_best).mean() > -0.01
+
+
+def test_a_probe_that_reads_no_activation_costs_no_prefill() -> None:
+    """Nor does the gateway charge it: its pass only counts tokens."""
+    settings = load(NANO / "pool.yaml")
+    problems = ["Take 3. Add 4.", "Take 5. Add 6. Add 7."]
+    reads = load_artifact(NANO / "probes" / "nano-large")
+    counts = replace(reads, probe=Length(np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.float32)))
+    assert _prefill_usd(settings, [reads], problems) > 0
+    assert _prefill_usd(settings, [counts], problems) == 0
+    assert _prefill_usd(settings, [counts, reads], problems) == _prefill_usd(settings, [reads], problems)
+
+
+@pytest.mark.parametrize("calibrated_on", [None, "rollouts.parquet", ["a"], {}])
+def test_what_a_probe_was_calibrated_on_may_be_told_in_any_form(calibrated_on: object) -> None:
+    probe = load_artifact(NANO / "probes" / "nano-large")
+    training = {"rollouts_sha256": "other", "calibrated_on": calibrated_on}
+    probe = replace(probe, card=probe.card.model_copy(update={"training": training}))
+    assert not _saw(probe, "mine", "validation")
+    assert _saw(probe, "other", "validation")
