@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ import anyio.to_thread
 import numpy as np
 import pytest
 
+from probes.artifact import load_artifact, save_artifact
 from probes.base import ProbeError
 from probes.engine.base import EngineUnavailableError, Prompt
 from probes.engine.local import LocalEngine
 from probes.engine.process import BatchReport, ProcessEngine
+from probes.engine.wire import decode_artifact, encode_artifact
 from probes.reference import load_probe
+from probes.tfidf import Tfidf
+from tests.support.examples import card_of
+from tests.support.legacy import legacy_folder
 from tests.support.probes import NANO_POOL, artifact
 from tests.support.processes import no_process_left, running, until
 
@@ -127,6 +133,46 @@ async def test_a_killed_process_fails_who_waits_and_comes_back(engine: ProcessEn
         await engine.score(prompts(1), soon())
     await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
     np.testing.assert_array_equal((await engine.score(prompts(1), soon())).success, [before])
+
+
+async def test_a_restarted_engine_serves_no_other_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    artifact(tmp_path / "a", seed=1)
+    old = (tmp_path / "a/probe.safetensors").read_bytes()
+    artifact(tmp_path / "b", seed=2)
+    async with running_engine([tmp_path / "a"]) as engine:
+        before = (await engine.score(prompts(1), soon())).success
+        (tmp_path / "a/probe.safetensors").write_bytes((tmp_path / "b/probe.safetensors").read_bytes())
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        said = f"{tmp_path / 'a'} has changed on disk: send SIGHUP to the gateway to take it, or restore it"
+        await anyio.to_thread.run_sync(until, lambda: said in caplog.text, 60, "the engine refuses the new weights")
+        with pytest.raises(EngineUnavailableError, match="is being restarted"):
+            await engine.score(prompts(1), soon())
+        (tmp_path / "a/probe.safetensors").write_bytes(old)
+        await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
+        np.testing.assert_array_equal((await engine.score(prompts(1), soon())).success, before)
+
+
+@pytest.mark.parametrize("kind", ["ours", "text", "foreign", "legacy"])
+def test_the_engine_gets_the_artifact_that_the_gateway_has(kind: str, tmp_path: Path) -> None:
+    """However its pass is said: by its card, by the operator, or by the probe model's own configuration."""
+    elsewhere: dict[str, Any] = {"probe_models": {"nano-small": f"{NANO_POOL / 'nano-small'}@main"}, "dtype": "float16"}
+    match kind:
+        case "ours":
+            artifact(tmp_path / "a")
+            sent = load_probe(tmp_path / "a", **elsewhere, verify=False)
+        case "foreign":  # as one from the Hub is read
+            artifact(tmp_path / "a")
+            sent = load_artifact(tmp_path / "a", **elsewhere, verify=False, foreign=True)
+            sent = replace(sent, revision="0" * 40, source="hf://acme/probes/a@0000000")
+        case "text":
+            probe = Tfidf(["a"], *np.ones((3, 1), dtype=np.float32))
+            save_artifact(tmp_path / "a", card_of(probe), probe)
+            sent = load_probe(tmp_path / "a")
+        case _:
+            sent = load_probe(legacy_folder(tmp_path / "a"), **elsewhere, verify=False)
+    got = decode_artifact(encode_artifact(sent))
+    assert (got.folder, got.pass_) == (sent.folder, sent.pass_)
 
 
 async def test_what_cannot_be_loaded_is_told_at_start(tmp_path: Path) -> None:
