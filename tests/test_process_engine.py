@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from typing import Any
 import anyio.to_thread
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from probes.artifact import load_artifact, save_artifact
 from probes.base import ProbeError
-from probes.engine.base import EngineUnavailableError, Prompt
+from probes.engine.base import EngineUnavailableError, Prompt, Scores
 from probes.engine.local import LocalEngine
 from probes.engine.process import BatchReport, ProcessEngine
 from probes.engine.wire import decode_artifact, encode_artifact
@@ -95,7 +98,9 @@ async def test_more_than_the_queue_holds_is_refused_at_once(engine: ProcessEngin
         with pytest.raises(EngineUnavailableError, match="queue is full: 80 prompts with 240 tokens wait"):
             await engine.score(short, soon())
     assert (await others).success.shape == (80, 3)
-    with pytest.raises(EngineUnavailableError, match="queue is full: 0 prompts"):
+    with pytest.raises(
+        EngineUnavailableError, match="more than the engine's queue ever holds: 1 prompts with 3001 tokens"
+    ):
         await engine.score([Prompt(((5,) * 3001,))], soon())
 
 
@@ -117,6 +122,39 @@ async def test_a_prompt_that_fails_does_not_take_the_engine_down(engine: Process
     with pytest.raises(EngineUnavailableError, match="failed on these prompts"):
         await engine.score([Prompt(((10**6,),))], soon())
     assert (await engine.score(prompts(1), soon())).success.shape == (1, 3)
+
+
+async def test_activations_that_are_no_numbers_fail_their_own_prompt_alone(tmp_path: Path) -> None:
+    model = tmp_path / "nano-small"
+    shutil.copytree(NANO_POOL / "nano-small", model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.embed_tokens.weight"][2] = torch.inf  # in float16, a model that was made for more
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    options: dict[str, Any] = {"probe_models": {"nano-small": str(model)}, "allow": ["probe-model"]}
+    folders = [artifact(tmp_path / name, seed=i).folder for i, name in enumerate("abc")]
+    loaded = [load_probe(folder, **options) for folder in folders]
+    good, bad = prompts(2), Prompt(((5, 2, 6),))
+    local = LocalEngine(loaded, "cpu")
+    expected = local.score(good).success
+    for score in (local.score, local.raw):
+        with pytest.raises(ProbeError, match="not finite numbers"):
+            score([good[0], bad, good[1]])
+    reports: list[BatchReport] = []
+    engine = ProcessEngine(loaded, device="cpu", on_batch=reports.append)
+    await engine.start()
+    try:
+        async with stuck(engine):
+            waiting = [asyncio.create_task(engine.score([one], soon())) for one in (good[0], bad, good[1])]
+            await asyncio.sleep(0.05)
+        first, second, third = await asyncio.gather(*waiting, return_exceptions=True)
+    finally:
+        await engine.close()
+    assert [report.prompts for report in reports] == [1, 3]
+    assert isinstance(second, EngineUnavailableError)
+    assert "not finite numbers: serve the probe model in float32" in str(second)
+    assert isinstance(first, Scores)
+    assert isinstance(third, Scores)
+    np.testing.assert_allclose(np.concatenate([first.success, third.success]), expected, atol=1e-6)
 
 
 async def test_a_killed_process_fails_who_waits_and_comes_back(engine: ProcessEngine) -> None:
