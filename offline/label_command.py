@@ -17,6 +17,7 @@ from probes.base import FloatArray, ProbeError
 from probes.checks import CHECKS
 from probes.engine.base import Prompt
 from probes.hub_errors import HubAwayError
+from probes.prompt import bounded
 from probes.reference import load_probe
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _prompts(artifact: "Artifact", renderers: "Sequence[Renderer]", problems: Pr
     if artifact.pass_ is None:
         if problems.texts is None:
             raise DataError("this probe reads text, and the problems have only formatted_prompt: add problem")
-        return [Prompt((), text) for text in problems.texts], "problem"
+        return [Prompt((), bounded(text)) for text in problems.texts], "problem"
     renderer = next(one for one in renderers if one.pass_ == artifact.pass_)
     if problems.formatted is not None:
         accepted = [renderer.accept(prompt).token_ids for prompt in problems.formatted]

@@ -11,7 +11,7 @@ from probes import statistics
 from probes.base import Inputs, Probe, ProbeError
 from probes.card import Site
 from probes.engine.probe_model import Reading, n_layers
-from probes.prompt import Renderer, new_pass
+from probes.prompt import Renderer, bounded, new_pass
 from probes.source import resolve_model
 
 
@@ -59,15 +59,16 @@ def gather(
         for option, asked in (("--layers", layers), ("--positions", positions)):
             if asked is not None:
                 raise ProbeError(f"{option}: a {kind.kind} probe reads no activations; leave it out")
+    texts = [bounded(problem) for problem in problems]
     if probe_model is None:
         if kind.reads != "text":
             raise ProbeError(f"--probe-model is missing: a {kind.kind} probe reads the tokens or activations of one")
         # No tokenizer: the length baseline counts characters.
-        return Material(Inputs(texts=problems, prompt_tokens=np.array([len(problem) for problem in problems])))
+        return Material(Inputs(texts=texts, prompt_tokens=np.array([len(problem) for problem in problems])))
     renderer = Renderer(new_pass(resolve_model(probe_model)))
     prompts = [renderer.render([{"role": "user", "content": problem}]).token_ids for problem in problems]
     if kind.reads in ("text", "length"):
-        return Material(Inputs(texts=problems, prompt_tokens=np.array([len(ids) for ids in prompts])), renderer)
+        return Material(Inputs(texts=texts, prompt_tokens=np.array([len(ids) for ids in prompts])), renderer)
     last_layer = n_layers(renderer.pass_)
     tried = {"layers": _layers(layers, last_layer, renderer)}
     if kind.reads == "sequence":
@@ -81,7 +82,7 @@ def gather(
     read_at = tuple(dict.fromkeys([*sites, looked_at]))
     reading = Reading(read_at, tuple(tried["layers"]) if kind.reads == "sequence" else (), next_token)
     inputs = harvest(renderer.pass_, prompts, reading, device, cache, on_batch)
-    return Material(replace(inputs, texts=problems), renderer, tuple(sites), looked_at, tried)
+    return Material(replace(inputs, texts=texts), renderer, tuple(sites), looked_at, tried)
 
 
 def _layers(asked: Sequence[int] | None, last: int, renderer: Renderer) -> list[int]:

@@ -26,6 +26,9 @@ Messages = Sequence[Mapping[str, Any]]
 CANARY_PROMPT = "Ann's 12 apples cost $3.50; naïve √2 ≈ 1.414, x_1 += 27\n\tdef f(x): return 2**x  # 東京 🍎"
 """Exercises what tokenizers disagree on: digits, spaces, accents, operators, scripts, bytes."""
 
+TEXT_CHARACTERS = 100_000
+"""What text probes read of a conversation at most, some 25,000 tokens: what fits an engine's queue."""
+
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -149,8 +152,19 @@ def new_pass(probe_model: str) -> Pass:
 
 
 def conversation_text(messages: Messages) -> str:
-    """What probes read that read text alone: the messages' texts, one below the other."""
-    return "\n".join(text_of(message.get("content")) for message in messages)
+    """What probes read that read text alone: the messages' texts, one below the other, `bounded`."""
+    return bounded("\n".join(text_of(message.get("content")) for message in messages))
+
+
+def bounded(text: str) -> str:
+    """A text as text probes read it, in training and in serving: of a longer one than they read, head and tail."""
+    half = TEXT_CHARACTERS // 2
+    return f"{text[:half]}\n{text[-half:]}" if len(text) > TEXT_CHARACTERS else text
+
+
+def was_cut(bounded_text: str) -> bool:
+    """Whether `bounded` left something out, which the line break in its place shows."""
+    return len(bounded_text) > TEXT_CHARACTERS
 
 
 def text_of(content: Any) -> str:

@@ -36,7 +36,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 1 failed, 2 wrong input."""
+    """Run one command; returns its exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         extra = "offline" if module.startswith("offline") else "engine"
         print(f"pika {name} needs {missing}: pip install 'pika-router[{extra}]'", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     return code
 
 

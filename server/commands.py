@@ -154,12 +154,17 @@ async def _up(read: Read, sock: socket.socket) -> None:
 
 
 def run_until_signalled(work: Coroutine[None, None, None]) -> None:
-    """Run `work`; SIGINT and SIGTERM cancel it, so that whatever it started is stopped on the way out."""
+    """Run `work`; SIGINT and SIGTERM cancel it, so that whatever it started is stopped on the way out.
+
+    SIGHUP, which would kill us, does nothing until `work` handles it.
+    """
 
     async def main() -> None:
         task = asyncio.create_task(work)
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(signal.SIGHUP, logger.warning, "SIGHUP ignored: not ready yet, send it again later")
         with suppress(asyncio.CancelledError):
             await task
 
@@ -211,9 +216,13 @@ async def run_gateway(read: Read, sock: socket.socket) -> None:
         server = GatewayServer(config, state or {})
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         reloads: set[asyncio.Task[bool]] = set()
-        asyncio.get_running_loop().add_signal_handler(
-            signal.SIGHUP, lambda: reloads.add(asyncio.create_task(app.state.live.reload(read)))
-        )
+
+        def reload() -> None:
+            task = asyncio.create_task(app.state.live.reload(read))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         try:
             await asyncio.shield(serving)
         except asyncio.CancelledError:

@@ -128,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> Settings:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # PyYAML lets through what a value raises: the date 2024-99-99, say, or deep nesting
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{file} must be a mapping with the keys models, arms and policy")

@@ -64,8 +64,10 @@ class Live:
             try:
                 parts = await asyncio.to_thread(lambda: _build(read()))
                 state, opened = await self._open(*parts)
-            except (ConfigError, ProbeError) as error:
-                logger.error("reload refused, configuration and probes stay as they were: %s", error)
+            except Exception as error:  # whatever it is, the operator shall read of it, and nobody's request end
+                told = isinstance(error, ConfigError | ProbeError)
+                message = "reload refused, configuration and probes stay as they were: %s"
+                logger.error(message, error if told else repr(error), exc_info=not told)
                 self.metrics.reloads.labels("refused").inc()
                 return False
             old_state, old_opened = self.state, self._opened

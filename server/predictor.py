@@ -11,7 +11,7 @@ import numpy as np
 from probes.artifact import distinct_passes
 from probes.base import FloatArray
 from probes.engine.base import Engine, Prompt
-from probes.prompt import Renderer, conversation_text
+from probes.prompt import Renderer, conversation_text, was_cut
 from server.config import Settings, prefill_usd_per_token
 from server.pool import Pool
 
@@ -39,12 +39,19 @@ class Prediction:
     flags: tuple[str, ...]
     prefill_usd: float
     """What the probe models' prefill of this prompt costs."""
+    looks: int = 1
+    """How many passes' activations were compared with the training prompts'."""
 
     @property
     def percentile(self) -> float | None:
-        """The highest of the arms' activation percentiles: how unlike the training prompts this one is."""
+        """How unlike the training prompts this one is: the highest of the arms' activation percentiles, less what the
+        highest of several passes' would be anyway.
+
+        Source: Šidák, "Rectangular confidence regions for the means of multivariate normal distributions", 1967. Of
+        known prompts p percent lie below p, as with one pass, if passes err independently; no fewer if they agree.
+        """
         known = self.activation_percentile[~np.isnan(self.activation_percentile)]
-        return float(known.max()) if len(known) else None
+        return 100.0 * (float(known.max()) / 100.0) ** self.looks if len(known) else None
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Predictor:
         self.renderers = tuple(Renderer(pass_) for pass_ in self.passes)
         self.reads_text = any(artifact.probe.reads == "text" for artifact in pool.artifacts)
         self.mismatches = pool.mismatches
+        self.looks = len(distinct_passes(one for one in pool.artifacts if one.card.statistics is not None))
         self.odd = settings.out_of_distribution
         self.arm_pass = tuple(
             None if arm.artifact is None or arm.artifact.pass_ is None else self.passes.index(arm.artifact.pass_)
@@ -90,12 +98,12 @@ class Predictor:
 
     def _render(self, messages: Messages) -> Rendered:
         rendered = [renderer.render(messages) for renderer in self.renderers]
+        text = conversation_text(messages) if self.reads_text else ""
+        flags = [flag for one in rendered for flag in one.flags] + ["truncated"] * was_cut(text)
         return Rendered(
-            prompt=Prompt(
-                tuple(one.token_ids for one in rendered), conversation_text(messages) if self.reads_text else ""
-            ),
+            prompt=Prompt(tuple(one.token_ids for one in rendered), text),
             prompt_tokens=tuple(None if i is None else rendered[i].prompt_tokens for i in self.arm_pass),
-            flags=(*dict.fromkeys(flag for one in rendered for flag in one.flags), *self.mismatches),
+            flags=(*dict.fromkeys(flags), *self.mismatches),
             prefill_usd=sum(
                 len(one.token_ids) * price for one, price in zip(rendered, self.pass_usd_per_token, strict=True)
             ),
@@ -124,7 +132,15 @@ class Predictor:
             output_tokens[:, self.probed] = scores.output_tokens
             percentile[:, self.probed] = scores.activation_percentile
         predictions = [
-            Prediction(success[i], output_tokens[i], percentile[i], one.prompt_tokens, one.flags, one.prefill_usd)
+            Prediction(
+                success=success[i],
+                output_tokens=output_tokens[i],
+                activation_percentile=percentile[i],
+                prompt_tokens=one.prompt_tokens,
+                flags=one.flags,
+                prefill_usd=one.prefill_usd,
+                looks=self.looks,
+            )
             for i, one in enumerate(rendered)
         ]
         return [self._flagged(prediction) for prediction in predictions]

@@ -1,6 +1,7 @@
 """The command line: quick help, and one clear line for whatever is wrong before anything starts."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -47,6 +48,17 @@ def test_an_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["sevre"]) == 2
     assert "unknown command 'sevre'" in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_ctrl_c_ends_a_command_with_one_word(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pool.yaml")
+    command = [sys.executable, "-m", "server", "check", str(tmp_path / "pool.yaml")]
+    with subprocess.Popen(command, cwd=POOL.parents[2], stderr=subprocess.PIPE, text=True) as process:
+        with (tmp_path / "pool.yaml").open("w"):  # once the command has begun to read it
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == "\ninterrupted\n"
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])

@@ -87,7 +87,15 @@ def test_a_wrong_value_is_named(tmp_path: Path, changes: dict[str, Any], message
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "must be a mapping"), ("", "mapping")]
+    ("text", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("x: 2024-99-99", "not valid YAML: month must be in 1..12"),
+        ("x: !!timestamp soon", "not valid YAML"),
+        ("[" * 5000, "not valid YAML: maximum recursion"),
+        ("- 1", "must be a mapping"),
+        ("", "mapping"),
+    ],
 )
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

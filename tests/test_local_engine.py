@@ -1,5 +1,7 @@
 """The truncated forward pass equals the whole model's, whatever the batch."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from probes import calibration
 from probes.artifact import load_artifact, save_artifact
@@ -114,6 +126,38 @@ def test_all_tokens_and_next_token_statistics_equal_transformers(sliding_qwen: P
             assert inputs.prompt_tokens[i] == len(prompt)
 
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 640, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(**SIZES, logits_scaling=4.0),
+        CohereConfig(**SIZES, logit_scale=0.25),
+        Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=2.0),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_next_token_statistics_are_of_the_architectures_own_logits(config: PreTrainedConfig, tmp_path: Path) -> None:
+    """It may scale or cap them, here so much that without it every probability is far off."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    torch.nn.init.normal_(model.get_output_embeddings().weight)
+    model.save_pretrained(tmp_path)
+    reading = Reading((Site(layer=1, position=-1),), next_token=True)
+    found = ProbeModel(pass_of(tmp_path), reading, "cpu").read(prompts())
+    assert found.next_token is not None
+    for prompt, statistics in zip(prompts(), found.next_token, strict=True):
+        with torch.no_grad():
+            p = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        top = p.sort(descending=True).values[:5]
+        np.testing.assert_allclose(statistics[:5], top, rtol=1e-4)
+        np.testing.assert_allclose(statistics[10], -(p * p.log()).sum(), rtol=1e-4)
+
+
 def test_blocks_after_the_deepest_layer_are_not_built() -> None:
     sizes = [
         sum(
@@ -158,9 +202,30 @@ def test_misfits_are_named(tmp_path: Path) -> None:
     save_artifact(tmp_path / "b", made, LinearEoi(np.zeros(96, dtype=np.float32), Site(layer=1, position=-1)))
     with pytest.raises(ProbeError, match=r"reads 96 dimensions, its probe model .* has 160: train the probe anew"):
         LocalEngine([load_artifact(tmp_path / "b")])
+    for device in ("foo", "cuda:99", "meta"):
+        with pytest.raises(ProbeError, match=rf"device '{device}' is not here: choose auto, cpu"):
+            ProbeModel(pass_of(NANO_POOL / "nano-small"), Reading(sequence_layers=(1,)), device)
+    MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2)).save_pretrained(tmp_path / "c")
+    with pytest.raises(ProbeError, match="type mamba cannot be cut after a layer"):
+        ProbeModel(pass_of(tmp_path / "c"), Reading(sequence_layers=(1,)), "cpu")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ProbeError, match="cannot read the configuration"):
         ProbeModel(pass_of(tmp_path / "empty"), Reading(sequence_layers=(1,)))
+
+
+def test_a_probe_models_own_code_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anybody asked on the terminal whether it may be."""
+    shutil.copytree(NANO_POOL / "nano-small", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config |= {"model_type": "its-own", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    (tmp_path / "model/code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    with pytest.raises(ProbeError, match="wants its own code run, which is never done"):
+        n_layers(pass_of(tmp_path / "model"))
+    with pytest.raises(ProbeError, match="wants its own code run, which is never done"):
+        ProbeModel(pass_of(tmp_path / "model"), Reading(sequence_layers=(1,)), "cpu")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_micro_batches_hold_like_lengths_within_the_bound() -> None:

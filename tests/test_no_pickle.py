@@ -15,8 +15,10 @@ NEVER_CALLED = {
 }  # fmt: skip
 NEEDS = {"torch.load": "weights_only", "from_pretrained": "use_safetensors"}
 """Calls that are safe only where this argument is True."""
-FORBIDS = {"np.load": "allow_pickle", "numpy.load": "allow_pickle", "from_pretrained": "trust_remote_code"}
+FORBIDS = {"np.load": "allow_pickle", "numpy.load": "allow_pickle"}
 """Calls that are safe only without it, or where it is False."""
+DECLINES = {"from_pretrained": "trust_remote_code"}
+"""Calls that are safe only where this argument is given as False: without it, Transformers asks on the terminal."""
 NO_WEIGHTS = ("AutoConfig.", "AutoTokenizer.")
 
 
@@ -48,6 +50,8 @@ def _call_faults(call: ast.Call) -> Iterator[str]:
             yield f"line {call.lineno}: calls {name} without {NEEDS[called]}=True"
         if called in FORBIDS and not _is(arguments.get(FORBIDS[called]), None, False):
             yield f"line {call.lineno}: calls {name} with {FORBIDS[called]}"
+        if called in DECLINES and not _is(arguments.get(DECLINES[called]), False):
+            yield f"line {call.lineno}: calls {name} without {DECLINES[called]}=False"
 
 
 def _is(argument: ast.expr | None, *values: bool | None) -> bool:
@@ -80,9 +84,11 @@ def test_nothing_unpickles() -> None:
         "pandas.read_pickle(file)",
         "exec(text)",
         "eval(text)",
-        "AutoModel.from_pretrained(name)",
+        "AutoModel.from_pretrained(name, trust_remote_code=False)",
+        "AutoModel.from_pretrained(name, use_safetensors=True)",
         "AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=True)",
         "AutoTokenizer.from_pretrained(name, trust_remote_code=True)",
+        "AutoTokenizer.from_pretrained(name)",
     ],
 )
 def test_faults_are_found(source: str) -> None:
@@ -97,7 +103,7 @@ np.load(file)
 np.load(file, allow_pickle=False)
 yaml.safe_load(text)
 torch.load(file, weights_only=True)
-AutoTokenizer.from_pretrained(name)
-AutoModel.from_pretrained(name, use_safetensors=True)
+AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
 """
     assert not list(faults(harmless))

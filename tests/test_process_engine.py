@@ -2,23 +2,32 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from probes.artifact import load_artifact, save_artifact
 from probes.base import ProbeError
-from probes.engine.base import EngineUnavailableError, Prompt
+from probes.engine.base import EngineUnavailableError, Prompt, Scores
 from probes.engine.local import LocalEngine
 from probes.engine.process import BatchReport, ProcessEngine
+from probes.engine.wire import decode_artifact, encode_artifact
 from probes.reference import load_probe
+from probes.tfidf import Tfidf
+from tests.support.examples import card_of
+from tests.support.legacy import legacy_folder
 from tests.support.probes import NANO_POOL, artifact
 from tests.support.processes import no_process_left, running, until
 
@@ -89,7 +98,9 @@ async def test_more_than_the_queue_holds_is_refused_at_once(engine: ProcessEngin
         with pytest.raises(EngineUnavailableError, match="queue is full: 80 prompts with 240 tokens wait"):
             await engine.score(short, soon())
     assert (await others).success.shape == (80, 3)
-    with pytest.raises(EngineUnavailableError, match="queue is full: 0 prompts"):
+    with pytest.raises(
+        EngineUnavailableError, match="more than the engine's queue ever holds: 1 prompts with 3001 tokens"
+    ):
         await engine.score([Prompt(((5,) * 3001,))], soon())
 
 
@@ -113,6 +124,39 @@ async def test_a_prompt_that_fails_does_not_take_the_engine_down(engine: Process
     assert (await engine.score(prompts(1), soon())).success.shape == (1, 3)
 
 
+async def test_activations_that_are_no_numbers_fail_their_own_prompt_alone(tmp_path: Path) -> None:
+    model = tmp_path / "nano-small"
+    shutil.copytree(NANO_POOL / "nano-small", model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.embed_tokens.weight"][2] = torch.inf  # in float16, a model that was made for more
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    options: dict[str, Any] = {"probe_models": {"nano-small": str(model)}, "allow": ["probe-model"]}
+    folders = [artifact(tmp_path / name, seed=i).folder for i, name in enumerate("abc")]
+    loaded = [load_probe(folder, **options) for folder in folders]
+    good, bad = prompts(2), Prompt(((5, 2, 6),))
+    local = LocalEngine(loaded, "cpu")
+    expected = local.score(good).success
+    for score in (local.score, local.raw):
+        with pytest.raises(ProbeError, match="not finite numbers"):
+            score([good[0], bad, good[1]])
+    reports: list[BatchReport] = []
+    engine = ProcessEngine(loaded, device="cpu", on_batch=reports.append)
+    await engine.start()
+    try:
+        async with stuck(engine):
+            waiting = [asyncio.create_task(engine.score([one], soon())) for one in (good[0], bad, good[1])]
+            await asyncio.sleep(0.05)
+        first, second, third = await asyncio.gather(*waiting, return_exceptions=True)
+    finally:
+        await engine.close()
+    assert [report.prompts for report in reports] == [1, 3]
+    assert isinstance(second, EngineUnavailableError)
+    assert "not finite numbers: serve the probe model in float32" in str(second)
+    assert isinstance(first, Scores)
+    assert isinstance(third, Scores)
+    np.testing.assert_allclose(np.concatenate([first.success, third.success]), expected, atol=1e-6)
+
+
 async def test_a_killed_process_fails_who_waits_and_comes_back(engine: ProcessEngine) -> None:
     [before] = (await engine.score(prompts(1), soon())).success
     assert engine.pid is not None
@@ -127,6 +171,46 @@ async def test_a_killed_process_fails_who_waits_and_comes_back(engine: ProcessEn
         await engine.score(prompts(1), soon())
     await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
     np.testing.assert_array_equal((await engine.score(prompts(1), soon())).success, [before])
+
+
+async def test_a_restarted_engine_serves_no_other_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    artifact(tmp_path / "a", seed=1)
+    old = (tmp_path / "a/probe.safetensors").read_bytes()
+    artifact(tmp_path / "b", seed=2)
+    async with running_engine([tmp_path / "a"]) as engine:
+        before = (await engine.score(prompts(1), soon())).success
+        (tmp_path / "a/probe.safetensors").write_bytes((tmp_path / "b/probe.safetensors").read_bytes())
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        said = f"{tmp_path / 'a'} has changed on disk: send SIGHUP to the gateway to take it, or restore it"
+        await anyio.to_thread.run_sync(until, lambda: said in caplog.text, 60, "the engine refuses the new weights")
+        with pytest.raises(EngineUnavailableError, match="is being restarted"):
+            await engine.score(prompts(1), soon())
+        (tmp_path / "a/probe.safetensors").write_bytes(old)
+        await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
+        np.testing.assert_array_equal((await engine.score(prompts(1), soon())).success, before)
+
+
+@pytest.mark.parametrize("kind", ["ours", "text", "foreign", "legacy"])
+def test_the_engine_gets_the_artifact_that_the_gateway_has(kind: str, tmp_path: Path) -> None:
+    """However its pass is said: by its card, by the operator, or by the probe model's own configuration."""
+    elsewhere: dict[str, Any] = {"probe_models": {"nano-small": f"{NANO_POOL / 'nano-small'}@main"}, "dtype": "float16"}
+    match kind:
+        case "ours":
+            artifact(tmp_path / "a")
+            sent = load_probe(tmp_path / "a", **elsewhere, verify=False)
+        case "foreign":  # as one from the Hub is read
+            artifact(tmp_path / "a")
+            sent = load_artifact(tmp_path / "a", **elsewhere, verify=False, foreign=True)
+            sent = replace(sent, revision="0" * 40, source="hf://acme/probes/a@0000000")
+        case "text":
+            probe = Tfidf(["a"], *np.ones((3, 1), dtype=np.float32))
+            save_artifact(tmp_path / "a", card_of(probe), probe)
+            sent = load_probe(tmp_path / "a")
+        case _:
+            sent = load_probe(legacy_folder(tmp_path / "a"), **elsewhere, verify=False)
+    got = decode_artifact(encode_artifact(sent))
+    assert (got.folder, got.pass_) == (sent.folder, sent.pass_)
 
 
 async def test_what_cannot_be_loaded_is_told_at_start(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from server.config import load
+from server.config import Settings, load
+from server.live import Live
 from tests.support import upstream as faults
 from tests.support.probes import NANO_POOL
 from tests.support.processes import descendants, until
 from tests.support.serve import BODY, served
+from tests.test_config import pool
+from tests.test_config import write as write_config
 
 
 def write(folder: Path, url: str, **sections: Any) -> Path:
@@ -93,6 +98,7 @@ def test_a_stream_ends_with_what_it_began_with(tmp_path: Path) -> None:
     ("spoil", "said"),
     [
         (lambda folder: (folder / "pool.yaml").write_text("models: {"), "is not valid YAML"),
+        (lambda folder: (folder / "pool.yaml").write_text("x: 2024-99-99"), "is not valid YAML"),
         (lambda folder: (folder / "nano-small/probe.safetensors").write_bytes(b"?"), "is not a safetensors file"),
         (lambda folder: shutil.rmtree(folder / "nano-large"), "no probe folder at"),
     ],
@@ -107,3 +113,42 @@ def test_what_fails_a_check_leaves_all_as_it_was(spoil: Any, said: str, tmp_path
         assert gateway.client.post("/v1/chat/completions", json=BODY).status_code == 200
         assert 'pika_reloads_total{result="refused"} 1.0' in gateway.client.get("/metrics").text
         assert len(descendants(gateway.process.pid)) == 1
+
+
+@pytest.mark.anyio
+async def test_a_failure_that_nobody_foresaw_is_told_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    live = Live(load(write_config(tmp_path, pool())))
+    await live.open()
+    before = live.state
+
+    def read() -> Settings:
+        raise RuntimeError("a disk went away")
+
+    try:
+        assert not await live.reload(read)
+        assert live.state is before
+        assert "reload refused, configuration and probes stay as they were: RuntimeError('a disk went" in caplog.text
+        assert "Traceback" in caplog.text
+        assert live.metrics.reloads.labels("refused")._value.get() == 1
+        assert await live.reload(lambda: before.settings)
+    finally:
+        await live.close()
+
+
+EARLY = """
+import asyncio, os, signal
+from server.commands import run_until_signalled
+
+async def start():
+    os.kill(os.getpid(), signal.SIGHUP)
+    await asyncio.sleep(0.1)
+    print("started")
+
+run_until_signalled(start())
+"""
+
+
+def test_a_signal_that_comes_before_the_gateway_is_ready_does_not_kill_it() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "started\n")
+    assert "SIGHUP ignored: not ready yet" in done.stderr

@@ -11,6 +11,8 @@ from probes.base import FloatArray
 CHARACTERS_PER_TOKEN = 4
 """By which text counts in queues."""
 
+NOT_FINITE = "activations are not finite numbers: serve the probe model in float32 or bfloat16"
+
 
 class EngineUnavailableError(Exception):
     """The engine cannot answer now: its queue is full, the deadline has passed, or its process died."""
@@ -36,7 +38,7 @@ class Scores:
     """What the probes read from n prompts; each field (n, probes), probes in the engine's order."""
 
     success: FloatArray
-    """Calibrated success probabilities."""
+    """Calibrated success probabilities; from an engine's process NaN where an activation is not a finite number."""
     output_tokens: FloatArray
     """Expected output tokens of an answer; NaN where the probe has no output-token head."""
     activation_percentile: FloatArray

@@ -11,7 +11,7 @@ from probes import calibration, output_tokens, statistics
 from probes.artifact import Artifact, distinct_passes
 from probes.base import FloatArray, Inputs, ProbeError
 from probes.card import Site
-from probes.engine.base import Prompt, Scores
+from probes.engine.base import NOT_FINITE, Prompt, Scores
 from probes.prompt import Messages, Renderer, conversation_text
 
 if TYPE_CHECKING:
@@ -35,8 +35,11 @@ class LocalEngine:
         self._renderers: list[Renderer] | None = None
         self._models = [self._model(i, device) for i in range(len(self.passes))]
 
-    def score(self, prompts: Sequence[Prompt]) -> Scores:
+    def score(self, prompts: Sequence[Prompt], *, partial: bool = False) -> Scores:
         """All that the probes tell of n prompts, in the artifacts' order.
+
+        Args:
+            partial: an activation that is not a finite number is no error; the prompt's success is NaN.
 
         Raises:
             ProbeError: an activation is not a finite number.
@@ -45,7 +48,7 @@ class LocalEngine:
         scores = Scores(np.empty(shape), np.full(shape, np.nan), np.full(shape, np.nan))
         for pass_, readers in self._readers.items():
             inputs = self._inputs(pass_, prompts)
-            raw = self._raw(readers, inputs)
+            raw = self._raw(readers, inputs, partial)
             for column, index in enumerate(readers):
                 artifact = self.artifacts[index]
                 card, beside = artifact.card, artifact.beside
@@ -80,7 +83,7 @@ class LocalEngine:
         """
         raw = np.empty((len(prompts), len(self.artifacts)))
         for pass_, readers in self._readers.items():
-            raw[:, readers] = self._raw(readers, self._inputs(pass_, prompts))
+            raw[:, readers] = self._raw(readers, self._inputs(pass_, prompts), partial=False)
         return raw
 
     def _inputs(self, pass_: int | None, prompts: Sequence[Prompt]) -> Inputs:
@@ -92,8 +95,8 @@ class LocalEngine:
             Inputs(prompt_tokens=np.array([len(ids) for ids in token_ids])) if model is None else model.read(token_ids)
         )
 
-    def _raw(self, readers: Sequence[int], inputs: Inputs) -> FloatArray:
-        """(n, readers); probes of one kind and site are one product."""
+    def _raw(self, readers: Sequence[int], inputs: Inputs, partial: bool) -> FloatArray:
+        """(n, readers); probes of one kind and site are one product. NaN where it is not finite, if that may be."""
         raw = np.empty((_rows(inputs), len(readers)))
         alike: dict[tuple[type, Site | None], list[int]] = defaultdict(list)
         for column, index in enumerate(readers):
@@ -102,9 +105,10 @@ class LocalEngine:
         for columns in alike.values():
             probes = [self.artifacts[readers[column]].probe for column in columns]
             raw[:, columns] = type(probes[0]).raw_all(probes, inputs)
-        if not np.isfinite(raw).all():
-            raise ProbeError("activations are not finite numbers: serve the probe model in float32 or bfloat16")
-        return raw
+        finite = np.isfinite(raw)
+        if not partial and not finite.all():
+            raise ProbeError(NOT_FINITE)
+        return np.where(finite, raw, np.nan)
 
     def _model(self, pass_: int, device: str) -> "ProbeModel | None":
         """The probe model of a pass; None where only prompts' lengths are read."""

@@ -57,13 +57,11 @@ class ProbeModel:
         device: cpu, cuda:N, or auto: the first GPU where there is one.
 
     Raises:
-        ProbeError: the model cannot be loaded, or has no such layer.
+        ProbeError: the model cannot be loaded, or has no such layer; or there is no such device.
     """
 
     def __init__(self, pass_: Pass, reading: Reading, device: str = "auto") -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.reading = reading
         config = _config(pass_)
         full_depth = int(config.num_hidden_layers)
@@ -72,16 +70,11 @@ class ProbeModel:
             raise ProbeError(f"{pass_.probe_model} has layers 0 to {full_depth}; asked for {list(layers)}")
         # A model without any block is one that few architectures can build.
         self.depth = full_depth if reading.next_token else max(1, *layers)
-        config.num_hidden_layers = self.depth
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: self.depth]
+        _cut(config, self.depth)
         self.d_model = int(config.hidden_size)
         model = _load(pass_, config, with_head=reading.next_token)
         nn.Module.to(model, self.device)
-        self._head: nn.Module | None = None
-        if reading.next_token:
-            self._head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._model = model.base_model
+        self._model = model if reading.next_token else model.base_model
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self._max_threads = 1 if parameters <= SMALL_PARAMETERS else None
         if self.depth < full_depth:
@@ -109,13 +102,13 @@ class ProbeModel:
         next_token = np.empty((len(prompts), NEXT_TOKEN_STATISTICS)) if self.reading.next_token else None
         with _threads(self._max_threads), torch.inference_mode():
             for rows in micro_batches(lengths.tolist()):
-                hidden = self._forward([prompts[row] for row in rows])
+                hidden, logits = self._forward([prompts[row] for row in rows])
                 at_sites[rows] = self._gather(hidden, lengths[rows]).float().cpu().numpy()
                 for layer, values in all_tokens.items():
                     for row, prompt in zip(rows, hidden[layer].float().cpu().numpy(), strict=True):
                         values[starts[row] : starts[row] + lengths[row]] = prompt[: lengths[row]]
-                if next_token is not None:
-                    next_token[rows] = self._next_token(hidden[self.depth], lengths[rows]).cpu().numpy()
+                if next_token is not None and logits is not None:
+                    next_token[rows] = _next_token(logits).cpu().numpy()
                 on_batch(len(rows))
         return Inputs(
             prompt_tokens=lengths,
@@ -124,17 +117,22 @@ class ProbeModel:
             sequences={layer: Sequences(values, starts, lengths) for layer, values in all_tokens.items()},
         )
 
-    def _forward(self, prompts: Sequence[Sequence[int]]) -> Mapping[int, Tensor]:
-        """By layer, (batch, T, d_model)."""
+    def _forward(self, prompts: Sequence[Sequence[int]]) -> tuple[Mapping[int, Tensor], Tensor | None]:
+        """By layer, (batch, T, d_model); and the last tokens' logits, (batch, vocabulary), where they are read."""
         # Padded on the right, a causal model needs no mask: no prompt token sees what follows it.
         token_ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)  # (batch, T)
         for row, prompt in enumerate(prompts):
             token_ids[row, : len(prompt)] = torch.tensor(prompt)
+        token_ids = token_ids.to(self.device)
+        if self.reading.next_token:
+            with _last_tokens(self._model, torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)):
+                output = self._model(input_ids=token_ids, use_cache=False, output_hidden_states=True)
+            return dict(enumerate(output.hidden_states)), output.logits.squeeze(1)
         last_only = set(self.reading.layers) <= {self.depth}
-        output = self._model(input_ids=token_ids.to(self.device), use_cache=False, output_hidden_states=not last_only)
+        output = self._model(input_ids=token_ids, use_cache=False, output_hidden_states=not last_only)
         if last_only:
-            return {self.depth: output.last_hidden_state}
-        return dict(enumerate(output.hidden_states))
+            return {self.depth: output.last_hidden_state}, None
+        return dict(enumerate(output.hidden_states)), None
 
     def _gather(self, hidden: Mapping[int, Tensor], lengths: NDArray[np.int64]) -> Tensor:
         """(batch, sites, d_model)"""
@@ -142,14 +140,30 @@ class ProbeModel:
         found = [hidden[site.layer][rows, _at(lengths, site, self.device)] for site in self.reading.sites]
         return torch.stack(found, dim=1) if found else torch.empty(len(lengths), 0, self.d_model)
 
-    def _next_token(self, last: Tensor, lengths: NDArray[np.int64]) -> Tensor:
-        """The five largest probabilities, their logarithms, the entropy in nats: (batch, 11)."""
-        assert self._head is not None
-        rows = torch.arange(len(lengths), device=self.device)
-        logs = self._head(last[rows, torch.tensor(lengths - 1, device=self.device)]).float().log_softmax(dim=-1)
-        top = logs.topk(NEXT_TOKENS, dim=-1).values  # (batch, 5)
-        entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)  # (batch, 1)
-        return torch.cat([top.exp(), top, entropy], dim=-1)
+
+@contextmanager
+def _last_tokens(model: nn.Module, last: Tensor) -> Iterator[None]:
+    """Inside, the LM head is given one token of each prompt, by index, (batch,): not (batch, T, vocabulary) logits.
+
+    What comes before and after it stays the architecture's own: Granite and Cohere scale logits, Gemma caps them.
+    """
+
+    def keep_last(head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        return (arguments[0][torch.arange(len(last), device=last.device), last][:, None],)  # (batch, 1, d_model)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep_last)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _next_token(logits: Tensor) -> Tensor:
+    """(batch, vocabulary) -> the five largest probabilities, their logarithms, the entropy in nats: (batch, 11)."""
+    logs = logits.float().log_softmax(dim=-1)
+    top = logs.topk(NEXT_TOKENS, dim=-1).values  # (batch, 5)
+    entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)  # (batch, 1)
+    return torch.cat([top.exp(), top, entropy], dim=-1)
 
 
 def _at(lengths: NDArray[np.int64], site: Site, device: torch.device) -> Tensor:
@@ -167,12 +181,48 @@ def n_layers(pass_: Pass) -> int:
     return int(_config(pass_).num_hidden_layers)
 
 
+def _device(name: str) -> torch.device:
+    """
+    Raises:
+        ProbeError: there is no such device.
+    """
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name == "auto":
+        name = gpus[0] if gpus else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+        raise ProbeError(f"device {name!r} is not here: choose auto, {', '.join(['cpu', *gpus])}") from error
+    return device
+
+
 def _config(pass_: Pass) -> Any:
     try:
-        config = AutoConfig.from_pretrained(pass_.probe_model, revision=pass_.revision)
+        config = AutoConfig.from_pretrained(pass_.probe_model, revision=pass_.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise ProbeError(
+                f"probe model {pass_.probe_model} wants its own code run, which is never done: "
+                "use one of an architecture that Transformers has"
+            ) from error
         raise ProbeError(f"cannot read the configuration of probe model {pass_.probe_model}: {error}") from error
     return config.get_text_config()
+
+
+def _cut(config: Any, depth: int) -> None:
+    """
+    Raises:
+        ProbeError: the architecture's blocks cannot be left out.
+    """
+    try:
+        config.num_hidden_layers = depth
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:depth]
+    except AttributeError as error:  # Mamba's layer types are no list of the configuration's
+        raise ProbeError(
+            f"a probe model of type {config.model_type} cannot be cut after a layer: use a causal transformer"
+        ) from error
 
 
 def _load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
@@ -186,6 +236,7 @@ def _load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
                 config=config,
                 dtype=getattr(torch, pass_.dtype),
                 use_safetensors=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ProbeError(

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from probes.artifact import Artifact
 from probes.base import ProbeError
-from probes.engine.base import EngineUnavailableError, Prompt, Scores
+from probes.engine.base import NOT_FINITE, EngineUnavailableError, Prompt, Scores
 from probes.engine.batch import padding_tokens
 from probes.engine.wire import LINE_BYTES, decode_scores, encode_artifact, encode_prompts
 
@@ -123,11 +125,13 @@ class ProcessEngine:
         if not self._ready:
             raise EngineUnavailableError("the engine process is not running; it is being restarted")
         tokens = sum(prompt.tokens for prompt in prompts)
+        holds = f"(engine.queue: {self._queue_prompts} prompts, {self._queue_tokens} tokens)"
+        if len(prompts) > self._queue_prompts or tokens > self._queue_tokens:
+            asked = f"{len(prompts)} prompts with {tokens} tokens at once"
+            raise EngineUnavailableError(f"more than the engine's queue ever holds: {asked} {holds}; raise it")
         if len(self._queue) + len(prompts) > self._queue_prompts or self._tokens + tokens > self._queue_tokens:
-            raise EngineUnavailableError(
-                f"the engine's queue is full: {len(self._queue)} prompts with {self._tokens} tokens wait "
-                f"(engine.queue: {self._queue_prompts} prompts, {self._queue_tokens} tokens)"
-            )
+            waits = f"{len(self._queue)} prompts with {self._tokens} tokens wait"
+            raise EngineUnavailableError(f"the engine's queue is full: {waits} {holds}")
         now = loop.time()
         waiting = [_Waiting(prompt, deadline, now, loop.create_future()) for prompt in prompts]
         self._queue.extend(waiting)
@@ -181,7 +185,9 @@ class ProcessEngine:
                 continue
             assert scores is not None
             for i, one in enumerate(self._computing):
-                if not one.scores.done():
+                if not np.isfinite(scores.success[i]).all():
+                    _fail([one], NOT_FINITE)
+                elif not one.scores.done():
                     one.scores.set_result(scores[i : i + 1])
             self._on_batch(_report(self._computing, began))
 

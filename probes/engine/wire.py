@@ -8,6 +8,7 @@ import orjson
 
 from probes.artifact import Artifact
 from probes.base import ProbeError
+from probes.card import Pass
 from probes.engine.base import Prompt, Scores
 from probes.reference import load_probe
 
@@ -16,24 +17,27 @@ LINE_BYTES = 2**26
 
 
 def encode_artifact(artifact: Artifact) -> str:
-    """An argument of the engine process: where the artifact is, and how its pass runs here."""
-    pass_ = artifact.pass_
-    served = None if pass_ is None else [pass_.probe_model, pass_.revision, pass_.dtype]
-    return orjson.dumps([str(artifact.folder.absolute()), served]).decode()
+    """An argument of the engine process: where the artifact is, what it must be, and how its pass runs here."""
+    pass_ = None if artifact.pass_ is None else artifact.pass_.model_dump(mode="json")
+    return orjson.dumps([str(artifact.folder.absolute()), _head_sha256(artifact), pass_]).decode()
 
 
 def decode_artifact(argument: str) -> Artifact:
     """The artifact, read again; what the gateway has verified is not verified once more.
 
     Raises:
-        ProbeError: it does not load.
+        ProbeError: it does not load, or is another than the gateway read, which names it in its answers.
     """
-    folder, served = orjson.loads(argument)
+    folder, head_sha256, pass_ = orjson.loads(argument)
     artifact = load_probe(folder, verify=False)
-    if artifact.pass_ is None or served is None:
-        return artifact
-    update = dict(zip(("probe_model", "revision", "dtype"), served, strict=True))
-    return replace(artifact, pass_=artifact.pass_.model_copy(update=update))
+    if _head_sha256(artifact) != head_sha256:
+        raise ProbeError(f"{folder} has changed on disk: send SIGHUP to the gateway to take it, or restore it")
+    return replace(artifact, pass_=None if pass_ is None else Pass.model_validate(pass_))
+
+
+def _head_sha256(artifact: Artifact) -> str:
+    """Hash of all that decisions rest on but the pass, which travels: a legacy card leaves part of it open."""
+    return replace(artifact, card=artifact.card.model_copy(update={"pass_": None})).predictions_sha256
 
 
 def encode_prompts(prompts: Sequence[Prompt]) -> bytes:

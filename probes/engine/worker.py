@@ -41,7 +41,7 @@ def main(device: str, arguments: list[str]) -> None:
         _write(out, encode_ready())
         for line in sys.stdin.buffer:
             try:
-                answer = encode_scores(engine.score(decode_prompts(line)))
+                answer = encode_scores(engine.score(decode_prompts(line), partial=True))
             except Exception as error:
                 logger.exception("a micro-batch failed")
                 answer = encode_error(f"{type(error).__name__}: {error}")

@@ -1,0 +1,68 @@
+"""What the gateway knows of a prompt: text as probes read it, and how unlike the training prompts it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offline.material import gather
+from probes.artifact import save_artifact
+from probes.tfidf import Tfidf
+from server.config import load
+from server.pool import build_pool
+from server.predictor import Prediction, Predictor
+from server.sections import Queue
+from tests.support.examples import card_of
+from tests.test_config import pool, write
+
+NONE = np.full(5, np.nan)
+LONG = "three " * 200_000
+
+
+def prediction(percentiles: list[float], passes: int) -> Prediction:
+    return Prediction(NONE, NONE, np.array(percentiles), (None,) * 5, (), 0.0, passes)
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+@pytest.mark.parametrize("passes", [1, 2, 5])
+def test_known_prompts_are_no_odder_for_being_looked_at_by_several_passes(passes: int, dependent: bool) -> None:
+    rng = np.random.default_rng(passes)
+    drawn = rng.uniform(0, 100, size=(20_000, passes))
+    if dependent:
+        drawn[:, :] = drawn[:, :1]
+    found = np.array([prediction([*row, *[np.nan] * (5 - passes)], passes).percentile for row in drawn], dtype=float)
+    assert (found > 99).mean() < 0.0125
+    assert (found > 50).mean() < 0.51
+    if not dependent:
+        assert (found > 99).mean() > 0.0075
+        assert (found > 50).mean() > 0.49
+
+
+def test_one_pass_is_taken_at_its_word_and_the_oddest_stay_so() -> None:
+    nan = np.nan
+    assert prediction([12.5, 80.0, nan, nan, nan], 1).percentile == pytest.approx(80.0)
+    assert prediction([100.0, 0.0, 50.0, nan, nan], 3).percentile == 100.0
+    assert prediction([nan] * 5, 0).percentile is None
+
+
+def predictor(folder: Path) -> Predictor:
+    probe = Tfidf(["three"], *np.ones((3, 1), dtype=np.float32))
+    save_artifact(folder / "probe", card_of(probe), probe)
+    arm = {"model": "small", "probe": "probe"}
+    settings = load(write(folder, pool(arms={"small": arm})))
+    return Predictor(build_pool(settings), settings)
+
+
+@pytest.mark.anyio
+async def test_a_conversation_of_any_length_fits_the_queue_of_a_text_probe(tmp_path: Path) -> None:
+    found = predictor(tmp_path)
+    long = await found.render([{"role": "system", "content": "Begin"}, {"role": "user", "content": LONG + "end"}])
+    assert long.prompt.tokens < Queue().tokens / 4
+    assert "truncated" in long.flags
+    assert (long.prompt.text[:5], long.prompt.text[-3:]) == ("Begin", "end")
+    assert "truncated" not in (await found.render([{"role": "user", "content": "three"}])).flags
+
+
+def test_training_reads_long_texts_as_serving_does(tmp_path: Path) -> None:
+    served = predictor(tmp_path)._render([{"role": "user", "content": LONG}]).prompt.text
+    assert gather([LONG], Tfidf, None).inputs.texts == [served]
