@@ -20,8 +20,8 @@ from probes.card import Pass
 from probes.engine.probe_model import ProbeModel, Reading
 from probes.fingerprint import fingerprint
 
-FORM = 1
-"""Of the cache; another one is not read."""
+FORM = 2
+"""Of the cache; another one is not read. 1 had next-token statistics of unscaled logits."""
 GB = 10**9
 WORTH_SAYING = GB
 """Bytes from which on the user is told what the cache takes."""

@@ -39,8 +39,9 @@ def measure(p: FloatArray, success_rate: FloatArray, split: str, seed: int, resa
 
 
 def with_interval(estimate: Estimate) -> str:
-    """As tables show it."""
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    """As tables show it, which are narrow."""
+    value, low, high = (f"{share:.3f}".replace("0.", ".", 1) for share in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def bootstrap(

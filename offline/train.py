@@ -192,7 +192,7 @@ def _bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
 def _report(cards: dict[str, ProbeCard], out: Path) -> None:
     caption = "on test problems [95% interval]; length, TF-IDF: AUROC of text alone"
     table = Table(title="Probes", caption=caption, box=None, header_style="bold")
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for heading in ("layer", "pos.", "AUROC", "ECE", "length", "TF-IDF"):
         table.add_column(heading, justify="right", no_wrap=True)
     for arm, card in cards.items():

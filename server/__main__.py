@@ -1,5 +1,6 @@
 """The `pika` command. Each command is an import string, loaded when it is called, so that `--help` is quick."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         extra = "offline" if module.startswith("offline") else "engine"
         print(f"pika {name} needs {missing}: pip install 'pika-router[{extra}]'", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read our output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
