@@ -95,6 +95,13 @@ def test_another_copy_of_the_probe_model_may_stand_in_for_it(model: Path, tmp_pa
         load_artifact(folder, probe_models={"owner/nano-small": other})
 
 
+@pytest.mark.parametrize("instead", ["/" + "x" * 5000, "~nosuchuser/x"], ids=["too long", "of nobody"])
+def test_what_can_be_no_path_in_the_place_of_a_model_is_named(instead: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match=r"is no path \(\w+\); give a folder or a Hub id") as caught:
+        load_artifact(probe_of(model, tmp_path / "probe"), probe_models={str(model): instead})
+    assert len(str(caught.value)) < 500
+
+
 def test_an_unknown_check_cannot_be_overridden(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="there is no check 'colour' to override: probe-model, revision"):
         load_artifact(probe_of(model, tmp_path / "probe"), allow=["colour"])

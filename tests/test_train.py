@@ -14,9 +14,11 @@ from sklearn.metrics import roc_auc_score
 from offline.label import load_probes, predict
 from offline.train import main
 from probes.artifact import load_artifact
-from probes.base import FloatArray
+from probes.base import FloatArray, ProbeError
 from probes.engine.local import LocalEngine
+from probes.fingerprint import fingerprint
 from server.config import Settings, load
+from tests.support.hub import running
 from tests.support.probes import NANO_POOL
 
 POOL = NANO_POOL / "pool.yaml"
@@ -145,6 +147,31 @@ def test_an_arm_whose_answers_vary_in_length_gets_an_output_token_head(rollouts:
     actual = problems["output_tokens"].map(np.mean).to_numpy()
     assert np.corrcoef(predicted, actual)[0, 1] > 0.7
     assert predicted.mean() == pytest.approx(actual.mean(), rel=0.05)
+
+
+def test_a_model_from_the_hub_is_known_again_in_a_folder(
+    rollouts: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--layers", "1..1", "--positions", "-1..-1", "--arms", "nano-large", "--probe-model", "owner/nano")
+    with running() as hub:
+        hub.use(monkeypatch, tmp_path / "home")
+        files = {file.name: file.read_bytes() for file in (NANO_POOL / "nano-small").iterdir()}
+        hub.repository("owner/nano").commit(files)
+        assert train(rollouts, tmp_path, *options) == 0
+    folder = tmp_path / "probes/nano-large"
+    served = load_artifact(folder, probe_models={"owner/nano": str(NANO_POOL / "nano-small")})
+    assert served.card.probe_model_fingerprint == fingerprint(NANO_POOL / "nano-small")
+    with pytest.raises(ProbeError, match=r"configuration or weights in .*nano-medium are not those of owner/nano"):
+        load_artifact(folder, probe_models={"owner/nano": str(NANO_POOL / "nano-medium")})
+
+
+def test_a_score_that_is_not_defined_is_not_written(rollouts: pd.DataFrame, tmp_path: Path) -> None:
+    """To a probe of words, texts of unknown ones are all the same: no rank correlation."""
+    data = rollouts.copy()
+    test = data["split"] == "test"
+    data.loc[test, "problem"] = "zzz" + data.loc[test, "problem_id"].str.replace("-", "z")
+    assert train(data, tmp_path, "--kind", "tfidf", "--arms", "nano-large") == 0
+    assert load_artifact(tmp_path / "probes/nano-large").card.test_score is None
 
 
 def test_ids_may_recur_in_other_splits(rollouts: pd.DataFrame, tmp_path: Path) -> None:
