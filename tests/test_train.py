@@ -14,7 +14,12 @@ from sklearn.metrics import roc_auc_score
 from offline.label import load_probes, predict
 from offline.train import main
 from probes.artifact import load_artifact
+<<<<<<< HEAD
 from probes.base import FloatArray, ProbeError
+=======
+from probes.base import FloatArray
+from probes.engine.base import Prompt
+>>>>>>> fix3
 from probes.engine.local import LocalEngine
 from probes.fingerprint import fingerprint
 from server.config import Settings, load
@@ -306,3 +311,15 @@ def test_malformed_ranges_are_refused(layers: str, rollouts: pd.DataFrame, tmp_p
     with pytest.raises(SystemExit) as refused:
         train(rollouts, tmp_path, "--layers", layers)
     assert refused.value.code == 2
+
+
+def test_too_few_validation_problems_for_statistics_are_said(
+    rollouts: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = rollouts.groupby(["arm", "split"], sort=False).head(99)
+    assert train(few, tmp_path, "--layers", "1", "--positions", "-1", "--arms", "nano-small") == 0
+    assert "no activation statistics, which need 100 validation problems" in capsys.readouterr().err
+    artifact = load_artifact(tmp_path / "probes/nano-small")
+    assert artifact.card.statistics is None
+    assert artifact.card.d_model == 96
+    assert np.isnan(LocalEngine([artifact], "cpu").score([Prompt(((5, 6, 7),), "")]).activation_percentile).all()
