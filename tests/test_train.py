@@ -14,12 +14,8 @@ from sklearn.metrics import roc_auc_score
 from offline.label import load_probes, predict
 from offline.train import main
 from probes.artifact import load_artifact
-<<<<<<< HEAD
 from probes.base import FloatArray, ProbeError
-=======
-from probes.base import FloatArray
 from probes.engine.base import Prompt
->>>>>>> fix3
 from probes.engine.local import LocalEngine
 from probes.fingerprint import fingerprint
 from server.config import Settings, load
