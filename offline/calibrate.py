@@ -108,7 +108,7 @@ def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Nam
         )
     # A method that was forced upon raw outputs without being fitted makes nothing known of them.
     of = None if args.method == "none" else OF[args.label]
-    by_length = calibration.fit_platt(lengths[:n], rate)
+    by_length = calibration.choose(lengths[:n], rate, args.seed)
     if test_rows is None:
         split, where = f"{args.split}, cross-fitted", slice(None)
         after = calibration.held_out(fitted.method, raw, rate, args.seed)
@@ -208,9 +208,8 @@ def _changes(artifact: Artifact, revised: Revised, data: Labelled, args: Namespa
     card = artifact.card
     baselines = {"length": revised.length}
     if args.label == "success_rate" and data.sha256 == card.training.get("rollouts_sha256"):
-        # Measured on the same problems; on others it would need its training data.
-        measured = {name: one for name, one in card.baselines.items() if one.split == revised.after.split}
-        baselines = measured | baselines
+        # Measured on the same problems; on others TF-IDF would need its training data.
+        baselines |= {name: one for name, one in card.baselines.items() if one.split == revised.after.split}
     facts = {
         "file": args.data.name,
         "sha256": data.sha256,
