@@ -16,6 +16,8 @@ HALVINGS = 8
 LEAST_DOUBT = 1e-4
 """Mean of p (1 - p) to reckon with at least: where all problems are sure, steps would be boundless."""
 TINY = 1e-30
+BUSY = 0.75
+"""Share of the sites still searching, at which the others are dropped: that copies activations."""
 NEAR_BYTES = 1_000_000
 """Of activations, which a processor core keeps near."""
 
@@ -33,9 +35,11 @@ class Memory:
         self.steps = [*self.steps, step][-MEMORY:]
         self.changes = [*self.changes, change][-MEMORY:]
 
-    def first(self, alphas: int) -> "Memory":
-        """Of the first so many alphas."""
-        return Memory([step[..., :alphas] for step in self.steps], [change[..., :alphas] for change in self.changes])
+    def of(self, sites: NDArray[np.bool_], alphas: int) -> "Memory":
+        """Of some sites, and of the first so many alphas."""
+        return Memory(
+            [step[sites, :, :alphas] for step in self.steps], [change[sites, :, :alphas] for change in self.changes]
+        )
 
     def direction(self, gradient: Array, diagonal: Array) -> Array:
         """The inverse curvature's estimate times the gradient, by the two loops."""
@@ -64,6 +68,9 @@ class Loss:
     """(n,), in [0, 1]"""
     spread: NDArray[np.floating]
     """Sum of squares of each column of x, (sites, d)."""
+
+    def of(self, sites: NDArray[np.bool_]) -> "Loss":
+        return Loss(self.x[sites], self.y, self.spread[sites])
 
     def look(self, w: Array, alpha: Array) -> tuple[Array, Array]:
         """(sites, d, alphas) -> the gradient; and the diagonal of the curvature, were it equal for all problems."""
@@ -106,27 +113,30 @@ def minimise(loss: Loss, alphas: Sequence[float], tolerance: float, steps: int, 
     alpha = np.asarray(alphas, dtype=loss.x.dtype)
     weights = np.zeros((sites, d, len(alpha)), dtype=loss.x.dtype) if start is None else start.copy()
     converged = np.zeros((sites, len(alpha)), dtype=bool)
-    memory, w, active = Memory(), weights, len(alpha)
+    memory, w = Memory(), weights
+    left, active = np.arange(sites), len(alpha)  # what is still in the products: some sites, the first alphas
     gradient, diagonal = loss.look(w, alpha)
     for _ in range(steps):
         distance = np.sqrt(_dot(gradient / diagonal, gradient) / n)  # (sites, alphas)
-        converged[:, :active] = distance < tolerance
-        pending = np.flatnonzero(~converged.all(axis=0))
-        if not len(pending):
+        done = distance < tolerance
+        converged[left, :active] = done
+        if done.all():
             break
-        if pending[-1] + 1 < active:
-            # What has converged everywhere is left out of the products.
-            weights[:, :, :active] = w
-            active = int(pending[-1]) + 1
-            memory, alpha = memory.first(active), alpha[:active]
-            w, gradient, diagonal = (array[..., :active] for array in (w, gradient, diagonal))
+        pending = int(np.flatnonzero(~done.all(axis=0))[-1]) + 1
+        busy = ~done.all(axis=1)
+        if pending < active or busy.mean() <= BUSY:
+            # What has converged is left out of the products.
+            weights[left, :, :active] = w
+            left, active, done = left[busy], pending, done[busy, :pending]
+            memory, loss, alpha = memory.of(busy, active), loss.of(busy), alpha[:active]
+            w, gradient, diagonal = (array[busy, :, :active] for array in (w, gradient, diagonal))
         direction = memory.direction(gradient, diagonal)
         # Beyond the optimum rounding decides: what has converged stands still.
-        direction *= ~converged[:, None, :active]
+        direction *= ~done[:, None]
         new_w, new_gradient, diagonal = _step(loss, w, gradient, direction, alpha)
         memory.add(new_w - w, new_gradient - gradient)
         w, gradient = new_w, new_gradient
-    weights[:, :, :active] = w
+    weights[left, :, :active] = w
     return Solution(weights, converged)
 
 

@@ -33,7 +33,7 @@ def choose(raw: ArrayLike, labels: FloatArray, task: Task, seed: int = 0) -> Cho
     """
     outputs = np.asarray(raw, dtype=np.float64)
     order = _order(outputs)
-    all_scores = _scores(outputs, order, labels, task)
+    all_scores, distinct = _scores(outputs, order, labels, task)
     best = first_best(all_scores)
     n = len(labels)
     held_out = outputs[best].copy()
@@ -44,7 +44,8 @@ def choose(raw: ArrayLike, labels: FloatArray, task: Task, seed: int = 0) -> Cho
         if np.ptp(labels[kept]) > 0:
             # What is sorted stays sorted when problems are left out, so one sort serves all folds.
             others = order[kept[order]].reshape(len(outputs), -1)
-            held_out[fold] = outputs[first_best(_scores(outputs, others, labels, task)), fold]
+            fold_scores, _ = _scores(outputs, others, labels, task, distinct)
+            held_out[fold] = outputs[first_best(fold_scores), fold]
     return Choice(best, float(all_scores[best]), held_out)
 
 
@@ -57,7 +58,7 @@ def scores(raw: ArrayLike, labels: FloatArray, task: Task) -> FloatArray:
         ProbeError: an output is not finite.
     """
     outputs = np.asarray(raw, dtype=np.float64)
-    return _scores(outputs, _order(outputs), labels, task)
+    return _scores(outputs, _order(outputs), labels, task)[0]
 
 
 def first_best(found: FloatArray) -> int:
@@ -80,49 +81,68 @@ def _order(outputs: FloatArray) -> NDArray[np.int64]:
     return np.argsort(outputs, axis=1)
 
 
-def _scores(outputs: FloatArray, order: NDArray[np.int64], labels: FloatArray, task: Task) -> FloatArray:
-    """Scores on the problems in `order`, (candidates, problems), which is ascending by output."""
-    values = np.take_along_axis(outputs, order, axis=1)
-    first, last = _ties(values)
-    found: FloatArray = np.round((_spearman if task == "regression" else _auroc)(first, last, labels, order), 12)
-    return found
+def _scores(
+    outputs: FloatArray, order: NDArray[np.int64], labels: FloatArray, task: Task, distinct: bool = False
+) -> tuple[FloatArray, bool]:
+    """Scores on the problems in `order`, (candidates, problems), which is ascending by output; whether none are equal.
+
+    Args:
+        distinct: it is known that no candidate's outputs are equal.
+    """
+    ties = None if distinct else _ties(np.take_along_axis(outputs, order, axis=1))
+    found = (_spearman if task == "regression" else _auroc)(ties, labels, order)
+    rounded: FloatArray = np.round(found, 12)
+    return rounded, ties is None
 
 
-def _ties(values: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each sorted value's group of equals begins, and where it ends (inclusive): both (candidates, n)."""
+Ties = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _ties(values: FloatArray) -> Ties | None:
+    """Where each sorted value's group of equals begins, and where it ends (inclusive): both (candidates, n).
+
+    None where no values are equal.
+    """
     n = values.shape[1]
     place = np.broadcast_to(np.arange(n), values.shape)
     new = np.ones(values.shape, dtype=bool)
     np.not_equal(values[:, 1:], values[:, :-1], out=new[:, 1:])
     if new.all():
-        return place, place
+        return None
     first = np.maximum.accumulate(np.where(new, place, 0), axis=1)
     ends = np.concatenate([new[:, 1:], np.ones((len(values), 1), dtype=bool)], axis=1)
     last = np.minimum.accumulate(np.where(ends, place, n)[:, ::-1], axis=1)[:, ::-1]
     return first, last
 
 
-def _spearman(
-    first: NDArray[np.int64], last: NDArray[np.int64], labels: FloatArray, order: NDArray[np.int64]
-) -> FloatArray:
+def _spearman(ties: Ties | None, labels: FloatArray, order: NDArray[np.int64]) -> FloatArray:
     # Every candidate ranks the same problems, so one ranking of the labels serves all.
     problems = np.sort(order[0])
     target = np.zeros(len(labels))
     target[problems] = ranks(labels[problems])
     target[problems] -= target[problems].mean()
-    rank = (first + last) / 2
+    if ties is None:
+        rank = np.arange(len(problems)) - (len(problems) - 1) / 2
+        norm = np.sqrt((rank @ rank) * (target @ target))
+        even: FloatArray = (target[order] @ rank) / (norm if norm > 0 else np.nan)
+        return even
+    rank = (ties[0] + ties[1]) / 2
     rank -= rank.mean(axis=1, keepdims=True)
     norm = np.sqrt((rank**2).sum(axis=1) * (target @ target))
     found: FloatArray = (rank * target[order]).sum(axis=1) / np.where(norm > 0, norm, np.nan)
     return found
 
 
-def _auroc(
-    first: NDArray[np.int64], last: NDArray[np.int64], labels: FloatArray, order: NDArray[np.int64]
-) -> FloatArray:
+def _auroc(ties: Ties | None, labels: FloatArray, order: NDArray[np.int64]) -> FloatArray:
     correct = labels[order]
-    wrong_up_to = np.cumsum(1.0 - correct, axis=1)
+    wrong = 1.0 - correct
+    wrong_up_to = np.cumsum(wrong, axis=1)
     total = correct.sum(axis=1) * wrong_up_to[:, -1]
+    if ties is None:
+        pairs = np.einsum("cn,cn->c", correct, wrong_up_to - wrong / 2)
+        apart: FloatArray = pairs / np.where(total > 0, total, np.nan)
+        return apart
+    first, last = ties
     at_end = np.take_along_axis(wrong_up_to, last, axis=1)
     before = np.where(first > 0, np.take_along_axis(wrong_up_to, np.maximum(first - 1, 0), axis=1), 0.0)
     found: FloatArray = (correct * (before + at_end) / 2).sum(axis=1) / np.where(total > 0, total, np.nan)
