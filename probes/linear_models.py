@@ -17,7 +17,7 @@ from probes.base import Activations, FloatArray, ProbeError
 
 WIDE = 512
 """Dimensions from which on a decomposition is dear."""
-DISTANCE = 2e-2
+DISTANCE = 1e-2
 """Of the logits from the optimum (root mean square) at which logistic regression is near enough to be compared:
 what `probes.linear_sweep.MARGIN` leaves in the running is then solved to the end."""
 STEPS = 60

@@ -36,7 +36,7 @@ NANO = (1500, 375)
 LARGE = Shape(train=3200, validation=800, layers=29, positions=5, d_model=1536)
 TIMED_SITES = 5
 """Of the large grid's, on which the loop over scikit-learn is timed."""
-REPETITIONS = 3
+REPETITIONS = 5
 """Of the nano sweep, alternating; the quickest counts."""
 
 Choice = tuple[int, int, float]
