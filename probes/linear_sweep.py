@@ -16,7 +16,7 @@ from probes.workers import for_each
 
 BLOCK_BYTES = 9_000_000
 """Activations that are worked on together: enough of them to be worth a call, few enough to stay near the processor."""
-MARGIN = 0.002
+MARGIN = 0.001
 """Candidates whose score is so near the best one's are solved to the end before they are compared."""
 FINALISTS = 16
 

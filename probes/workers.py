@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -16,10 +17,16 @@ def one_thread_each() -> Iterator[int]:
 
     Small products gain nothing from a second thread, and a result has the same bits on any number of cores.
     """
-    controller = ThreadpoolController()
+    controller = _libraries()
     threads = [library.num_threads for library in controller.lib_controllers if library.user_api == "blas"]
     with controller.limit(limits=1, user_api="blas"):
         yield max(threads, default=1)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """NumPy's are loaded by now; looking for them takes a millisecond."""
+    return ThreadpoolController()
 
 
 def for_each(
