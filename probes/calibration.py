@@ -12,10 +12,7 @@ from probes.base import FloatArray, ProbeError
 from probes.card import Calibration
 from probes.isotonic import fit_isotonic
 from probes.logistic import fit_logistic, sigmoid
-from probes.measures import auroc, brier, ece, reliability, spearman
 from probes.parts import mean_and_deviation
-
-__all__ = ["apply", "auroc", "brier", "choose", "ece", "fit", "fit_platt", "held_out", "reliability", "spearman"]
 
 Method = Literal["none", "temperature", "platt", "isotonic"]
 SIMPLEST_FIRST: tuple[Method, ...] = ("none", "temperature", "platt", "isotonic")

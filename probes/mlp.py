@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from probes.adam import Adam, batches
 from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError
-from probes.calibration import auroc
 from probes.card import ProbeCard, Site, Task
 from probes.logistic import sigmoid
+from probes.measures import auroc
 from probes.parts import check_labels, check_tensors, standardisation
 from probes.selection import choose
 

@@ -15,13 +15,13 @@ from threadpoolctl import threadpool_limits
 from offline.activations import harvest
 from probes import lanczos, linear_sweep
 from probes.base import Activations, Examples, FloatArray, Inputs, ProbeError
-from probes.calibration import auroc
 from probes.card import Site, Task
 from probes.engine.probe_model import Reading
 from probes.linear_eoi import ALPHAS, LinearEoi
 from probes.linear_models import WIDE, logistic, ridge
 from probes.linear_sweep import sweep
 from probes.logistic import fit_logistic, sigmoid
+from probes.measures import auroc
 from probes.prompt import Renderer, new_pass
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/golden"

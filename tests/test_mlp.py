@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from probes.base import Examples, Inputs, ProbeError
-from probes.calibration import auroc
 from probes.card import Site
 from probes.linear_eoi import LinearEoi
+from probes.measures import auroc
 from probes.mlp import Mlp
 
 SITES = [Site(layer=layer, position=-1) for layer in range(3)]

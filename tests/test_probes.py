@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from probes.artifact import load_artifact, save_artifact
 from probes.base import KINDS, Examples, Fit, Inputs, Probe, ProbeError, load
-from probes.calibration import auroc, spearman
 from probes.card import Site, Task
+from probes.measures import auroc, spearman
 from tests.support.examples import card_of, examples
 
 ROOT = Path(__file__).parents[1]

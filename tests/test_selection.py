@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from probes.base import FloatArray, ProbeError
-from probes.calibration import auroc, spearman
 from probes.card import Task
+from probes.measures import auroc, spearman
 from probes.selection import FOLDS, choose, scores
 
 
