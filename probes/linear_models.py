@@ -17,9 +17,11 @@ from probes.base import Activations, FloatArray, ProbeError
 
 WIDE = 512
 """Dimensions from which on a decomposition is dear."""
-DISTANCE = 1e-2
+DISTANCE = 1.4e-2
 """Of the logits from the optimum (root mean square) at which logistic regression is near enough to be compared:
 what `probes.linear_sweep.MARGIN` leaves in the running is then solved to the end."""
+DISTANCE_WIDE = 1e-2
+"""The same for `WIDE` activations: there the largest of the logits' errors lies further from their mean."""
 STEPS = 60
 
 
@@ -94,10 +96,11 @@ def _logistic(x: Activations, labels: FloatArray, alphas: Sequence[float]) -> Fl
     turned = x @ basis.directions.astype(np.float32)  # (sites, n, r)
     spread = basis.spread.astype(np.float32)
     order = np.argsort(alphas, kind="stable")
+    distance = DISTANCE_WIDE if x.shape[2] > WIDE else DISTANCE
     across = basis.directions.transpose(0, 2, 1)  # (sites, r, d)
     weights = np.empty((labels.shape[1], len(x), len(alphas), x.shape[2]))
     for arm, y in enumerate(labels.T):
-        found = lbfgs.minimise(lbfgs.Loss(turned, y, spread), [alphas[a] for a in order], DISTANCE, STEPS)
+        found = lbfgs.minimise(lbfgs.Loss(turned, y, spread), [alphas[a] for a in order], distance, STEPS)
         weights[arm][:, order] = found.weights.transpose(0, 2, 1).astype(np.float64) @ across
     return weights
 
@@ -125,7 +128,7 @@ def _quick_logistic(x: Activations, labels: FloatArray, alphas: Sequence[float])
     weights = np.empty((labels.shape[1], sites, len(alphas), d))
     order = np.argsort(alphas, kind="stable")
     for arm, y in enumerate(labels.T):
-        found = lbfgs.minimise_in_turn(lbfgs.Loss(x, y, spread), [alphas[a] for a in order], DISTANCE, STEPS)
+        found = lbfgs.minimise_in_turn(lbfgs.Loss(x, y, spread), [alphas[a] for a in order], DISTANCE_WIDE, STEPS)
         if not found.converged.all():
             return None
         weights[arm][:, order] = found.weights.transpose(0, 2, 1)
