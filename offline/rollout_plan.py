@@ -3,7 +3,7 @@
 import difflib
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from offline.benchmarks.base import Benchmark, Problem, load
 from offline.samplers import Job, Key, Sample, SampledArm, job_seed
-from offline.verifiers.base import majority_vote
+from offline.verifiers.grading import Graded, grade_all, pass_at_k
 from server import config, sections
 
 
@@ -62,19 +62,28 @@ class Run:
             if (arm.name, split, problem_id) not in finished
         ]
 
-    def rows(self, samples: Mapping[Key, Sample]) -> list[dict[str, Any]]:
-        """Verified and priced, in the order of arms and problems."""
-        return [
-            self._row(problem, samples[arm, split, problem_id])
+    def rows(
+        self, samples: Mapping[Key, Sample], on_verified: Callable[[int], None] = lambda rows: None
+    ) -> list[dict[str, Any]]:
+        """Verified and priced, in the order of arms and problems.
+
+        Args:
+            on_verified: told how many more rows are verified.
+
+        Raises:
+            VerifierError: a ground truth is of no form that the benchmark's verifier compares with.
+        """
+        pairs = [
+            (problem, samples[arm, split, problem_id])
             for arm in self.arms
             for (split, problem_id), problem in self.problems.items()
         ]
+        items = [(sample.solutions, problem.ground_truth) for problem, sample in pairs]
+        graded = grade_all(self.benchmark.verifier, items, on_done=on_verified)
+        return [self._row(*pair, one) for pair, one in zip(pairs, graded, strict=True)]
 
-    def _row(self, problem: Problem, sample: Sample) -> dict[str, Any]:
-        arm, verifier = self.arms[sample.arm], self.benchmark.verifier
-        answers = [verifier.extract(solution) for solution in sample.solutions]
-        correct = [verifier.is_correct(answer, problem.ground_truth) for answer in answers]
-        majority = majority_vote(answers)
+    def _row(self, problem: Problem, sample: Sample, graded: Graded) -> dict[str, Any]:
+        arm, correct = self.arms[sample.arm], sum(graded.correct)
         return {
             "problem_id": problem.problem_id,
             "split": problem.split,
@@ -89,13 +98,12 @@ class Run:
             "max_tokens": arm.max_tokens,
             "seed": self.seed,
             "generated_solutions": sample.solutions,
-            "extracted_answers": answers,
-            "correct": correct,
-            "success_rate": sum(correct) / self.k,
-            # The unbiased estimator, 1 - C(wrong, k) / C(k, k), of as many samples as k.
-            "pass_at_k": float(any(correct)),
-            "majority_vote_answer": majority,
-            "majority_vote_is_correct": verifier.is_correct(majority, problem.ground_truth),
+            "extracted_answers": graded.answers,
+            "correct": graded.correct,
+            "success_rate": correct / self.k,
+            "pass_at_k": pass_at_k(self.k, correct, self.k),
+            "majority_vote_answer": graded.majority_vote_answer,
+            "majority_vote_is_correct": graded.majority_vote_is_correct,
             "input_tokens": sample.input_tokens,
             "output_tokens": sample.output_tokens,
             **self._costs(sample.arm, sample.input_tokens, sample.output_tokens),

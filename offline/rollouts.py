@@ -21,6 +21,7 @@ from offline.benchmarks.base import BenchmarkError, names
 from offline.rollout_plan import Run, UsageError, plan
 from offline.rollout_store import Journal, StoreError, journal_path, read, to_table, write
 from offline.samplers import Sample, SamplingError
+from offline.verifiers.base import VerifierError
 from server.config import ConfigError
 
 EXAMPLES = """examples:
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         run = plan(args)
         table = read(out, run.settings)
         table = _sample(run, args, argv, out) if table is None else _finish(run, table, out)
-    except (UsageError, BenchmarkError, ConfigError, StoreError) as error:
+    except (UsageError, BenchmarkError, ConfigError, StoreError, VerifierError) as error:
         print(f"pika rollouts: {error}", file=sys.stderr)
         return 2
     except (SamplingError, OSError) as error:
@@ -83,7 +84,10 @@ def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
             "seconds": round(time.time() - started, 1),
             "rows_resumed": total - len(jobs),
         }
-        table = to_table(run.rows(journal.samples), provenance)
+        with _progress() as progress:
+            task = progress.add_task("verifying", total=total)
+            rows = run.rows(journal.samples, lambda done: progress.update(task, advance=done))
+        table = to_table(rows, provenance)
         write(out, table)
         journal.remove()
     return table

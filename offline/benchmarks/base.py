@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import ClassVar
 
 import offline.benchmarks
-from offline.verifiers.base import Verifier
 
 Message = dict[str, str]
 
@@ -34,7 +33,8 @@ class Problem:
 
 
 class Benchmark(ABC):
-    verifier: ClassVar[Verifier]
+    verifier: ClassVar[str]
+    """The name of what checks its answers: a file of `offline/verifiers/`."""
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
 
     @abstractmethod

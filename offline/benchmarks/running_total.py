@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from offline.benchmarks.base import Benchmark, BenchmarkError, Problem
-from offline.verifiers.boxed import Boxed
 
 STATEMENTS = (5, 6, 7, 8)
 LARGEST_START = 20
@@ -31,7 +30,7 @@ Step = tuple[str, int]
 
 
 class RunningTotal(Benchmark):
-    verifier: ClassVar[Boxed] = Boxed()
+    verifier: ClassVar[str] = "boxed"
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         if split not in self.splits:
