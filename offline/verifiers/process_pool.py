@@ -1,6 +1,7 @@
 """Calls in processes of their own, each under a time limit: what hangs or crashes costs its process, nothing else."""
 
 import json
+import logging
 import multiprocessing
 import resource
 import signal
@@ -12,7 +13,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 MEMORY_BYTES = 4 << 30
+PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,13 @@ class Worker:
 def each(function: str, calls: Sequence[Sequence[Any]], workers: int, limit_s: float) -> Iterator[tuple[int, Any]]:
     """What a function returns for each call, as (index of the call, result) in the order in which they are done.
 
-    The result of a call that takes longer than its limit, runs out of memory or kills its process is None.
+    The result of a call that takes longer than its limit, raises an exception or ends its process is None.
 
     Args:
         function: "module:name" of a function whose arguments and results JSON can hold.
         calls: the arguments of each call.
         workers: processes at a time.
-        limit_s: of one call, by the clock.
+        limit_s: CPU seconds of one call, so that a busy machine does not change results; by the clock PATIENCE times it.
     """
     # A server that forks: workers start in milliseconds, and none inherits the threads of this process.
     context = multiprocessing.get_context("forkserver")
@@ -42,9 +46,12 @@ def each(function: str, calls: Sequence[Sequence[Any]], workers: int, limit_s: f
         while waiting or busy:
             while waiting and len(busy) < workers:
                 worker = idle.pop() if idle else _start(context, function, limit_s)
-                index = waiting.popleft()
-                busy[worker.pipe] = worker, index
-                worker.pipe.send_bytes(json.dumps(calls[index]).encode())
+                try:
+                    worker.pipe.send_bytes(json.dumps(calls[waiting[0]]).encode())
+                except ConnectionError:  # somebody has ended it: another one gets the call
+                    _end(worker)
+                    continue
+                busy[worker.pipe] = worker, waiting.popleft()
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
                 worker, index = busy.pop(pipe)
@@ -77,7 +84,8 @@ def _end(worker: Worker) -> None:
 
 def _work(pipe: "Connection[Any, Any]", function: str, limit_s: float) -> None:
     """A worker's life: it ends with its pipe, or by the alarm that the kernel sends when a call takes too long."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for alarm in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(alarm, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -88,7 +96,17 @@ def _work(pipe: "Connection[Any, Any]", function: str, limit_s: float) -> None:
             arguments = json.loads(pipe.recv_bytes())
         except (EOFError, ConnectionError):
             return
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
-        result = call(*arguments)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _limit(limit_s)
+        try:
+            result = call(*arguments)
+        except Exception as error:
+            logger.warning("%s failed: %s: %s", function, type(error).__name__, str(error)[:200])
+            result = None
+        _limit(0)
         pipe.send_bytes(json.dumps(result).encode())
+
+
+def _limit(limit_s: float) -> None:
+    """Alarms that end this process, unless they are set anew."""
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE * limit_s)
