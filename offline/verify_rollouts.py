@@ -188,7 +188,7 @@ def _regraded(table: pa.Table, rollouts: bool, graded: Sequence[Graded], origin:
             place = table.column_names.index(name)
             table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
         else:
-            table = table.append_column(name, pa.array(values))
+            table = table.append_column(name, pa.array(values, pa.string()))
     metadata = table.schema.metadata or {}
     before = json.loads(metadata.get(METADATA, b"{}"))
     now = before | {"verified": [*before.get("verified", []), origin]}
@@ -215,11 +215,13 @@ def _show(title: str, judged: Sequence[Judged]) -> None:
         models.add_row(model, *map(str, counts))
     causes = Table("cause", "what it means")
     causes.add_column("solutions", justify="right")
-    for name, those in disagreements.disagreements(judged).items():
+    found = disagreements.disagreements(judged)
+    for name, those in found.items():
         causes.add_row(name, disagreements.CAUSES[name], str(len(those)))
     console = Console(stderr=True)
     console.print(models)
-    console.print(causes)
+    if found:
+        console.print(causes)
 
 
 def _positive(text: str) -> int:

@@ -34,7 +34,8 @@ def each(function: str, calls: Sequence[Sequence[Any]], workers: int, limit_s: f
         function: "module:name" of a function whose arguments and results JSON can hold.
         calls: the arguments of each call.
         workers: processes at a time.
-        limit_s: CPU seconds of one call, so that a busy machine does not change results; by the clock PATIENCE times it.
+        limit_s: CPU seconds of one call, so that a busy machine changes no result; by the clock, PATIENCE times as
+            long.
     """
     # A server that forks: workers start in milliseconds, and none inherits the threads of this process.
     context = multiprocessing.get_context("forkserver")
