@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,10 @@ def _texts(table: pa.Table, column: str) -> list[str]:
 
 def _of_benchmark(table: pa.Table, rollouts: bool) -> str:
     there = sorted(set(map(str, table["benchmark"].to_pylist()))) if rollouts else []
-    if len(there) == 1 and there[0] in benchmarks.names():
-        return benchmarks.load(there[0]).verifier
+    if len(there) == 1:
+        # Unknown, or one that names its verifier only with its source.
+        with suppress(benchmarks.BenchmarkError):
+            return benchmarks.load(there[0]).verifier
     what = f"its benchmarks are {', '.join(there)}" if there else "the file names no benchmark"
     raise DataError(f"{what}: say how its answers are checked, with --verifier {'|'.join(names())}")
 
