@@ -53,6 +53,9 @@ def main(argv: list[str]) -> int:
     except (DataError, VerifierError) as error:
         print(f"pika verify: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"pika verify: {error}; mend that and try again", file=sys.stderr)
+        return 1
     title = f"{options.file.name} by the verifier `{verifier}`"
     try:
         if options.report is not None:
