@@ -39,12 +39,12 @@ def our_row(row: Row, config: str, split: str, benchmark: str) -> dict[str, Any]
     input_cost = _number(row.get("input_cost_usd_once"))
     return {
         # The same problem has the same id in all configurations.
-        "problem_id": hashlib.sha256(problem.encode()).hexdigest()[:16],
+        "problem_id": str(row.get("problem_id") or hashlib.sha256(problem.encode()).hexdigest()[:16]),
         "split": split,
-        "benchmark": str(row.get("benchmark") or benchmark),
+        "benchmark": str(row.get("benchmark") or row.get("task") or benchmark),
         "problem": problem,
         "formatted_prompt": str(row.get("formatted_prompt") or ""),
-        "ground_truth": str(row.get("ground_truth") or ""),
+        "ground_truth": str(row.get("ground_truth") or row.get("answer") or ""),
         "arm": config,
         "model": config.replace("--", "/", 1),
         "k": int(_number(row.get("k")) or len(details) or 1),

@@ -1,0 +1,285 @@
+"""`pika data convert`: other people's results as rollouts, and rollouts as the research project's files."""
+
+import hashlib
+import platform
+import shlex
+import sys
+import time
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from offline.evaluate import DataError, split_name
+from offline.hub_cli import cell, parser, print_json, run
+
+EXAMPLES = """\
+  pika data convert answers.parquet --out rollouts.parquet --pool pool.yaml --price small=0.1/0.1 --price large=1/3
+  pika data convert wide.csv --out rollouts.parquet --models gpt-4,mixtral --prices prices.yaml --seed 1
+  pika data convert data/Qwen data/openai --out rollouts.parquet     the research project's success-rate files
+  pika data convert rollouts.parquet --out data                      rollouts as such files
+
+Correctness sets are tables (parquet, JSON lines, JSON, CSV) with a row per problem and model, or a row per problem and
+a column per model. Columns are found by their usual names; --column says which is which where they have others.
+"""
+
+
+def convert(argv: list[str]) -> int:
+    """`pika data convert`."""
+    arguments = parser(
+        "data convert",
+        "Success-rate files or a correctness set as one parquet file of rollouts, for `pika train`, `pika tune` and\n"
+        "`pika evaluate`, with a pool's configuration; or rollouts as success-rate files.",
+        EXAMPLES,
+    )
+    add = arguments.add_argument
+    add("inputs", metavar="INPUT", type=Path, nargs="+", help="files of one form, or folders of success-rate files")
+    add("--out", metavar="FILE.parquet|FOLDER", type=Path, required=True, help="rollouts, or success-rate files")
+    add("--pool", metavar="FILE.yaml", type=Path, help="write a pool's configuration too, an arm per model")
+    add("--price", metavar="MODEL=IN/OUT", action="append", default=[], help="USD per million tokens (repeatable)")
+    add("--prices", metavar="FILE", type=Path, help="YAML or JSON: MODEL: {input: USD, output: USD}")
+    add("--benchmark", metavar="NAME", help="what the problems are (default: the data's, or the file's name)")
+    add("--split", metavar="NAME=SHARE,...", type=_shares, help="anew (default: train=.6,validation=.2,test=.2)")
+    add("--keep-splits", action="store_true", help="the data's splits (the default for success-rate files)")
+    add("--seed", type=int, default=0, help="of the new splits (default: 0)")
+    add("--drop-incomplete", action="store_true", help="leave out problems that some model lacks")
+    add("--column", metavar="ROLE=NAME", action="append", default=[], help="such as correct=passed; NAME none: ignored")
+    add(
+        "--models", metavar="A,B", type=lambda text: text.split(","), default=[], help="columns with a model's verdicts"
+    )
+    add("--threshold", metavar="SCORE", type=float, help="the least score of a right answer (default: .5)")
+    add("--k", metavar="N", type=_positive, help="the first N answers of each model to each problem (default: all)")
+    add("--model", metavar="OWNER/NAME", help="whose success rates these are, where the files do not tell")
+    add("--temperature", type=float, default=0.0, help="answers were sampled at, where the data does not tell")
+    add("--max-tokens", type=_positive, default=0, help="of an answer, where the data does not tell")
+    add(
+        "--output-tokens",
+        metavar="[MODEL=]N",
+        action="append",
+        default=[],
+        help="of answers whose text is not on record (default: 256)",
+    )
+    return run(arguments, argv, lambda args: _convert(args, argv))
+
+
+def _shares(text: str) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.partition("=")
+        try:
+            shares[split_name(name)] = float(share)
+        except ValueError:
+            raise ArgumentTypeError(f"{part!r}: write NAME=SHARE, such as train=.6,validation=.2,test=.2") from None
+    if not all(share > 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise ArgumentTypeError(
+            f"{text!r}: shares are greater than 0 and make 1, such as train=.6,validation=.2,test=.2"
+        )
+    return shares
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
+
+
+def _convert(args: Namespace, argv: Sequence[str]) -> int:
+    from offline.research_files import files_of, is_research
+    from offline.rollout_store import SCHEMA
+
+    for file in (args.out, args.pool):
+        if file is not None and file.exists() and not file.is_dir():
+            raise DataError(f"{file} exists: remove it, or name another")
+    if args.split and args.keep_splits:
+        raise DataError("--split makes splits anew, --keep-splits keeps the data's: give one of them")
+    files = files_of(args.inputs)
+    names = _columns(files[0])
+    if set(SCHEMA.names) <= set(names):
+        return _to_research(files, args)
+    if args.out.suffix != ".parquet":
+        raise DataError(f"--out {args.out}: rollouts are one file, whose name ends in .parquet")
+    with Console(stderr=True).status("reading"):
+        return _to_rollouts(files, args, argv, is_research(names))
+
+
+def _columns(file: Path) -> list[str]:
+    from offline.answer_table import read_table
+
+    names: list[str] = read_table([file]).column_names
+    return names
+
+
+def _to_research(files: Sequence[Path], args: Namespace) -> int:
+    from offline.research_files import LOST, write_research
+    from offline.rollout_dataset import read_rollouts
+
+    if len(files) > 1 or args.out.suffix == ".parquet":
+        raise DataError("these are rollouts already: one file of them, and --out FOLDER, give success-rate files")
+    with Console(stderr=True).status("writing"):
+        written = write_research(read_rollouts(files[0]), args.out)
+    table = Table("file", "rows")
+    for path, rows in written:
+        table.add_row(cell(str(path)), f"{rows:,}")
+    Console(stderr=True).print(table)
+    print(f"These files have no place for {LOST}: left out.", file=sys.stderr)
+    print_json({"out": str(args.out), "files": {str(path): rows for path, rows in written}})
+    return 0
+
+
+def _to_rollouts(files: Sequence[Path], args: Namespace, argv: Sequence[str], research: bool) -> int:
+    from offline import conversion, pool_file
+    from offline.answer_table import read_answers, read_table
+    from offline.research_files import read_research
+    from offline.rollout_store import to_table, write
+
+    sampled = conversion.Sampled(
+        benchmark=args.benchmark or ("" if research else files[0].stem),
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+        k=args.k,
+        output_tokens=_output_tokens(args.output_tokens),
+    )
+    if research:
+        told: dict[str, Any] = {}
+        converted = read_research(files, args.model, sampled)
+    else:
+        answers = read_answers(read_table(files), _pairs(args.column), args.models, args.threshold)
+        told = {"columns": answers.used, "unused_columns": answers.unused}
+        converted = conversion.rollouts(answers, pool_file.arm_names(answers.models), sampled)
+    converted = conversion.complete(converted, args.drop_incomplete)
+    rows = converted.rows
+    shares = args.split or (None if research or args.keep_splits else conversion.SHARES)
+    if shares is not None:
+        rows = conversion.split_anew(rows, shares, args.seed)
+    elif not all(row["split"] for row in rows):
+        raise DataError("--keep-splits: no column holds the split: name it with --column split=NAME, or leave this out")
+    models = {row["arm"]: row["model"] for row in rows}
+    prices = pool_file.read_prices(args.price, args.prices)
+    if not research or prices or args.pool:
+        by_arm = pool_file.price_arms(prices, models)
+        rows = [{**row, **conversion.costs(row, by_arm[row["arm"]])} for row in rows]
+    constant = conversion.one_sided(rows)
+    provenance = {
+        "command": shlex.join(["pika", "data", "convert", *argv]),
+        "versions": {"python": platform.python_version(), "pika-router": version("pika-router")},
+        "inputs": {file.name: _sha256(file) for file in files},
+        "seed": args.seed,
+        "splits": shares or "kept",
+        "tokens": converted.tokens,
+        "notes": list(converted.notes),
+        "duplicates_removed": converted.duplicates_removed,
+        "incomplete_dropped": converted.incomplete_dropped,
+        **told,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    write(args.out, to_table(rows, provenance))
+    if args.pool is not None:
+        args.pool.absolute().parent.mkdir(parents=True, exist_ok=True)
+        pool_file.write_whole(args.pool, pool_file.pool_text(rows, by_arm, constant, args.pool.stem))
+    _report(replace(converted, rows=rows), constant, told, args)
+    return 0
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        role, _, column = text.partition("=")
+        if not role or not column:
+            raise DataError(f"--column {text}: write ROLE=NAME, such as correct=passed")
+        pairs[role] = column
+    return pairs
+
+
+def _output_tokens(texts: Sequence[str]) -> dict[str, int]:
+    """By model; `""` stands for all others."""
+    counts = {}
+    for text in texts:
+        model, _, count = text.rpartition("=")
+        if not count.isdigit():
+            raise DataError(f"--output-tokens {text}: write a number of tokens, or MODEL=N")
+        counts[model] = int(count)
+    return counts
+
+
+def _report(converted: Any, constant: Mapping[str, str], told: Mapping[str, Any], args: Namespace) -> None:
+    """For people on stderr, one JSON object for programs on stdout."""
+    rows = converted.rows
+    splits: dict[str, int] = {}
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], []).append(row)
+    for row in next(iter(arms.values())):
+        splits[row["split"]] = splits.get(row["split"], 0) + 1
+    table = Table("arm", "model", *splits, "k", "tokens in", "out", "USD/answer", title="Share of right answers")
+    figures = {}
+    for arm, own in arms.items():
+        answers = sum(row["k"] for row in own)
+        figures[arm] = {
+            "model": own[0]["model"],
+            "k": own[0]["k"],
+            "accuracy": {
+                split: _mean([row["success_rate"] for row in own if row["split"] == split]) for split in splits
+            },
+            "mean_input_tokens": _mean([row["input_tokens"] for row in own]),
+            "mean_output_tokens": sum(sum(row["output_tokens"]) for row in own) / answers,
+            "mean_cost_usd": _mean([row["input_cost_usd_once"] for row in own])
+            + sum(row["total_output_cost_usd"] for row in own) / answers,
+        }
+        table.add_row(
+            cell(arm),
+            cell(own[0]["model"]),
+            *(f"{figures[arm]['accuracy'][split]:.3f}" for split in splits),
+            str(own[0]["k"]),
+            f"{figures[arm]['mean_input_tokens']:.0f}",
+            f"{figures[arm]['mean_output_tokens']:.0f}",
+            f"{figures[arm]['mean_cost_usd']:.2e}",
+        )
+    console = Console(stderr=True)
+    for role, column in told.get("columns", {}).items():
+        console.print(cell(f"{role:>14}: {column}"))
+    if told.get("unused_columns"):
+        console.print(cell(f"{'not used':>14}: {', '.join(told['unused_columns'])}"))
+    console.print(table)
+    console.print(cell("problems: " + ", ".join(f"{name} {n:,}" for name, n in splits.items())))
+    console.print(
+        cell(
+            f"left out: {converted.duplicates_removed} that repeat another's text, {converted.incomplete_dropped} that "
+            "not all models answered"
+        )
+    )
+    for note in converted.notes:
+        console.print(cell(note))
+    for arm, why in constant.items():
+        console.print(cell(f"{arm}: {why}, so no probe of it can be trained: name the others with `pika train --arms`"))
+    for name in ("train", "validation", "test"):
+        if name not in splits:
+            console.print(cell(f"no {name} problems, which `pika train` needs: --split makes new splits"))
+    print_json(
+        {
+            "out": str(args.out),
+            "pool": None if args.pool is None else str(args.pool),
+            "rows": len(rows),
+            "problems": splits,
+            "duplicates_removed": converted.duplicates_removed,
+            "incomplete_dropped": converted.incomplete_dropped,
+            "tokens": converted.tokens,
+            "notes": list(converted.notes),
+            "one_sided": dict(constant),
+            "arms": figures,
+        }
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
