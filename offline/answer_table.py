@@ -83,10 +83,13 @@ def _read(file: Path) -> pa.Table:
             case ".jsonl":
                 return pa.json.read_json(file)
             case ".json":
-                return pa.Table.from_pylist(json.loads(file.read_text("utf-8")))
+                rows = json.loads(file.read_text("utf-8"))
+                if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                    raise ValueError("an array with an object per row is needed")
+                return pa.Table.from_pylist(rows)
             case ".csv":
                 return pa.csv.read_csv(file, parse_options=pa.csv.ParseOptions(newlines_in_values=True))
-    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise DataError(f"cannot read {file} as {file.suffix[1:]}: {' '.join(str(error).split())[:300]}") from error
     raise DataError(f"{file}: its name must end in .parquet, .jsonl, .json or .csv, which say the format")
 
@@ -116,8 +119,9 @@ def read_answers(
     columns["model"] = _texts(columns["model"], used["model"])
     columns["correct"] = [_verdict(value, used["correct"], threshold) for value in columns["correct"]]
     taken = {*used.values(), *models}
-    of_models = [name for name in table.column_names if any(name.startswith(f"{model}|") for model in models)]
-    left = [name for name in table.column_names if name not in taken and name not in of_models]
+    left = [name for name in table.column_names if name not in taken]
+    of_models = [name for name in left if any(name.startswith(f"{model}|") for model in models)]
+    left = [name for name in left if name not in of_models]
     repeats = len(columns["problem"]) // table.num_rows
     metadata, unused = _metadata({name: table[name].to_pylist() * repeats for name in left}, columns["problem"])
     return Answers(columns, metadata, used, list(dict.fromkeys(columns["model"])), of_models + unused)

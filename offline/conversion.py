@@ -254,12 +254,12 @@ def costs(row: Row, prices: Prices) -> dict[str, float]:
 
 
 def one_sided(rows: Sequence[Row]) -> dict[str, str]:
-    """Of each arm that was right always or never on a whole split: what to know of it."""
+    """Of each arm whose success rate is the same on a whole split: on which, with the rate."""
     seen: dict[tuple[str, str], set[float]] = {}
     for row in rows:
         seen.setdefault((row["arm"], row["split"]), set()).add(row["success_rate"])
-    return {
-        arm: f"all its {split} answers are {'right' if rates == {1.0} else 'wrong' if rates == {0.0} else 'alike'}"
-        for (arm, split), rates in seen.items()
-        if len(rates) == 1
-    }
+    told: dict[str, list[str]] = {}
+    for (arm, split), rates in seen.items():
+        if len(rates) == 1:
+            told.setdefault(arm, []).append(f"{min(rates):g} on all {split} problems")
+    return {arm: f"its success rate is {', '.join(parts)}" for arm, parts in told.items()}

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -134,6 +134,7 @@ def _to_research(files: Sequence[Path], args: Namespace) -> int:
 def _to_rollouts(files: Sequence[Path], args: Namespace, argv: Sequence[str], research: bool) -> int:
     from offline import conversion, pool_file
     from offline.answer_table import read_answers, read_table
+    from offline.conversion_report import report
     from offline.research_files import read_research
     from offline.rollout_store import to_table, write
 
@@ -182,7 +183,8 @@ def _to_rollouts(files: Sequence[Path], args: Namespace, argv: Sequence[str], re
     if args.pool is not None:
         args.pool.absolute().parent.mkdir(parents=True, exist_ok=True)
         pool_file.write_whole(args.pool, pool_file.pool_text(rows, by_arm, constant, args.pool.stem))
-    _report(replace(converted, rows=rows), constant, told, args)
+    summary = {"out": str(args.out), "pool": None if args.pool is None else str(args.pool)}
+    print_json(summary | report(replace(converted, rows=rows), constant, told))
     return 0
 
 
@@ -210,76 +212,3 @@ def _output_tokens(texts: Sequence[str]) -> dict[str, int]:
             raise DataError(f"--output-tokens {text}: write a number of tokens, or MODEL=N")
         counts[model] = int(count)
     return counts
-
-
-def _report(converted: Any, constant: Mapping[str, str], told: Mapping[str, Any], args: Namespace) -> None:
-    """For people on stderr, one JSON object for programs on stdout."""
-    rows = converted.rows
-    splits: dict[str, int] = {}
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        arms.setdefault(row["arm"], []).append(row)
-    for row in next(iter(arms.values())):
-        splits[row["split"]] = splits.get(row["split"], 0) + 1
-    table = Table("arm", "model", *splits, "k", "tokens in", "out", "USD/answer", title="Share of right answers")
-    figures = {}
-    for arm, own in arms.items():
-        answers = sum(row["k"] for row in own)
-        figures[arm] = {
-            "model": own[0]["model"],
-            "k": own[0]["k"],
-            "accuracy": {
-                split: _mean([row["success_rate"] for row in own if row["split"] == split]) for split in splits
-            },
-            "mean_input_tokens": _mean([row["input_tokens"] for row in own]),
-            "mean_output_tokens": sum(sum(row["output_tokens"]) for row in own) / answers,
-            "mean_cost_usd": _mean([row["input_cost_usd_once"] for row in own])
-            + sum(row["total_output_cost_usd"] for row in own) / answers,
-        }
-        table.add_row(
-            cell(arm),
-            cell(own[0]["model"]),
-            *(f"{figures[arm]['accuracy'][split]:.3f}" for split in splits),
-            str(own[0]["k"]),
-            f"{figures[arm]['mean_input_tokens']:.0f}",
-            f"{figures[arm]['mean_output_tokens']:.0f}",
-            f"{figures[arm]['mean_cost_usd']:.2e}",
-        )
-    console = Console(stderr=True)
-    for role, column in told.get("columns", {}).items():
-        console.print(cell(f"{role:>14}: {column}"))
-    if told.get("unused_columns"):
-        console.print(cell(f"{'not used':>14}: {', '.join(told['unused_columns'])}"))
-    console.print(table)
-    console.print(cell("problems: " + ", ".join(f"{name} {n:,}" for name, n in splits.items())))
-    console.print(
-        cell(
-            f"left out: {converted.duplicates_removed} that repeat another's text, {converted.incomplete_dropped} that "
-            "not all models answered"
-        )
-    )
-    for note in converted.notes:
-        console.print(cell(note))
-    for arm, why in constant.items():
-        console.print(cell(f"{arm}: {why}, so no probe of it can be trained: name the others with `pika train --arms`"))
-    for name in ("train", "validation", "test"):
-        if name not in splits:
-            console.print(cell(f"no {name} problems, which `pika train` needs: --split makes new splits"))
-    print_json(
-        {
-            "out": str(args.out),
-            "pool": None if args.pool is None else str(args.pool),
-            "rows": len(rows),
-            "problems": splits,
-            "duplicates_removed": converted.duplicates_removed,
-            "incomplete_dropped": converted.incomplete_dropped,
-            "tokens": converted.tokens,
-            "notes": list(converted.notes),
-            "one_sided": dict(constant),
-            "arms": figures,
-        }
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -114,9 +114,9 @@ def pool_text(
         constant: arms that can have no probe, with the reason.
         name: of the pool's file, which the tuned policy's follows.
     """
-    arms = {arm: [row for row in rows if row["arm"] == arm] for arm in prices}
-    # As a probe's card does, mean tokens are of training problems.
-    means = {arm: _mean_tokens([row for row in own if row["split"] == "train"] or own) for arm, own in arms.items()}
+    train = [row for row in rows if row["split"] == "train"] or rows  # as a probe's card takes its means
+    arms = {arm: [row for row in train if row["arm"] == arm] for arm in prices}
+    means = {arm: _mean_tokens(own) for arm, own in arms.items()}
     usd = {arm: sum(means[arm][kind] * getattr(prices[arm], kind) for kind in means[arm]) for arm in arms}
     pool: dict[str, Any] = {"models": {}, "arms": {}, "policy": {"tuned": f"{name}.tuned.json"}}
     for arm in sorted(arms, key=usd.__getitem__):
