@@ -162,6 +162,9 @@ def _melted(table: pa.Table, used: dict[str, str], asked: Sequence[str]) -> tupl
             f"model=NAME, or the latter with --models A,B; the columns are {', '.join(table.column_names)}"
         )
     columns = {role: table[column].to_pylist() * len(models) for role, column in of_problem.items()}
+    if "id" not in columns:  # each row is a problem, even where texts are the same
+        columns["id"] = list(range(table.num_rows)) * len(models)
+        of_problem["id"] = "the row's number"
     columns["model"] = [model for model in models for _ in range(table.num_rows)]
     columns["correct"] = [value for model in models for value in table[model].to_pylist()]
     responses = {
@@ -185,6 +188,8 @@ def _texts(values: Sequence[Any], column: str) -> list[str]:
     for number, value in enumerate(values, start=1):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise DataError(f"column {column!r} is empty in row {number}: remove the row, or fill it in")
+        if not isinstance(value, str | int | float):
+            raise DataError(f"column {column!r} holds a {type(value).__name__} in row {number}: make it text")
     return [str(value) for value in values]
 
 

@@ -60,13 +60,15 @@ def rollouts(answers: Answers, arms: Mapping[str, str], sampled: Sampled) -> Con
     Raises:
         DataError: an id stands for several problems, or a model has fewer answers than asked for.
     """
-    groups, duplicates = _grouped(answers)
+    groups, ids, duplicates = _grouped(answers)
     for model, of_model in groups.items():
         most = max(map(len, of_model.values()), default=0)
         if most < (sampled.k or 1):
             raise DataError(f"--k {sampled.k}: model {model!r} has at most {most} answers with a verdict to a problem")
     rows = [
-        _row(answers, indices, arm, model, sampled) for model, arm in arms.items() for indices in groups[model].values()
+        _row(answers, indices, ids[text], arm, model, sampled)
+        for model, arm in arms.items()
+        for text, indices in groups[model].items()
     ]
     missing = sum(value is None for value in answers.columns["correct"])
     tokens, notes = _told_of_tokens(answers, sampled)
@@ -75,8 +77,9 @@ def rollouts(answers: Answers, arms: Mapping[str, str], sampled: Sampled) -> Con
     return Converted(rows, tokens, duplicates, 0, notes)
 
 
-def _grouped(answers: Answers) -> tuple[dict[str, dict[str, list[int]]], int]:
-    """The answers with a verdict by model and problem, of each problem's first appearance; the number of others."""
+def _grouped(answers: Answers) -> tuple[dict[str, dict[str, list[int]]], dict[str, str], int]:
+    """Of each problem's first appearance: its answers with a verdict, by model and text, and its id, by text; and how
+    many other appearances there were."""
     columns = answers.columns
     n = len(columns["problem"])
     ids, splits = (columns.get(name, [None] * n) for name in ("id", "split"))
@@ -95,7 +98,16 @@ def _grouped(answers: Answers) -> tuple[dict[str, dict[str, list[int]]], int]:
             repeated.add((text, *name))
         elif columns["correct"][row] is not None:
             groups[model].setdefault(text, []).append(row)
-    return groups, len(repeated)
+    return groups, _ids(first), len(repeated)
+
+
+def _ids(named: Mapping[str, tuple[Any, Any]]) -> dict[str, str]:
+    """Each problem's id by its text: the data's, with the split where each split counts anew, or else a hash."""
+    ids = [id_ for id_, _ in named.values()]
+    if None in ids:
+        return {text: hashlib.sha256(text.encode()).hexdigest()[:16] for text in named}
+    is_unique = len(set(ids)) == len(ids)
+    return {text: str(id_) if is_unique else f"{split}-{id_}" for text, (id_, split) in named.items()}
 
 
 def same_text(problem: str) -> str:
@@ -103,11 +115,7 @@ def same_text(problem: str) -> str:
     return " ".join(problem.split())
 
 
-def problem_id(problem: str) -> str:
-    return hashlib.sha256(problem.encode()).hexdigest()[:16]
-
-
-def _row(answers: Answers, indices: Sequence[int], arm: str, model: str, sampled: Sampled) -> Row:
+def _row(answers: Answers, indices: Sequence[int], problem_id: str, arm: str, model: str, sampled: Sampled) -> Row:
     columns, first = answers.columns, indices[0]
     indices = indices[: sampled.k]
 
@@ -116,12 +124,11 @@ def _row(answers: Answers, indices: Sequence[int], arm: str, model: str, sampled
 
     problem = str(columns["problem"][first])
     correct, responses = of("correct"), ["" if text is None else str(text) for text in of("response")]
-    given = of("id")[0]
     rate = sum(correct) / len(correct)
     inputs, outputs = of("input_tokens"), of("output_tokens")
     assumed = assumed_tokens(model, sampled)
     return {
-        "problem_id": problem_id(problem) if given is None else str(given),
+        "problem_id": problem_id,
         "split": split_name(str(of("split")[0] or "")),
         "benchmark": sampled.benchmark,
         "problem": problem,
@@ -209,6 +216,25 @@ def _says_what_is_missing(answered: Mapping[str, Mapping[str, int]], k_of: Mappi
         f"{n} of {len(answered)} problems lack an arm (such as {arm!r}, which has {len(counts[arm])}): "
         "--drop-incomplete leaves them out"
     )
+
+
+def splits_of_data(rows: Sequence[Row]) -> list[Row]:
+    """The rows as they are.
+
+    Raises:
+        DataError: some are in no split, or a problem is in two.
+    """
+    known: dict[str, str] = {}
+    for row in rows:
+        if not row["split"]:
+            raise DataError("no column holds the split: name it with --column split=NAME, or make splits with --split")
+        other = known.setdefault(same_text(row["problem"]), row["split"])
+        if other != row["split"]:
+            raise DataError(
+                f"problem {row['problem_id']!r} is in {other} for one arm and in {row['split']} for another, so that "
+                "probes would be measured on what they were fitted on: --split makes new splits for all"
+            )
+    return list(rows)
 
 
 def split_anew(rows: Sequence[Row], shares: Mapping[str, float], seed: int) -> list[Row]:

@@ -3,14 +3,13 @@
 import hashlib
 import platform
 import shlex
-import sys
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +17,11 @@ from rich.table import Table
 from offline.evaluate import DataError, split_name
 from offline.hub_cli import cell, parser, print_json, run
 
+if TYPE_CHECKING:  # pyarrow comes with it
+    from offline.conversion import Converted
+
+OURS = {"arm", "problem_id", "extracted_answers"}
+"""Columns that rollouts of ours have, and no other form."""
 EXAMPLES = """\
   pika data convert answers.parquet --out rollouts.parquet --pool pool.yaml --price small=0.1/0.1 --price large=1/3
   pika data convert wide.csv --out rollouts.parquet --models gpt-4,mixtral --prices prices.yaml --seed 1
@@ -89,8 +93,8 @@ def _positive(text: str) -> int:
 
 
 def _convert(args: Namespace, argv: Sequence[str]) -> int:
+    from offline.answer_table import read_table
     from offline.research_files import files_of, is_research
-    from offline.rollout_store import SCHEMA
 
     for file in (args.out, args.pool):
         if file is not None and file.exists() and not file.is_dir():
@@ -98,20 +102,12 @@ def _convert(args: Namespace, argv: Sequence[str]) -> int:
     if args.split and args.keep_splits:
         raise DataError("--split makes splits anew, --keep-splits keeps the data's: give one of them")
     files = files_of(args.inputs)
-    names = _columns(files[0])
-    if set(SCHEMA.names) <= set(names):
+    names = read_table(files[:1]).column_names
+    if set(names) >= OURS:
         return _to_research(files, args)
     if args.out.suffix != ".parquet":
         raise DataError(f"--out {args.out}: rollouts are one file, whose name ends in .parquet")
-    with Console(stderr=True).status("reading"):
-        return _to_rollouts(files, args, argv, is_research(names))
-
-
-def _columns(file: Path) -> list[str]:
-    from offline.answer_table import read_table
-
-    names: list[str] = read_table([file]).column_names
-    return names
+    return _to_rollouts(files, is_research(names), args, argv)
 
 
 def _to_research(files: Sequence[Path], args: Namespace) -> int:
@@ -120,23 +116,63 @@ def _to_research(files: Sequence[Path], args: Namespace) -> int:
 
     if len(files) > 1 or args.out.suffix == ".parquet":
         raise DataError("these are rollouts already: one file of them, and --out FOLDER, give success-rate files")
-    with Console(stderr=True).status("writing"):
+    console = Console(stderr=True)
+    with console.status("writing"):
         written = write_research(read_rollouts(files[0]), args.out)
-    table = Table("file", "rows")
-    for path, rows in written:
+    table = Table("file", "rows", box=None)
+    for path, rows in written.items():
         table.add_row(cell(str(path)), f"{rows:,}")
-    Console(stderr=True).print(table)
-    print(f"These files have no place for {LOST}: left out.", file=sys.stderr)
-    print_json({"out": str(args.out), "files": {str(path): rows for path, rows in written}})
+    console.print(table)
+    console.print(f"These files have no place for {LOST}: left out.", soft_wrap=True)
+    print_json({"out": str(args.out), "files": {str(path): rows for path, rows in written.items()}})
     return 0
 
 
-def _to_rollouts(files: Sequence[Path], args: Namespace, argv: Sequence[str], research: bool) -> int:
+def _to_rollouts(files: Sequence[Path], research: bool, args: Namespace, argv: Sequence[str]) -> int:
     from offline import conversion, pool_file
-    from offline.answer_table import read_answers, read_table
     from offline.conversion_report import report
-    from offline.research_files import read_research
     from offline.rollout_store import to_table, write
+
+    shares = args.split or (None if research or args.keep_splits else conversion.SHARES)
+    with Console(stderr=True).status("reading, writing"):
+        converted, told = _read(files, research, args)
+        converted = conversion.complete(converted, args.drop_incomplete)
+        rows = converted.rows
+        rows = conversion.splits_of_data(rows) if shares is None else conversion.split_anew(rows, shares, args.seed)
+        prices = pool_file.read_prices(args.price, args.prices)
+        if prices or args.pool or not research:  # success-rate files have costs of their own
+            prices = pool_file.price_arms(prices, {row["arm"]: row["model"] for row in rows})
+            rows = [{**row, **conversion.costs(row, prices[row["arm"]])} for row in rows]
+        one_sided = conversion.one_sided(rows)
+        provenance = {
+            "command": shlex.join(["pika", "data", "convert", *argv]),
+            "versions": {"python": platform.python_version(), "pika-router": version("pika-router")},
+            "inputs": {str(file): _sha256(file) for file in files},
+            "seed": args.seed,
+            "splits": shares or "kept",
+            "tokens": converted.tokens,
+            "notes": list(converted.notes),
+            "duplicates_removed": converted.duplicates_removed,
+            "incomplete_dropped": converted.incomplete_dropped,
+            **told,
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        for file in filter(None, (args.out, args.pool)):
+            file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        if args.pool is not None:
+            pool_file.write_whole(args.pool, pool_file.pool_text(rows, prices, one_sided, args.pool.stem))
+        write(args.out, to_table(rows, provenance))
+    summary = {"out": str(args.out), "pool": None if args.pool is None else str(args.pool)}
+    print_json(summary | report(replace(converted, rows=rows), one_sided, told))
+    return 0
+
+
+def _read(files: Sequence[Path], research: bool, args: Namespace) -> "tuple[Converted, dict[str, Any]]":
+    """Rows as the data has them, and which columns were taken for what."""
+    from offline import conversion
+    from offline.answer_table import read_answers, read_table
+    from offline.pool_file import arm_names
+    from offline.research_files import read_research
 
     sampled = conversion.Sampled(
         benchmark=args.benchmark or ("" if research else files[0].stem),
@@ -146,46 +182,10 @@ def _to_rollouts(files: Sequence[Path], args: Namespace, argv: Sequence[str], re
         output_tokens=_output_tokens(args.output_tokens),
     )
     if research:
-        told: dict[str, Any] = {}
-        converted = read_research(files, args.model, sampled)
-    else:
-        answers = read_answers(read_table(files), _pairs(args.column), args.models, args.threshold)
-        told = {"columns": answers.used, "unused_columns": answers.unused}
-        converted = conversion.rollouts(answers, pool_file.arm_names(answers.models), sampled)
-    converted = conversion.complete(converted, args.drop_incomplete)
-    rows = converted.rows
-    shares = args.split or (None if research or args.keep_splits else conversion.SHARES)
-    if shares is not None:
-        rows = conversion.split_anew(rows, shares, args.seed)
-    elif not all(row["split"] for row in rows):
-        raise DataError("--keep-splits: no column holds the split: name it with --column split=NAME, or leave this out")
-    models = {row["arm"]: row["model"] for row in rows}
-    prices = pool_file.read_prices(args.price, args.prices)
-    if not research or prices or args.pool:
-        by_arm = pool_file.price_arms(prices, models)
-        rows = [{**row, **conversion.costs(row, by_arm[row["arm"]])} for row in rows]
-    constant = conversion.one_sided(rows)
-    provenance = {
-        "command": shlex.join(["pika", "data", "convert", *argv]),
-        "versions": {"python": platform.python_version(), "pika-router": version("pika-router")},
-        "inputs": {file.name: _sha256(file) for file in files},
-        "seed": args.seed,
-        "splits": shares or "kept",
-        "tokens": converted.tokens,
-        "notes": list(converted.notes),
-        "duplicates_removed": converted.duplicates_removed,
-        "incomplete_dropped": converted.incomplete_dropped,
-        **told,
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    write(args.out, to_table(rows, provenance))
-    if args.pool is not None:
-        args.pool.absolute().parent.mkdir(parents=True, exist_ok=True)
-        pool_file.write_whole(args.pool, pool_file.pool_text(rows, by_arm, constant, args.pool.stem))
-    summary = {"out": str(args.out), "pool": None if args.pool is None else str(args.pool)}
-    print_json(summary | report(replace(converted, rows=rows), constant, told))
-    return 0
+        return read_research(files, args.model, sampled), {}
+    answers = read_answers(read_table(files), _pairs(args.column), args.models, args.threshold)
+    told = {"columns": answers.used, "unused_columns": answers.unused}
+    return conversion.rollouts(answers, arm_names(answers.models), sampled), told
 
 
 def _sha256(file: Path) -> str:

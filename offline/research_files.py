@@ -77,15 +77,16 @@ def _rows_of(file: Path, model: str | None, sampled: Sampled) -> Iterator[tuple[
     told = {} if named is None else {name: float(named[name]) for name in ("max_len", "k", "temperature")}
     file_split = (named or shard or {"split": None})["split"]
     for row in table.to_pylist():
-        split = row.get("split") or file_split
-        if not split:
-            raise DataError(f"{file}: neither a column nor the file's name tells the split: add a column `split`")
-        config = model.replace("/", "--", 1) if model else _configuration(file, row.get("model_name"), named, shard)
+        split = str(row.get("split") or file_split or "").lower()
+        of_row = row.get("model_name") or row.get("model")
+        config = model.replace("/", "--", 1) if model else _configuration(file, of_row, named, shard)
         benchmark = sampled.benchmark or (file.parent.name if named else file.stem)
-        ours = our_row({**told, **row}, config, split_name(str(split).lower()), benchmark)
+        ours = our_row({**told, **row}, config, split_name(split), benchmark)
         lacks_samples = not ours["generated_solutions"]
         if lacks_samples:
             ours |= _without_samples(ours, {**told, **row}.get("k") or sampled.k, sampled, file)
+        elif sampled.k not in (None, ours["k"]):
+            raise DataError(f"{file} has {ours['k']} samples of each problem: leave --k out")
         yield ours, lacks_samples
 
 
@@ -97,7 +98,7 @@ def _configuration(file: Path, model: str | None, named: "re.Match[str] | None",
         return name if is_bare else f"{family}--{name}"
     if shard is not None:
         return file.absolute().parent.name
-    if model is None:
+    if not model:
         raise DataError(f"{file}: neither folders nor a column `model_name` tell the model: give --model OWNER/NAME")
     return str(model).replace("/", "--", 1)
 
@@ -120,15 +121,15 @@ def _without_samples(ours: Row, k: Any, sampled: Sampled, file: Path) -> Row:
     }
 
 
-def write_research(rollouts: pa.Table, out: Path) -> list[tuple[Path, int]]:
-    """Files of this form below a folder, and their rows.
+def write_research(rollouts: pa.Table, out: Path) -> dict[Path, int]:
+    """Files of this form below a folder; their numbers of rows.
 
     Raises:
-        DataError: an arm's samples are of several kinds, which one file name cannot say.
+        DataError: an arm's samples are of several kinds, which one file name cannot say, or a file is there already.
         OSError: a file cannot be written.
     """
     known = sampled_arms(rollouts.schema)
-    written = []
+    tables = {}
     for arm, config in configurations(rollouts).items():
         effort = known.get(arm, {}).get("reasoning_effort")
         of_arm = rollouts.filter(pc.equal(rollouts["arm"], arm))
@@ -137,10 +138,14 @@ def write_research(rollouts: pa.Table, out: Path) -> list[tuple[Path, int]]:
             folder, name = _path(config, str(split), rows, arm)
             model = config.removesuffix(f"_{effort}").replace("--", "/", 1)
             table = pa.Table.from_pylist([_their_row(row, number, model) for number, row in enumerate(rows)])
-            (out / folder).mkdir(parents=True, exist_ok=True)
-            write(out / folder / name, table)
-            written.append((out / folder / name, len(rows)))
-    return written
+            tables[out / folder / name] = table
+    there = [path for path in tables if path.exists()]
+    if there:
+        raise DataError(f"{there[0]} exists: remove it, or name another --out")
+    for path, table in tables.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, table)
+    return {path: table.num_rows for path, table in tables.items()}
 
 
 def _path(config: str, split: str, rows: Sequence[Mapping[str, Any]], arm: str) -> tuple[Path, str]:

@@ -1,7 +1,11 @@
 """Other people's results as rollouts that our commands read, and rollouts as the research project's files."""
 
 import json
+import os
 import random
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +108,7 @@ def test_a_row_per_problem_and_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     provenance = json.loads(table.schema.metadata[METADATA])
     assert provenance["tokens"] == "estimated: characters / 4"
     assert provenance["seed"] == 3
-    assert list(provenance["inputs"]) == [f"answers{suffix}"]
+    assert [Path(name).name for name in provenance["inputs"]] == [f"answers{suffix}"]
     assert "Output tokens are estimated: the response's characters / 4." in provenance["notes"]
     assert "correct: is_correct" in err
     assert sum(summary["problems"].values()) == 60
@@ -166,6 +170,32 @@ def test_a_problem_under_two_ids_is_one(tmp_path: Path, capsys: pytest.CaptureFi
     read_training_set(tmp_path / "anew.parquet", ["small-1b", "large-70b"])
 
 
+def test_ids_that_each_split_counts_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "idx": row["idx"] % 40, "Split": "train" if row["idx"] < 40 else "test"} for row in answers(80)]
+    out = tmp_path / "out.parquet"
+    run(capsys, write(tmp_path / "answers.parquet", rows), "--out", out, *PRICES)
+    assert len(read_training_set(out, ["small-1b", "large-70b"]).problems) == 80
+    assert {"train-0", "test-0"} <= set(pq.read_table(out)["problem_id"].to_pylist())
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """As a limit on files' sizes shows it."""
+    write(tmp_path / "answers.parquet", answers(400))
+    command = [sys.executable, "-m", "server", "data", "convert", "answers.parquet", "--out", "out.parquet", *PRICES]
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 2; exec {shlex.join(command)}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(NANO.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "pika data convert: [Errno 27] Error writing bytes to file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.parquet"]
+
+
 WIDE = (
     "prompt,eval_name,gpt-4,gpt-4|model_response,gpt-4|total_cost,mixtral,mixtral|model_response,mixtral|total_cost\n"
 )
@@ -190,6 +220,14 @@ def test_a_column_per_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     arms = load(tmp_path / "pool.yaml").arms
     assert (arms["gpt-4"].probe, arms["gpt-4"].success_probability) == (None, 1.0)
     assert arms["mixtral"].probe == "probes/mixtral"
+
+
+def test_texts_that_repeat_in_a_wide_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Q {n % 30}", "strong": n % 2 == 0, "weak": n % 3 == 0} for n in range(33)]
+    words = ("--price", "strong=2/2", "--price", "weak=1/1", "--split", "train=.4,validation=.3,test=.3")
+    summary, _ = run(capsys, write(tmp_path / "wide.jsonl", rows), "--out", tmp_path / "out.parquet", *words)
+    assert (summary["duplicates_removed"], sum(summary["problems"].values())) == (3, 30)
+    assert list(summary["arms"]) == ["strong", "weak"]
 
 
 def test_some_of_the_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +306,7 @@ def without(name: str) -> list[dict[str, Any]]:
         (change(is_correct=float("nan")), PRICES, "has at most 0 answers with a verdict"),
         (change(problem=""), PRICES, "column 'problem' is empty in row 1"),
         (change(model=None), PRICES, "column 'model' is empty in row 1"),
+        (change(problem=[{"role": "user"}]), PRICES, "column 'problem' holds a list in row 1: make it text"),
         (change(idx=7), PRICES, "idx 7 stands for two problems: name another column with --column id=NAME"),
         (answers(), [], "no price of owner/small-1b, owner/large-70b: give --price owner/small-1b=IN/OUT"),
         (answers(), [*PRICES, "--price", "gpt=1/1"], "there is a price of 'gpt', but no such model"),
@@ -379,6 +418,18 @@ def test_there_and_back_loses_nothing_that_both_forms_say(tmp_path: Path, capsys
         assert [again[name] for name in COSTS] == pytest.approx([row[name] for name in COSTS])
 
 
+def test_rollouts_become_files_that_were_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = few_rollouts(tmp_path)
+    assert "these are rollouts already" in fails(capsys, file, "--out", tmp_path / "again.parquet")
+    run(capsys, file, "--out", tmp_path / "data")
+    assert "exists: remove it, or name another --out" in fails(capsys, file, "--out", tmp_path / "data")
+    mixed = pq.read_table(file).to_pylist()
+    mixed[1]["max_tokens"] += 1
+    write(tmp_path / "mixed.parquet", mixed)
+    assert "mixes max_tokens" in fails(capsys, tmp_path / "mixed.parquet", "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def research_rows(split: str) -> list[dict[str, Any]]:
     """As the research project's script writes them where it knows no prices; it shuffles no columns."""
     return [
@@ -429,6 +480,20 @@ def test_the_research_projects_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     }
     assert data.success_rate[data.rows("test")].T.tolist() == [[0, 0.5, 1, 0, 0.5, 1]] * 2
     assert pq.read_table(out)["total_cost_usd"][0].as_py() == pytest.approx((9 * 0.05 + 7 * 0.2) / 1e6)
+
+
+def test_a_problem_that_is_trained_on_for_one_arm_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"problem": f"Q {n}", "success_rate": n % 2, "k": 1, "model": model, "split": "test" if n == late else "train"}
+        for model, late in (("a/a", 8), ("b/b", 9))
+        for n in range(40)
+    ]
+    file, out = write(tmp_path / "rates.jsonl", rows), tmp_path / "out.parquet"
+    message = fails(capsys, file, "--out", out)
+    assert "is in test for one arm and in train for another" in message
+    assert "--split makes new splits for all" in message
+    run(capsys, file, "--out", out, "--split", "train=.5,validation=.25,test=.25")
+    read_training_set(out, ["a--a", "b--b"])
 
 
 def test_success_rates_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
