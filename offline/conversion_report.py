@@ -62,7 +62,10 @@ def _figures(rows: Sequence[Row], splits: Mapping[str, int]) -> dict[str, Any]:
 def _table(arms: Mapping[str, Mapping[str, Any]], splits: Mapping[str, int]) -> Table:
     table = Table(box=None, pad_edge=False, title="Share of right answers", title_justify="left")
     for heading in ("arm", *splits, "k", "tokens in", "out", "USD/answer"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
+        if heading == "arm":
+            table.add_column(heading, overflow="fold")  # gives way in a narrow terminal
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
     for arm, figures in arms.items():
         table.add_row(
             cell(arm),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from offline.evaluate import DataError, split_name
 from offline.hub_cli import cell, parser, print_json, run
@@ -104,22 +104,25 @@ def _convert(args: Namespace, argv: Sequence[str]) -> int:
     files = files_of(args.inputs)
     names = read_table(files[:1]).column_names
     if set(names) >= OURS:
-        return _to_research(files, args)
+        return _to_research(files, args, argv)
     if args.out.suffix != ".parquet":
         raise DataError(f"--out {args.out}: rollouts are one file, whose name ends in .parquet")
     return _to_rollouts(files, is_research(names), args, argv)
 
 
-def _to_research(files: Sequence[Path], args: Namespace) -> int:
-    from offline.research_files import LOST, write_research
+def _to_research(files: Sequence[Path], args: Namespace, argv: Sequence[str]) -> int:
+    from offline.research_files import LOST, noted, write_research
     from offline.rollout_dataset import read_rollouts
 
     if len(files) > 1 or args.out.suffix == ".parquet":
         raise DataError("these are rollouts already: one file of them, and --out FOLDER, give success-rate files")
     console = Console(stderr=True)
     with console.status("writing"):
-        written = write_research(read_rollouts(files[0]), args.out)
-    table = Table("file", "rows", box=None)
+        rollouts = read_rollouts(files[0])
+        before = noted(rollouts.schema)
+        kept = {name: before[name] for name in ("tokens", "notes") if name in before}
+        written = write_research(rollouts, args.out, _provenance(argv, files, None) | kept)
+    table = Table(Column("file", overflow="fold"), "rows", box=None)
     for path, rows in written.items():
         table.add_row(cell(str(path)), f"{rows:,}")
     console.print(table)
@@ -144,18 +147,13 @@ def _to_rollouts(files: Sequence[Path], research: bool, args: Namespace, argv: S
             prices = pool_file.price_arms(prices, {row["arm"]: row["model"] for row in rows})
             rows = [{**row, **conversion.costs(row, prices[row["arm"]])} for row in rows]
         one_sided = conversion.one_sided(rows)
-        provenance = {
-            "command": shlex.join(["pika", "data", "convert", *argv]),
-            "versions": {"python": platform.python_version(), "pika-router": version("pika-router")},
-            "inputs": {str(file): _sha256(file) for file in files},
-            "seed": args.seed,
+        provenance = _provenance(argv, files, args.seed) | {
             "splits": shares or "kept",
             "tokens": converted.tokens,
             "notes": list(converted.notes),
             "duplicates_removed": converted.duplicates_removed,
             "incomplete_dropped": converted.incomplete_dropped,
             **told,
-            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         for file in filter(None, (args.out, args.pool)):
             file.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +184,16 @@ def _read(files: Sequence[Path], research: bool, args: Namespace) -> "tuple[Conv
     answers = read_answers(read_table(files), _pairs(args.column), args.models, args.threshold)
     told = {"columns": answers.used, "unused_columns": answers.unused}
     return conversion.rollouts(answers, arm_names(answers.models), sampled), told
+
+
+def _provenance(argv: Sequence[str], files: Sequence[Path], seed: int | None) -> dict[str, Any]:
+    return {
+        "command": shlex.join(["pika", "data", "convert", *argv]),
+        "versions": {"python": platform.python_version(), "pika-router": version("pika-router")},
+        "inputs": {str(file): _sha256(file) for file in files},
+        "seed": seed,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def _sha256(file: Path) -> str:

@@ -7,6 +7,7 @@ Source: create_sr_datasets/create_pareto_sr_datasets.py of KabakaWilliam/llms_kn
 temperature and max_len. `foreign_rollouts.py` has the rows' meaning.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,14 @@ from offline.conversion import ESTIMATED, RECORDED, Converted, Row, Sampled, ass
 from offline.evaluate import DataError, split_name
 from offline.foreign_rollouts import our_row
 from offline.rollout_dataset import configurations, sampled_arms
-from offline.rollout_store import write
+from offline.rollout_store import METADATA, write
 
 LOST = "the arms' own names, the extracted answers, seeds and metadata"
 """What these files have no place for."""
+NO_SAMPLES = (
+    "Only success rates are on record: input tokens are estimated, the problem's characters / 4, output assumed."
+)
+NO_TOKENS = "Tokens are estimated where they are not on record: the problem's and the samples' characters / 4."
 _FILE = re.compile(
     r"(?P<split>[A-Za-z]+)(?:-(?P<more>.+?))?_maxlen_(?P<max_len>\d+)_k_(?P<k>\d+)_temp_(?P<temperature>\d+\.?\d*)"
 )
@@ -55,23 +60,34 @@ def read_research(files: Sequence[Path], model: str | None, sampled: Sampled) ->
     Raises:
         DataError: a file cannot be read, or lacks what makes a row.
     """
-    rows, seen, repeated, estimated = [], set(), set(), False
+    rows, seen, repeated = [], set(), set()
+    tokens, notes = RECORDED, dict[str, None]()
     for file in files:
-        for row, lacks_samples in _rows_of(file, model, sampled):
+        table = read_table([file])
+        before = noted(table.schema)
+        notes |= dict.fromkeys(before.get("notes", []))
+        for row, note in _rows_of(table, file, model, sampled):
             key = (row["arm"], same_text(row["problem"]))
             if key in seen:
                 repeated.add(key[1])
                 continue
             seen.add(key)
-            estimated = estimated or lacks_samples
             rows.append(row)
-    notes = ("The file has no samples, so input tokens are estimated and output tokens assumed.",) if estimated else ()
-    return Converted(rows, ESTIMATED if estimated else RECORDED, len(repeated), notes=notes)
+            if note is not None:
+                notes[note] = None
+            if note is not None or before.get("tokens", RECORDED) != RECORDED:
+                tokens = ESTIMATED
+    return Converted(rows, tokens, len(repeated), notes=tuple(notes))
 
 
-def _rows_of(file: Path, model: str | None, sampled: Sampled) -> Iterator[tuple[Row, bool]]:
-    """Each row, and whether it lacks samples."""
-    table = read_table([file])
+def noted(schema: pa.Schema) -> dict[str, Any]:
+    """What the file that we wrote says of where it comes from; nothing of another's."""
+    found: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA, b"{}"))
+    return found
+
+
+def _rows_of(table: pa.Table, file: Path, model: str | None, sampled: Sampled) -> Iterator[tuple[Row, str | None]]:
+    """Each row, and what to say of its tokens where they are not on record."""
     named = _FILE.fullmatch(file.stem)
     shard = _SHARD.fullmatch(file.stem)
     told = {} if named is None else {name: float(named[name]) for name in ("max_len", "k", "temperature")}
@@ -82,12 +98,15 @@ def _rows_of(file: Path, model: str | None, sampled: Sampled) -> Iterator[tuple[
         config = model.replace("/", "--", 1) if model else _configuration(file, of_row, named, shard)
         benchmark = sampled.benchmark or (file.parent.name if named else file.stem)
         ours = our_row({**told, **row}, config, split_name(split), benchmark)
-        lacks_samples = not ours["generated_solutions"]
-        if lacks_samples:
-            ours |= _without_samples(ours, {**told, **row}.get("k") or sampled.k, sampled, file)
+        if not ours["generated_solutions"]:
+            yield ours | _without_samples(ours, {**told, **row}.get("k") or sampled.k, sampled, file), NO_SAMPLES
         elif sampled.k not in (None, ours["k"]):
             raise DataError(f"{file} has {ours['k']} samples of each problem: leave --k out")
-        yield ours, lacks_samples
+        elif ours["input_tokens"] and any(ours["output_tokens"]):
+            yield ours, None
+        else:
+            outputs = [estimate(text) for text in ours["generated_solutions"]]
+            yield ours | {"input_tokens": estimate(ours["problem"]), "output_tokens": outputs}, NO_TOKENS
 
 
 def _configuration(file: Path, model: str | None, named: "re.Match[str] | None", shard: "re.Match[str] | None") -> str:
@@ -121,14 +140,18 @@ def _without_samples(ours: Row, k: Any, sampled: Sampled, file: Path) -> Row:
     }
 
 
-def write_research(rollouts: pa.Table, out: Path) -> dict[Path, int]:
+def write_research(rollouts: pa.Table, out: Path, provenance: Mapping[str, Any]) -> dict[Path, int]:
     """Files of this form below a folder; their numbers of rows.
+
+    Args:
+        provenance: goes into the files' metadata, which no reader of rows sees.
 
     Raises:
         DataError: an arm's samples are of several kinds, which one file name cannot say, or a file is there already.
         OSError: a file cannot be written.
     """
     known = sampled_arms(rollouts.schema)
+    metadata = {METADATA: json.dumps(provenance, ensure_ascii=False).encode()}
     tables = {}
     for arm, config in configurations(rollouts).items():
         effort = known.get(arm, {}).get("reasoning_effort")
@@ -138,7 +161,7 @@ def write_research(rollouts: pa.Table, out: Path) -> dict[Path, int]:
             folder, name = _path(config, str(split), rows, arm)
             model = config.removesuffix(f"_{effort}").replace("--", "/", 1)
             table = pa.Table.from_pylist([_their_row(row, number, model) for number, row in enumerate(rows)])
-            tables[out / folder / name] = table
+            tables[out / folder / name] = table.replace_schema_metadata(metadata)
     there = [path for path in tables if path.exists()]
     if there:
         raise DataError(f"{there[0]} exists: remove it, or name another --out")

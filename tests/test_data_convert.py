@@ -496,6 +496,23 @@ def test_a_problem_that_is_trained_on_for_one_arm_alone(tmp_path: Path, capsys: 
     read_training_set(out, ["a--a", "b--b"])
 
 
+def test_samples_without_token_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"problem": "12345", "generated_solutions": [{"text": "a" * 9, "score": 1.0}], "split": "train"}]
+    file, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.parquet"
+    summary, _ = run(capsys, file, "--out", out, "--model", "a/m", "--price", "a/m=1/1")
+    assert summary["tokens"] == "estimated: characters / 4"
+    [row] = pq.read_table(out).to_pylist()
+    assert (row["input_tokens"], row["output_tokens"], row["correct"]) == (2, [3], [True])
+
+
+def test_that_tokens_were_estimated_is_not_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = run(capsys, write(tmp_path / "a.jsonl", answers()), "--out", tmp_path / "1.parquet", *PRICES)
+    run(capsys, tmp_path / "1.parquet", "--out", tmp_path / "data")
+    again, _ = run(capsys, tmp_path / "data", "--out", tmp_path / "2.parquet")
+    assert again["tokens"] == "estimated: characters / 4"
+    assert again["notes"] == first["notes"]
+
+
 def test_success_rates_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": f"Q {n}", "answer": "7", "success_rate": n % 5 / 4, "split": "train"} for n in range(20)]
     file, out = write(tmp_path / "rates.parquet", rows), tmp_path / "out.parquet"
