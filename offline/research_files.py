@@ -82,8 +82,10 @@ def read_research(files: Sequence[Path], model: str | None, sampled: Sampled) ->
 
 def noted(schema: pa.Schema) -> dict[str, Any]:
     """What the file that we wrote says of where it comes from; nothing of another's."""
-    found: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA, b"{}"))
-    return found
+    try:
+        return dict(json.loads((schema.metadata or {})[METADATA]))
+    except (ValueError, TypeError, KeyError):
+        return {}
 
 
 def _rows_of(table: pa.Table, file: Path, model: str | None, sampled: Sampled) -> Iterator[tuple[Row, str | None]]:
