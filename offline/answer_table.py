@@ -118,6 +118,10 @@ def read_answers(
     columns["problem"] = _texts(columns["problem"], used["problem"])
     columns["model"] = _texts(columns["model"], used["model"])
     columns["correct"] = [_verdict(value, used["correct"], threshold) for value in columns["correct"]]
+    for role in ("input_tokens", "output_tokens"):
+        if role in columns:
+            columns[role] = [_count(value, used[role]) for value in columns[role]]
+    _check_ground_truth(columns, used)
     taken = {*used.values(), *models}
     left = [name for name in table.column_names if name not in taken]
     of_models = [name for name in left if any(name.startswith(f"{model}|") for model in models)]
@@ -134,7 +138,10 @@ def _roles(names: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
         if column not in names and column != "none":
             raise DataError(f"--column {role}={column}: no such column; the columns are {', '.join(names)}")
     lower = {name.lower(): name for name in names}
-    known = {role: next((lower[one] for one in candidates if one in lower), None) for role, candidates in ROLES.items()}
+    known = {
+        role: next((lower[one] for one in candidates if one in lower and lower[one] not in named.values()), None)
+        for role, candidates in ROLES.items()
+    }
     return {role: column for role, column in {**known, **named}.items() if column is not None and column != "none"}
 
 
@@ -208,6 +215,30 @@ def _verdict(value: Any, column: str, threshold: float | None) -> bool | None:
             f"column {column!r} holds the score {value:g}: say with --threshold from which an answer is right"
         )
     return bool(value >= (0.5 if threshold is None else threshold))
+
+
+def _count(value: Any, column: str) -> int | None:
+    """None: there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise DataError(f"column {column!r} holds {str(value)[:40]!r}: it must be a number of tokens, or empty")
+    return int(value)
+
+
+def _check_ground_truth(columns: Columns, used: Mapping[str, str]) -> None:
+    """
+    Raises:
+        DataError: it differs from answer to answer of one problem, so it is something else.
+    """
+    first: dict[str, str] = {}
+    for problem, truth in zip(columns["problem"], columns.get("ground_truth", []), strict=False):
+        if first.setdefault(problem, str(truth)) != str(truth):
+            column = used["ground_truth"]
+            raise DataError(
+                f"column {column!r} differs between answers to one problem, so it is no ground truth: say what it is, "
+                f"such as --column response={column}, or --column ground_truth=none"
+            )
 
 
 def _metadata(columns: Columns, problems: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from offline.answer_table import Answers
@@ -64,7 +65,9 @@ def rollouts(answers: Answers, arms: Mapping[str, str], sampled: Sampled) -> Con
     for model, of_model in groups.items():
         most = max(map(len, of_model.values()), default=0)
         if most < (sampled.k or 1):
-            raise DataError(f"--k {sampled.k}: model {model!r} has at most {most} answers with a verdict to a problem")
+            raise DataError(
+                f"model {model!r} has at most {most} answers with a verdict to a problem: {sampled.k or 1} are needed"
+            )
     rows = [
         _row(answers, indices, ids[text], arm, model, sampled)
         for model, arm in arms.items()
@@ -166,15 +169,17 @@ def assumed_tokens(model: str, sampled: Sampled) -> int:
 
 
 def _told_of_tokens(answers: Answers, sampled: Sampled) -> tuple[str, tuple[str, ...]]:
-    columns = answers.columns
-    if "input_tokens" in columns and "output_tokens" in columns:
+    has_inputs, has_outputs = (
+        None not in answers.columns.get(f"{kind}_tokens", [None]) for kind in ("input", "output")
+    )
+    if has_inputs and has_outputs:
         return RECORDED, ()
     notes = []
-    if "input_tokens" not in columns:
+    if not has_inputs:
         notes.append(f"Input tokens are estimated: the problem's characters / {CHARACTERS_PER_TOKEN}.")
-    if "output_tokens" not in columns and "response" in columns:
+    if not has_outputs and "response" in answers.columns:
         notes.append(f"Output tokens are estimated: the response's characters / {CHARACTERS_PER_TOKEN}.")
-    elif "output_tokens" not in columns:
+    elif not has_outputs:
         counts = sorted({assumed_tokens(model, sampled) for model in answers.models})
         notes.append(f"Output tokens are assumed, no responses are on record: {', '.join(map(str, counts))} an answer.")
     return ESTIMATED, tuple(notes)
@@ -245,7 +250,7 @@ def split_anew(rows: Sequence[Row], shares: Mapping[str, float], seed: int) -> l
     Raises:
         DataError: a split stays empty.
     """
-    ends = dict(zip(shares, _sums(shares.values()), strict=True))
+    ends = dict(zip(shares, accumulate(shares.values()), strict=True))
     last = list(shares)[-1]
     names = {row["problem"]: "" for row in rows}
     for problem in names:
@@ -258,14 +263,6 @@ def split_anew(rows: Sequence[Row], shares: Mapping[str, float], seed: int) -> l
             f"{len(names)} problems leave the split {empty[0]} empty: give it a larger share, or more problems"
         )
     return [{**row, "split": names[row["problem"]]} for row in rows]
-
-
-def _sums(values: Iterable[float]) -> list[float]:
-    total, sums = 0.0, []
-    for value in values:
-        total += value
-        sums.append(total)
-    return sums
 
 
 def costs(row: Row, prices: Prices) -> dict[str, float]:

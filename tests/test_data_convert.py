@@ -251,7 +251,7 @@ def test_repeated_rows_are_the_answers_of_one_model(tmp_path: Path, capsys: pyte
     assert {row["success_rate"] for row in pq.read_table(out).to_pylist()} == {0, 2 / 3}
     summary, _ = run(capsys, file, "--out", tmp_path / "2.parquet", "--k", 2, *PRICES)
     assert set(pq.read_table(tmp_path / "2.parquet")["success_rate"].to_pylist()) == {0, 0.5}
-    assert "--k 4: model 'owner/small-1b' has at most 3" in fails(
+    assert "model 'owner/small-1b' has at most 3 answers" in fails(
         capsys, file, "--out", tmp_path / "4.parquet", "--k", 4, *PRICES
     )
     fewer = write(tmp_path / "fewer.parquet", rows[1:])
@@ -272,6 +272,27 @@ def test_problems_that_a_model_lacks(tmp_path: Path, capsys: pytest.CaptureFixtu
     summary, _ = run(capsys, file, "--out", out, "--drop-incomplete", *PRICES)
     assert (summary["incomplete_dropped"], summary["rows"]) == (2, 116)
     assert "1 answers without a verdict were left out." in summary["notes"]
+
+
+def test_tokens_that_are_on_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "prompt_tokens": 11, "completion_tokens": 22.0} for row in answers()]
+    summary, _ = run(capsys, write(tmp_path / "a.csv", rows), "--out", tmp_path / "a.parquet", *PRICES)
+    assert (summary["tokens"], summary["notes"]) == ("recorded", [])
+    assert {(one["mean_input_tokens"], one["mean_output_tokens"]) for one in summary["arms"].values()} == {(11, 22)}
+    rows[0]["completion_tokens"] = float("nan")
+    summary, _ = run(capsys, write(tmp_path / "b.parquet", rows), "--out", tmp_path / "c.parquet", *PRICES)
+    assert summary["notes"] == ["Output tokens are estimated: the response's characters / 4."]
+
+
+def test_what_the_models_said_is_no_ground_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"question": f"Q{n}", "llm": llm, "answer": f"{llm} {n}", "label": n % 2} for n in range(40) for llm in "xy"
+    ]
+    file, out = write(tmp_path / "a.parquet", rows), tmp_path / "out.parquet"
+    words = ("--out", out, "--price", "x=1/1", "--price", "y=1/1")
+    assert "so it is no ground truth: say what it is, such as --column response=answer" in fails(capsys, file, *words)
+    run(capsys, file, *words, "--column", "response=answer")
+    assert {row["generated_solutions"][0][:1] for row in pq.read_table(out).to_pylist()} == {"x", "y"}
 
 
 def test_prices_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,6 +328,7 @@ def without(name: str) -> list[dict[str, Any]]:
         (change(problem=""), PRICES, "column 'problem' is empty in row 1"),
         (change(model=None), PRICES, "column 'model' is empty in row 1"),
         (change(problem=[{"role": "user"}]), PRICES, "column 'problem' holds a list in row 1: make it text"),
+        (change(output_tokens=-1), PRICES, "column 'output_tokens' holds '-1': it must be a number of tokens"),
         (change(idx=7), PRICES, "idx 7 stands for two problems: name another column with --column id=NAME"),
         (answers(), [], "no price of owner/small-1b, owner/large-70b: give --price owner/small-1b=IN/OUT"),
         (answers(), [*PRICES, "--price", "gpt=1/1"], "there is a price of 'gpt', but no such model"),
