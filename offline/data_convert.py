@@ -158,7 +158,8 @@ def _to_rollouts(files: Sequence[Path], research: bool, args: Namespace, argv: S
         for file in filter(None, (args.out, args.pool)):
             file.absolute().parent.mkdir(parents=True, exist_ok=True)
         if args.pool is not None:
-            pool_file.write_whole(args.pool, pool_file.pool_text(rows, prices, one_sided, args.pool.stem))
+            text = pool_file.pool_text(rows, prices, one_sided, args.pool.stem, converted.notes)
+            pool_file.write_whole(args.pool, text)
         write(args.out, to_table(rows, provenance))
     summary = {"out": str(args.out), "pool": None if args.pool is None else str(args.pool)}
     print_json(summary | report(replace(converted, rows=rows), one_sided, told))

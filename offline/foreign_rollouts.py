@@ -35,11 +35,12 @@ def our_row(row: Row, config: str, split: str, benchmark: str) -> dict[str, Any]
         rate = float(bool(majority))  # all that is on record
     if rate is None:
         raise DataError(f"configuration {config!r} tells neither success_rate nor which answers are correct")
+    known = row.get("problem_id")  # a hash of the text there too; a number would count each configuration's own rows
     output_cost = sum(_number(one.get("output_cost_usd")) for one in details)
     input_cost = _number(row.get("input_cost_usd_once"))
     return {
         # The same problem has the same id in all configurations.
-        "problem_id": str(row.get("problem_id") or hashlib.sha256(problem.encode()).hexdigest()[:16]),
+        "problem_id": known if isinstance(known, str) and known else hashlib.sha256(problem.encode()).hexdigest()[:16],
         "split": split,
         "benchmark": str(row.get("benchmark") or row.get("task") or benchmark),
         "problem": problem,

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,20 @@ def price_arms(prices: Mapping[str, Prices], models: Mapping[str, str]) -> dict[
 
 
 def pool_text(
-    rows: Sequence[Mapping[str, Any]], prices: Mapping[str, Prices], constant: Mapping[str, str], name: str
+    rows: Sequence[Mapping[str, Any]],
+    prices: Mapping[str, Prices],
+    one_sided: Collection[str],
+    name: str,
+    notes: Sequence[str],
 ) -> str:
     """The YAML of a pool with an arm per model, cheapest first.
 
     Args:
         rows: of rollouts.
         prices: by arm.
-        constant: arms that can have no probe, with the reason.
+        one_sided: arms that can have no probe; they get a constant.
         name: of the pool's file, which the tuned policy's follows.
+        notes: go into comments.
     """
     train = [row for row in rows if row["split"] == "train"] or rows  # as a probe's card takes its means
     arms = {arm: [row for row in train if row["arm"] == arm] for arm in prices}
@@ -126,10 +131,10 @@ def pool_text(
             "usd_per_million_tokens": prices[arm].model_dump(),
         }
         knows: dict[str, Any] = {"probe": f"probes/{arm}"}
-        if arm in constant:
+        if arm in one_sided:
             knows = {"success_probability": sum(row["success_rate"] for row in arms[arm]) / len(arms[arm])}
         pool["arms"][arm] = {"model": arm, **knows, "mean_tokens": means[arm]}
-    return HEAD + yaml.safe_dump(pool, sort_keys=False, allow_unicode=True)
+    return HEAD + "".join(f"# {note}\n" for note in notes) + yaml.safe_dump(pool, sort_keys=False, allow_unicode=True)
 
 
 def _mean_tokens(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -117,6 +117,7 @@ def test_a_row_per_problem_and_model(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_trained_tuned_and_checked_as_any_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, pool = tmp_path / "rollouts.parquet", tmp_path / "pool.yaml"
     run(capsys, write(tmp_path / "answers.parquet", answers(200)), "--out", data, "--pool", pool, *PRICES)
+    assert "# Input tokens are estimated: the problem's characters / 4." in pool.read_text().splitlines()
     settings = load(pool)
     assert list(settings.arms) == ["small-1b", "large-70b"]  # cheapest first
     assert settings.models["large-70b"].model == "owner/large-70b"
