@@ -14,7 +14,7 @@ COMMANDS = {
     "tune": ("offline.tune:main", "choose policy and knob on validation data"),
     "probes": ("offline.probes_cli:main", "list, show, verify, download, push, convert, calibrate probes"),
     "label": ("offline.label_command:main", "success probability and difficulty of every problem in a file"),
-    "data": ("offline.data_commands:main", "rollouts to and from the Hub, and from other forms"),
+    "data": ("offline.data_commands:main", "rollouts to and from the Hub"),
     "bench": ("offline.bench.cli:main", "measurements, ratios side by side in one run"),
 }
 
