@@ -58,10 +58,14 @@ class RunningTotal(Benchmark):
         while len(problems) < n:
             chain = draw(rng)
             text = chain.text
-            # The text alone decides its split, so that splits share no problem even between seeds.
-            if self.splits[_hash(text) % len(self.splits)] == split and text not in problems:
+            if self.split_of(text) == split and text not in problems:
                 problems[text] = Problem(f"{split}-{seed}-{len(problems)}", split, text, str(total(chain.steps)))
         return list(problems.values())
+
+    @classmethod
+    def split_of(cls, text: str) -> str:
+        """The text alone decides its split, so that splits share no problem even between seeds."""
+        return cls.splits[_hash(text) % len(cls.splits)]
 
 
 def draw(rng: random.Random) -> Chain:
