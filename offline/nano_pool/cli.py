@@ -23,10 +23,10 @@ EXAMPLES = """examples:
   pika nano train --out nano              all three: about a quarter of an hour on 2 cores
   pika nano train --out nano --quick      some steps of each, to see that it works: they learn to count hardly at all
 
-Writes a folder per model, as Transformers and vLLM load it, with `training.json`: recipe, seed, steps, losses, versions,
-time and accuracy. A model that is there already, of the same recipe and seed, is not trained again.
+Writes a folder per model, as Transformers and vLLM load it, with `training.json`: recipe, seed, steps, losses,
+versions, time and accuracy. A model that is there already, of the same recipe and seed, is not trained again.
 """
-QUICK_STEPS = 150
+QUICK_STEPS = 60
 PROBLEMS = 1000
 """Validation problems that the accuracy is measured on."""
 

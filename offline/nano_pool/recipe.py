@@ -13,7 +13,7 @@ class Recipe:
     rows: int
     """Per step."""
     trigger: float
-    """Smoothed loss (nats per token of an answer's numbers) at which the learning rate begins to fall."""
+    """Smoothed loss (nats per answer) at which the learning rate begins to fall."""
     decay_steps: int
     """Over which it falls to zero."""
     max_steps: int
@@ -28,5 +28,7 @@ RECIPES = (
         "nano-medium", layers=5, d_model=96, answers="direct", rows=8, trigger=0.18, decay_steps=1500, max_steps=8000,
         begins_as="nano-small",
     ),
-    Recipe("nano-large", layers=4, d_model=160, answers="stepwise", rows=24, trigger=0.33, decay_steps=280, max_steps=3000),
+    Recipe(
+        "nano-large", layers=4, d_model=160, answers="stepwise", rows=24, trigger=0.33, decay_steps=280, max_steps=3000
+    ),
 )  # fmt: skip

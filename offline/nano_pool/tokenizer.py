@@ -1,4 +1,4 @@
-"""The nano models' tokenizer: byte-level BPE in which every number from 0 to 99 is one token, and ChatML's marks too."""
+"""The nano models' tokenizer: byte-level BPE in which every number from 0 to 99 is one token."""
 
 import itertools
 
@@ -37,7 +37,5 @@ def train_tokenizer(seed: int = 0) -> Tokenizer:
         for text in (chain.text, direct_answer(chain.steps), stepwise_answer(chain.steps))
     ]
     numbers = [f"{number} {number}" for number in range(100)] * 50  # rare ones merge too
-    tokenizer.train_from_iterator(
-        [*texts, *numbers, *["assistant user system You are a helpful assistant"] * 50], trainer
-    )
+    tokenizer.train_from_iterator([*texts, *numbers, *["assistant", "user", "system"] * 50], trainer)
     return tokenizer

@@ -1,6 +1,6 @@
 """Trains one nano model: Muon for its matrices, AdamW for the rest, at a constant rate until it knows enough.
 
-Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. PyTorch and Transformers do the work.
+Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 """
 
 import time
@@ -21,8 +21,10 @@ MATRIX_RATE = 0.004
 OTHER_RATE = 0.006
 MOMENTUM = 0.9
 BETAS = (0.9, 0.98)
-SMOOTHING = 0.99
+SMOOTHING = 0.98
 """Of the loss that is compared with the trigger."""
+LOGGED = 20
+"""Steps between the losses on record."""
 HIDDEN = -1e9
 """Added to an attention score that must not count."""
 
@@ -38,8 +40,8 @@ class Trained:
 
 def new_model(recipe: Recipe, start: LlamaForCausalLM | None = None) -> LlamaForCausalLM:
     """Of random weights; the first layers, and what stands around them, those of `start` where it is given."""
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    model = LlamaForCausalLM(  # type: ignore[no-untyped-call]
+        LlamaConfig(  # type: ignore[call-arg]
             vocab_size=tokens.VOCABULARY,
             hidden_size=recipe.d_model,
             intermediate_size=3 * recipe.d_model,
@@ -93,7 +95,7 @@ def train(
         for optimiser in optimisers:
             optimiser.step()
         smoothed = per_answer if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * per_answer
-        if step % 100 == 0:
+        if step % LOGGED == 0:
             losses.append(round(smoothed, 4))
         if falls_from is None and (smoothed < recipe.trigger or step >= recipe.max_steps - recipe.decay_steps):
             falls_from = step
@@ -109,12 +111,12 @@ def train(
         "seed": seed,
         "steps": step,
         "falls_from": falls_from,
-        "loss_every_100_steps": losses,
+        f"loss_every_{LOGGED}_steps": losses,
         "dtype": "bfloat16" if _has_bfloat16() else "float32",
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - began, 1),
     }
-    return Trained(model.to(torch.bfloat16), record)
+    return Trained(model.to(torch.bfloat16), record)  # type: ignore[arg-type]
 
 
 def _batches(recipe: Recipe, tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
@@ -157,7 +159,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[tuple
     prompts = [tokenizer.encode(HEAD + text + TAIL).ids for text, _ in problems]
     longest = max(map(len, prompts))
     padded = torch.tensor([[tokens.PAD] * (longest - len(ids)) + ids for ids in prompts])
-    answers = model.generate(
+    answers = model.generate(  # type: ignore[misc]
         padded,
         attention_mask=(padded != tokens.PAD).long(),
         do_sample=True,
