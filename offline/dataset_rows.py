@@ -1,0 +1,119 @@
+"""The rows of a data set, split by split: of a repository on the Hub, or of a folder of the same form.
+
+Read by the `datasets` library, which keeps what it fetched (HF_HOME says where). Code of a repository is never run.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offline.benchmarks.base import BenchmarkError
+from probes.base import ProbeError
+from probes.hub import MAIN, list_files, patiently
+from probes.hub_errors import HubAwayError
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+Cells = Mapping[str, Any]
+"""One row: a value, which may be None, by column."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split as a data set ships it."""
+
+    split: str
+    columns: list[str]
+    rows: Any
+    """A list of Cells, or a `datasets.Dataset`, which reads them from disk when they are asked for."""
+
+    def only(self, columns: Sequence[str]) -> Iterator[Cells]:
+        """Every row, with these columns at least."""
+        yield from self.rows if isinstance(self.rows, list) else self.rows.select_columns(list(columns))
+
+
+def read_repository(dataset: str, config: str | None, revision: str | None) -> list[Part]:
+    """
+    Args:
+        dataset: owner/name on the Hub, or a folder.
+        config: of the repository; several, parted by commas, are read one after the other.
+
+    Raises:
+        BenchmarkError: there is no such repository, configuration or revision, it is not for this client, or its
+            files cannot be read; names the fix.
+        OSError: the Hub or the disk is away.
+    """
+    is_folder = Path(dataset).is_dir()
+    if is_folder and revision is not None:
+        raise BenchmarkError(f"{dataset} is a folder, which has no revisions: leave out --revision")
+    if not is_folder and not REPOSITORY.fullmatch(dataset):
+        raise BenchmarkError(f"{dataset!r} is neither a folder nor the owner/name of a data set on the Hub")
+    commit = None if is_folder else _commit(dataset, revision or MAIN)
+    return [part for name in (config.split(",") if config else [None]) for part in _parts(dataset, name, commit)]
+
+
+def _commit(dataset: str, revision: str) -> str | None:
+    """What the revision stands for now; None where the cache is to do, as HF_HUB_OFFLINE says."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return None
+    try:
+        return patiently(lambda: list_files(dataset, revision, "dataset")).commit
+    except HubAwayError as error:
+        raise ConnectionError(
+            f"cannot read {dataset}: the Hub is away ({error}); try again later, give a local copy with --dataset "
+            "FOLDER, or set HF_HUB_OFFLINE=1 to take what its cache has"
+        ) from error
+    except ProbeError as error:
+        raise BenchmarkError(str(error)) from error
+
+
+def _parts(dataset: str, config: str | None, commit: str | None) -> list[Part]:
+    import datasets
+
+    try:
+        with _quiet():
+            loaded = datasets.load_dataset(dataset, config, revision=commit)
+    except ConnectionError as error:
+        raise ConnectionError(f"{_line(error)}: unset HF_HUB_OFFLINE, or give a copy with --dataset FOLDER") from error
+    except FileNotFoundError as error:  # of `datasets` too
+        raise BenchmarkError(f"{dataset} has no files of rows (parquet, JSON lines or CSV): {_line(error)}") from error
+    except ValueError as error:
+        # Says which configurations there are.
+        said = _line(error).partition(" Example of usage")[0]
+        raise BenchmarkError(f"{dataset}: {said}; --dataset-config names one") from error
+    except RuntimeError as error:
+        raise BenchmarkError(f"{dataset}: {_line(error)}: name a repository that holds the rows themselves") from error
+    except datasets.exceptions.DatasetsError as error:
+        raise BenchmarkError(f"{dataset} cannot be read: {_line(error.__cause__ or error)}") from error
+    return [Part(str(split), list(rows.column_names), rows) for split, rows in loaded.items()]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Bars on a terminal alone, and no warnings, which say nothing that an error or a note does not."""
+    import datasets
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    verbosity = datasets.logging.get_verbosity()
+    silenced = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    datasets.logging.set_verbosity_error()
+    if silenced:
+        datasets.disable_progress_bars()
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if silenced:
+            datasets.enable_progress_bars()
+            enable_progress_bars()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400]
