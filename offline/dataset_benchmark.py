@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from offline.benchmarks.base import Benchmark, BenchmarkError, Problem, Source
 from offline.dataset_rows import Cells, Part, read_repository
@@ -69,8 +69,8 @@ class DatasetBenchmark(Benchmark):
     """The column of answers, likewise."""
     needs: Sequence[str] = ()
     """Further columns without which there is no problem."""
-    metadata: ClassVar[Mapping[str, str]] = {}
-    """What is kept as metadata, where it is there: its name -> its column."""
+    keeps: Sequence[str] = ()
+    """The columns that are kept as metadata, where they are there."""
     strict = False
     """Whether a problem in two shipped splits, or an answer that the verifier does not take, is refused: in a file of
     one's own they can be mended. Of published data such a problem is left out, and a note says so."""
@@ -105,7 +105,7 @@ class DatasetBenchmark(Benchmark):
 
     def about(self, row: Row) -> dict[str, Any]:
         """The metadata of a row."""
-        return {name: row.cells[column] for name, column in self.metadata.items() if column in row.cells}
+        return {column: row.cells[column] for column in self.keeps if row.text(column)}
 
     def problem_id(self, row: Row, text: str) -> str:
         """The same problem has the same id in all data sets and in rollouts of others."""

@@ -6,7 +6,6 @@ Read by the `datasets` library, which keeps what it fetched (HF_HOME says where)
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +75,9 @@ def _commit(dataset: str, revision: str) -> str | None:
 def _parts(dataset: str, config: str | None, commit: str | None) -> list[Part]:
     import datasets
 
+    _hush()
     try:
-        with _quiet():
-            loaded = datasets.load_dataset(dataset, config, revision=commit)
+        loaded = datasets.load_dataset(dataset, config, revision=commit)
     except ConnectionError as error:
         raise ConnectionError(f"{_line(error)}: unset HF_HUB_OFFLINE, or give a copy with --dataset FOLDER") from error
     except FileNotFoundError as error:  # of `datasets` too
@@ -94,25 +93,15 @@ def _parts(dataset: str, config: str | None, commit: str | None) -> list[Part]:
     return [Part(str(split), list(rows.column_names), rows) for split, rows in loaded.items()]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _hush() -> None:
     """Bars on a terminal alone, and no warnings, which say nothing that an error or a note does not."""
     import datasets
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    verbosity = datasets.logging.get_verbosity()
-    silenced = not sys.stderr.isatty() and not are_progress_bars_disabled()
     datasets.logging.set_verbosity_error()
-    if silenced:
+    if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if silenced:
-            datasets.enable_progress_bars()
-            enable_progress_bars()
 
 
 def _line(error: BaseException) -> str:

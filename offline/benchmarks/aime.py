@@ -16,6 +16,6 @@ from offline.dataset_benchmark import MATHEMATICS, DatasetBenchmark
 class Aime(DatasetBenchmark):
     dataset = "gneubig/aime-1983-2024"
     question, answer = ("Question",), ("Answer",)
-    metadata = {"id": "ID", "year": "Year", "number": "Problem Number"}
+    keeps = ("ID", "Year", "Problem Number")
     verifier = "math"
     suffix = MATHEMATICS

@@ -18,6 +18,6 @@ from offline.dataset_benchmark import MATHEMATICS, DatasetBenchmark
 class Aime2025(DatasetBenchmark):
     dataset = "MathArena/aime_2025"
     question, answer = ("problem", "question", "Problem", "Question"), ("answer", "Answer")
-    metadata = {"number": "problem_idx", "type": "problem_type"}
+    keeps = ("problem_idx", "problem_type")
     verifier = "math"
     suffix = MATHEMATICS

@@ -57,7 +57,7 @@ class Problem:
 
 class Benchmark(ABC):
     verifier: str
-    """The name of a file of `offline/verifiers`."""
+    """The name of what checks its answers: a file of `offline/verifiers/`."""
     splits: tuple[str, ...] = ("train", "validation", "test")
     suffix: str = ""
     """What the user's turn says after the problem."""

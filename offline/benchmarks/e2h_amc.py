@@ -14,7 +14,9 @@ Easy2Hard-Bench, 2024). A row looks like this one, which is made up:
 that a report can hold it against what models find difficult.
 """
 
-from offline.dataset_benchmark import MATHEMATICS, DatasetBenchmark
+from typing import Any
+
+from offline.dataset_benchmark import MATHEMATICS, DatasetBenchmark, Row
 
 
 class E2hAmc(DatasetBenchmark):
@@ -22,12 +24,9 @@ class E2hAmc(DatasetBenchmark):
     config = "E2H-AMC"
     question, answer = ("problem",), ("answer",)
     needs = ("rating",)
-    metadata = {
-        "human_difficulty": "rating",
-        "item_difficulty": "item_difficulty",
-        "contest": "contest",
-        "year": "year",
-        "number": "index",
-    }
+    keeps = ("item_difficulty", "contest", "year", "index")
     verifier = "math"
     suffix = MATHEMATICS
+
+    def about(self, row: Row) -> dict[str, Any]:
+        return {"human_difficulty": row.cells["rating"], **super().about(row)}

@@ -9,9 +9,9 @@ Such a file may look like this:
     "How many days have seven weeks?",49,calendar
     "Which number is half of 9?",4.5,arithmetic
 
-The verifier is one of `offline/verifiers`. `--split-column` names the column that says train, validation or test; without
-it the text alone decides, three fifths, a fifth and a fifth. `--id-column` names the problems. Other columns are kept as
-metadata where they hold numbers and short texts.
+The verifier is one of `offline/verifiers`. `--split-column` names the column that says train, validation or test;
+without it the text alone decides, three fifths, a fifth and a fifth. `--id-column` names the problems. Other columns are
+kept as metadata where they hold numbers and short texts.
 """
 
 import csv
@@ -130,5 +130,5 @@ def _read(file: Path) -> tuple[list[str], list[Cells]]:
         rows = [json.loads(line) for line in file.read_text("utf-8").split("\n") if line.strip()]
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("each line must be a JSON object")
-        json.dumps(rows, ensure_ascii=False).encode()  # fails on half of a surrogate pair, which JSON's escapes can name
+        json.dumps(rows, ensure_ascii=False).encode()  # fails on half a surrogate pair, which escapes can name
     return list(dict.fromkeys(name for row in rows for name in row)), rows

@@ -1,8 +1,8 @@
 """GPQA diamond: questions of physics, chemistry and biology that experts solve and others cannot look up.
 
 Source: Idavidrein/gpqa, configuration gpqa_diamond, 198 questions in one split, which is cut here (Rein et al., GPQA: A
-Graduate-Level Google-Proof Q&A Benchmark, 2023). It is gated: its page asks for consent. A row looks like this one, which
-is made up:
+Graduate-Level Google-Proof Q&A Benchmark, 2023). It is gated: its page asks for consent. A row looks like this one,
+which is made up:
 
     Question:           Which of these particles feels no strong force?
     Correct Answer:     the muon
@@ -26,12 +26,7 @@ class Gpqa(DatasetBenchmark):
     config = "gpqa_diamond"
     question, answer = ("Question",), ("Correct Answer",)
     needs = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-    metadata = {
-        "id": "Record ID",
-        "type": "High-level domain",
-        "subdomain": "Subdomain",
-        "level": "Writer's Difficulty Estimate",
-    }
+    keeps = ("Record ID", "High-level domain", "Subdomain", "Writer's Difficulty Estimate")
     verifier = "choice"
     suffix = CHOICE
 

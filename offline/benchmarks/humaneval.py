@@ -21,7 +21,7 @@ class Humaneval(DatasetBenchmark):
     dataset = "openai/openai_humaneval"
     question, answer = ("prompt",), ("test",)
     needs = ("entry_point",)
-    metadata = {"id": "task_id"}
+    keeps = ("task_id",)
     verifier = "code"
     suffix = CODE
 

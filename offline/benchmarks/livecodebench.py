@@ -28,7 +28,7 @@ from offline.dataset_benchmark import CODE, DatasetBenchmark, Row
 from offline.packed_text import PackedTextError, unpack
 
 MAX_TESTS_BYTES = 2**20
-"""Of one problem: the longest tests beyond are left out, since each row of rollouts carries them. Metadata say how many."""
+"""Of one problem: the longest beyond are left out, since each row of rollouts carries them. Metadata say how many."""
 PRELUDE = """\
 import bisect, collections, functools, heapq, itertools, math, random, re, string, sys
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -49,13 +49,7 @@ class Livecodebench(DatasetBenchmark):
     config = "release_latest"
     question, answer = ("question_content",), ("private_test_cases",)
     needs = ("public_test_cases", "starter_code", "metadata")
-    metadata = {
-        "id": "question_id",
-        "title": "question_title",
-        "level": "difficulty",
-        "type": "platform",
-        "contest_date": "contest_date",
-    }
+    keeps = ("question_id", "question_title", "difficulty", "platform", "contest_date")
     verifier = "code"
     suffix = CODE
 

@@ -18,7 +18,7 @@ from offline.verifiers.boxed import last_boxed
 class Math(DatasetBenchmark):
     dataset = "DigitalLearningGmbH/MATH-lighteval"
     question, answer = ("problem",), ("solution",)
-    metadata = {"level": "level", "type": "type"}
+    keeps = ("level", "type")
     verifier = "math"
     suffix = MATHEMATICS
 

@@ -24,7 +24,7 @@ class Polymath(DatasetBenchmark):
     dataset = "Qwen/PolyMath"
     config = "en"
     question, answer = ("question",), ("answer",)
-    metadata = {"id": "id"}
+    keeps = ("id",)
     verifier = "math"
     suffix = MATHEMATICS
 

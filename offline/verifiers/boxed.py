@@ -2,7 +2,7 @@ r"""A number in `\boxed{}`, as mathematics prompts ask for: the last one of a so
 
 import re
 
-from offline.verifiers.base import Verifier
+from offline.verifiers.base import Verifier, VerifierError
 
 MARK = r"\boxed{"
 # ASCII digits on purpose: \d would take other scripts' digits too.
@@ -19,11 +19,11 @@ class Boxed(Verifier):
     def is_correct(self, answer: str | None, ground_truth: str) -> bool:
         """
         Raises:
-            ValueError: the ground truth is no number.
+            VerifierError: the ground truth is no number.
         """
         truth = number(ground_truth)
         if truth is None:
-            raise ValueError(f"the ground truth {ground_truth!r} is no number")
+            raise VerifierError(f"the ground truth {ground_truth!r} is no number")
         return answer == truth
 
 
