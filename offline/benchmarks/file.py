@@ -10,8 +10,8 @@ Such a file may look like this:
     "Which number is half of 9?",4.5,arithmetic
 
 The verifier is one of `offline/verifiers`. `--split-column` names the column that says train, validation or test;
-without it the text alone decides, three fifths, a fifth and a fifth. `--id-column` names the problems. Other columns are
-kept as metadata where they hold numbers and short texts.
+without it the text alone decides: three fifths, a fifth and a fifth. `--id-column` names the problems. Other columns
+are kept as metadata where they hold numbers and short texts.
 """
 
 import csv
