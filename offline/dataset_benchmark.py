@@ -188,7 +188,7 @@ class DatasetBenchmark(Benchmark):
         """By split, each problem once."""
         parts = self.read()
         for part in parts:
-            self._check_columns(part)
+            self.check_columns(part.columns)
         all_shipped = {_split_name(part.split) for part in parts}
         places: dict[str, list[Place]] = {split: [] for split in self.splits}
         found_in: dict[str, str] = {}
@@ -218,16 +218,15 @@ class DatasetBenchmark(Benchmark):
         self._notes |= {f"{what}: {count} left out": None for what, count in dropped.items()}
         return {split: found for split, found in places.items() if found}
 
-    def _check_columns(self, part: Part) -> None:
+    def check_columns(self, columns: Collection[str]) -> None:
         """
         Raises:
             BenchmarkError: one that is needed is missing; names it and those that are there.
         """
         for names in (self.question, self.answer, *((name,) for name in self.needs)):
-            if not any(name in part.columns for name in names):
+            if not any(name in columns for name in names):
                 raise BenchmarkError(
-                    f"{self.where}: split {part.split!r} has no column {' or '.join(names)}; its columns: "
-                    f"{', '.join(part.columns)}"
+                    f"{self.where} has no column {' or '.join(names)}; its columns: {', '.join(columns)}"
                 )
 
     def _light_columns(self, part: Part) -> list[str]:

@@ -84,6 +84,7 @@ class File(DatasetBenchmark):
             raise BenchmarkError(f"{file} cannot be read as {file.suffix[1:]}: {error}") from error
         if not rows:
             raise BenchmarkError(f"{file} holds no problems")
+        self.check_columns(columns)
         parts: dict[str, Part] = {}
         texts: dict[str, str] = {}
         for number, cells in enumerate(rows, 1):
