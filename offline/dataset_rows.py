@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from offline.benchmarks.base import BenchmarkError
@@ -77,7 +78,13 @@ def _parts(dataset: str, config: str | None, commit: str | None) -> list[Part]:
 
     _hush()
     try:
-        loaded = datasets.load_dataset(dataset, config, revision=commit)
+        if Path(dataset).is_dir():
+            # Its cache knows a folder by its name and would not see that files in it have changed. What is open stays
+            # readable after it is unlinked.
+            with TemporaryDirectory(prefix="pika-") as cache:
+                loaded = datasets.load_dataset(str(Path(dataset).resolve()), config, cache_dir=cache)
+        else:
+            loaded = datasets.load_dataset(dataset, config, revision=commit)
     except ConnectionError as error:
         raise ConnectionError(f"{_line(error)}: unset HF_HUB_OFFLINE, or give a copy with --dataset FOLDER") from error
     except FileNotFoundError as error:  # of `datasets` too

@@ -23,13 +23,6 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], B
     return lambda name: load(name, write(name, tmp_path))
 
 
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
 def everything(benchmark: Benchmark, seed: int = 0) -> list[Problem]:
     n = 40 if type(benchmark).__module__.endswith(MADE) else None
     return [problem for split in benchmark.splits for problem in benchmark.problems(split, n, seed)]
