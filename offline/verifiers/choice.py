@@ -4,19 +4,21 @@ import re
 
 from offline.verifiers.base import Verifier, VerifierError
 
-WRAPPED = r"(?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{|[*_$({\[]|\s)*"
+WRAPPED = r"(?:\\(?:text|textbf|mathrm|mathbf|boxed)\s{0,8}\{|[*_$({\[\s]){0,8}"
 r"""What may stand before the letter: `**`, `(`, `$`, `\text{` and the like."""
 LETTER = r"(?P<letter>[A-Z])(?![\w'’])"
 # "The answer is A train" names no choice; "the answer is A because" does.
-NO_ARTICLE = r"(?!(?<=[AI])[ \t]+(?!because|since|as\b|for\b|and\b|which\b)[a-z])"
+NO_ARTICLE = r"(?!(?<=[AI])[ \t]{1,8}(?!because|since|as\b|for\b|and\b|which\b)[a-z])"
+GAP = r"\s{0,8}"
 GIVEN = re.compile(
-    rf"\\boxed\s*\{{{WRAPPED}(?P<boxed>[A-Za-z])(?![\w'’])"
-    rf"|(?i:\b(?:answer|choice|option)\b(?:\s+(?:choice|option))?)[*_]*\s*(?i:(?:is|would be|should be|must be)\b|[:=])"
-    rf"\s*[:=]?{WRAPPED}(?i:(?:the\s+)?(?:choice|option|letter)\b)?{WRAPPED}(?:{LETTER}{NO_ARTICLE}|(?<=\()(?P<bracketed>[a-z])\))"
-    rf"|^####{WRAPPED}(?P<marked>[A-Za-z])(?![\w'’])",
-    re.MULTILINE,
+    rf"""\\boxed{GAP}\{{{WRAPPED}(?P<boxed>[A-Za-z])(?![\w'’])
+    | ^\#\#\#\#{WRAPPED}(?P<marked>[A-Za-z])(?![\w'’])
+    | (?i:\b(?:answer|choice|option)\b(?:\s(?:choice|option))?)[*_]{{0,3}}{GAP}
+      (?i:(?:is|would\sbe|should\sbe|must\sbe)\b|[:=]){GAP}:?{WRAPPED}
+      (?i:(?:the\s)?(?:choice|option|letter)\b)?{WRAPPED}(?:{LETTER}{NO_ARTICLE}|(?<=\()(?P<bracketed>[a-z])\))""",
+    re.MULTILINE | re.VERBOSE,
 )
-ALONE = re.compile(rf"{WRAPPED}([A-Za-z])[*_$)}}\]]*(?:[.:)].*)?", re.DOTALL)
+ALONE = re.compile(rf"{WRAPPED}([A-Za-z])[*_$)}}\]]{{0,8}}(?:[.:)].*)?", re.DOTALL)
 """A solution that begins with the letter and goes on, if at all, with a mark: "B", "(b)", "C. Because"."""
 
 

@@ -7,7 +7,7 @@ from offline.verifiers.base import Verifier, VerifierError
 from offline.verifiers.boxed import last_boxed
 
 MARKED = re.compile(
-    r"^\W*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is\b\s*:?|:)|####)(.*\S.*)$", re.IGNORECASE | re.MULTILINE
+    r"^[^\w\n]*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is\b\s*:?|:)|####)(.*\S.*)$", re.IGNORECASE | re.MULTILINE
 )
 AROUND = " \t\n*_`\"'“”‘’.,;:!?"
 

@@ -13,22 +13,25 @@ from fractions import Fraction
 from offline.verifiers.base import Verifier, VerifierError
 from offline.verifiers.boxed import last_boxed
 
-CALCULATION = re.compile(r"<<.*?>>")
+CALCULATION = re.compile(r"<<[^<>\n]*>>")
 """GSM8K's calculator annotations: <<48/2=24>>."""
 MARK = re.compile(
     r"####(?P<hashes>.*)"
-    r"|^\W*A(?:nswer)?\s*:(?P<a>.*)"
+    r"|^[^\w\n]*A(?:nswer)?[ \t]*:(?P<a>.*)"
     r"|\banswer\b[*_]*(?:\s+is\b|\s*[:=])(?P<prose>.*?(?=\.\s|$))",
     re.IGNORECASE | re.MULTILINE,
 )
 SPACES = re.compile(r"\\[,!;: ]|\{,\}|(?<=\d)[\u00a0\u202f](?=\d{3})")
 """Thin spaces and braced commas inside a number in LaTeX or print; they count as commas."""
 FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}")
-DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,300}(?![0-9])|[0-9]{1,999}+)(?:\.[0-9]{1,999}+)?|\.[0-9]{1,999}+"
+"""Longer numbers, which only a model that repeats itself writes, come to pieces."""
 NUMBER = re.compile(
     # A minus is a sign where it touches its number and nothing before: 10-5 and 3 - 5 are differences, "- 5" a list.
-    rf"(?P<minus>(?<![\w)\]}}])[-\u2212\u2013])?(?:[$\u20ac\u00a3\u00a5]\s?)?(?<![\w.])"
-    rf"(?P<whole>{DIGITS})(?:[eE](?P<exponent>[+-]?[0-9]{{1,2}})(?!\w)|(?P<rest>[ -][0-9]+)?\s?/\s?(?P<below>{DIGITS}))?"
+    rf"""(?P<minus>(?<![\w)\]}}])[-\u2212\u2013])?(?:[$\u20ac\u00a3\u00a5]\s?)?(?<![\w.])(?P<whole>{DIGITS})
+    (?: [eE](?P<exponent>[+-]?[0-9]{{1,2}})(?!\w)
+      | (?P<above>[ -][0-9]{{1,9}})?\s?/\s?(?P<below>{DIGITS}) )?""",
+    re.VERBOSE,
 )
 
 
@@ -62,7 +65,7 @@ def _answer(solution: str) -> Fraction | None:
 
 
 def numbers(text: str) -> list[Fraction]:
-    """All numbers of a text, in order; neither signs nor digits are lost."""
+    """All numbers of a text, in order."""
     text = FRACTION.sub(r"\1/\2", SPACES.sub(",", text)).replace("\\", "")
     return [value for match in NUMBER.finditer(text) if (value := _value(match)) is not None]
 
@@ -75,8 +78,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
         below = Fraction(match["below"].replace(",", ""))
         if below == 0:
             return None
-        above = Fraction(match["rest"].strip(" -")) if match["rest"] else whole
-        whole = above / below + (whole if match["rest"] else 0)
+        above = Fraction(match["above"].strip(" -")) if match["above"] else whole
+        whole = above / below + (whole if match["above"] else 0)
     return -whole if match["minus"] else whole
 
 
