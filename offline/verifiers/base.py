@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import offline.verifiers
 
-NO_VERIFIERS = {"base", "code_child", "grading", "process_pool", "sandbox"}
+NO_VERIFIERS = {"base", "code_child", "confine", "grading", "process_pool", "sandbox"}
 """Files of this package that are parts of others."""
 
 
