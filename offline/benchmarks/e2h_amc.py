@@ -24,9 +24,10 @@ class E2hAmc(DatasetBenchmark):
     config = "E2H-AMC"
     question, answer = ("problem",), ("answer",)
     needs = ("rating",)
-    keeps = ("item_difficulty", "contest", "year", "index")
+    keeps = ("rating", "item_difficulty", "contest", "year", "index")
     verifier = "math"
     suffix = MATHEMATICS
 
     def about(self, row: Row) -> dict[str, Any]:
-        return {"human_difficulty": row.cells["rating"], **super().about(row)}
+        about = super().about(row)
+        return {"human_difficulty": about.pop("rating", None), **about}
