@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     group = parser.add_argument_group("where the benchmark's problems are read")
     for option, metavar, text in (
-        ("--dataset", "REPO|FOLDER", "another repository of the Hub (owner/name), or a folder of the same form"),
+        ("--dataset", "REPO|FOLDER|FILE", "another repository of the Hub (owner/name), or a folder of the same form"),
         ("--dataset-config", "NAME", "a configuration of it, such as a language; several are parted by commas"),
         ("--revision", "NAME", "a branch, tag or commit of the repository (default: main)"),
     ):
@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("for --benchmark file")
     for option, metavar, text in (
         ("--verifier", "NAME", "what checks its answers"),
-        ("--question-column", "NAME", "what is asked; --dataset names the file: parquet, jsonl or csv"),
+        ("--question-column", "NAME", "what is asked; --dataset FILE is parquet, jsonl or csv"),
         ("--answer-column", "NAME", "the right answer"),
         ("--id-column", "NAME", "the problem's id (default: by its text)"),
         ("--split-column", "NAME", "its split (default: by its text)"),

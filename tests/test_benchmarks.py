@@ -211,7 +211,7 @@ def test_a_pickle_is_never_loaded(content: Any, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_method_without_a_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="no func_name"):
+    with pytest.raises(BenchmarkError, match=r"another form: KeyError 'func_name'"):
         livecodebench(tmp_path, metadata="{}").problems("test", None, seed=0)
 
 

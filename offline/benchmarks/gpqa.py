@@ -35,7 +35,8 @@ class Gpqa(DatasetBenchmark):
         return "\n".join([row.text(*self.question).strip(), "", *choices])
 
     def truth(self, row: Row, seed: int) -> str:
-        return LETTERS[self._choices(row, seed).index(super().truth(row, seed))]
+        right = super().truth(row, seed)
+        return LETTERS[self._choices(row, seed).index(right)] if right else ""
 
     def _choices(self, row: Row, seed: int) -> list[str]:
         choices = [row.text(column).strip() for column in (*self.answer, *self.needs)]

@@ -20,12 +20,14 @@ a test's input is one JSON value per line and argument.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from offline.benchmarks.base import BenchmarkError
 from offline.dataset_benchmark import CODE, DatasetBenchmark, Row
-from offline.packed_text import PackedTextError, unpack
+from offline.packed_text import unpack
 
 MAX_TESTS_BYTES = 2**20
 """Of one problem: the longest beyond are left out, since each row of rollouts carries them. Metadata say how many."""
@@ -65,13 +67,9 @@ class Livecodebench(DatasetBenchmark):
             return ""
         if not row.text("starter_code").strip():
             return json.dumps({"kind": "stdin", "tests": tests})
-        entry_point = json.loads(row.text("metadata") or "{}").get("func_name")
-        if not isinstance(entry_point, str):
-            raise BenchmarkError(f"{self._named(row)} has starter code, and its metadata name no func_name")
-        called = [
-            {"input": [json.loads(line) for line in test["input"].splitlines()], "output": json.loads(test["output"])}
-            for test in tests
-        ]
+        with self._form(row):
+            entry_point = json.loads(row.text("metadata"))["func_name"]
+            called = [_called(test) for test in tests]
         return json.dumps({"kind": "functional", "entry_point": entry_point, "tests": called, "prelude": PRELUDE})
 
     def about(self, row: Row) -> dict[str, Any]:
@@ -79,10 +77,8 @@ class Livecodebench(DatasetBenchmark):
 
     def _tests(self, row: Row) -> tuple[list[Test], int]:
         """The tests that are kept, and how many are not."""
-        try:
+        with self._form(row):
             tests = [*_listed(row.text("public_test_cases")), *_listed(row.text("private_test_cases"))]
-        except (PackedTextError, ValueError, TypeError, KeyError) as error:
-            raise BenchmarkError(f"{self._named(row)} has tests of another form: {error}") from error
         kept: list[Test] = []
         size = 0
         for test in sorted(tests, key=lambda test: len(test["input"]) + len(test["output"])):
@@ -91,11 +87,21 @@ class Livecodebench(DatasetBenchmark):
                 kept.append(test)
         return kept, len(tests) - len(kept)
 
-    def _named(self, row: Row) -> str:
-        return f"{self.where}: {row.text('question_content').strip()[:60]!r}"
+    @contextmanager
+    def _form(self, row: Row) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            named = f"{self.where}: {row.text('question_content').strip()[:60]!r}"
+            raise BenchmarkError(f"{named} has tests of another form: {type(error).__name__} {error}") from error
 
 
 @lru_cache(maxsize=2)
 def _listed(text: str) -> list[Test]:
     listed = json.loads(text if text.lstrip().startswith("[") else unpack(text)) if text else []
     return [{"input": str(test["input"]), "output": str(test["output"])} for test in listed]
+
+
+def _called(test: Test) -> dict[str, Any]:
+    arguments = [json.loads(line) for line in test["input"].split("\n") if line.strip()]
+    return {"input": arguments, "output": json.loads(test["output"])}
