@@ -1,6 +1,7 @@
 r"""A number as answer, in whatever style: `#### 18`, "A: 18", `\boxed{18}`, "... is $18.50 per day."
 
-The last mark that says "here is the answer" and has a number counts; without any, the last number of the solution.
+The last mark that says "here is the answer" and has a number counts. Without any it is the number of the last sentence
+that the last calculation gave ("36 / 6 = 6. So 6 buses will carry 36 children."), else the last number of all.
 Commas, currencies, units and percent signs do not matter (50% is 50), nor does the form: 18.00, 36/2 and 18 are equal.
 Example of a problem that it is for: GSM8K, https://huggingface.co/datasets/openai/gsm8k.
 """
@@ -21,6 +22,8 @@ MARK = re.compile(
     r"|\banswer\b[*_]*(?:\s+is\b|\s*[:=])(?P<prose>.*?(?=\.\s|$))",
     re.IGNORECASE | re.MULTILINE,
 )
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+RESULT = re.compile(r"=([^=\n]*)$", re.MULTILINE)
 SPACES = re.compile(r"\\[,!;: ]|\{,\}|(?<=\d)[\u00a0\u202f](?=\d{3})")
 """Thin spaces and braced commas inside a number in LaTeX or print; they count as commas."""
 FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}")
@@ -28,7 +31,7 @@ DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,300}(?![0-9])|[0-9]{1,999}+)(?:\.[0-9]{1
 """Longer numbers, which only a model that repeats itself writes, come to pieces."""
 NUMBER = re.compile(
     # A minus is a sign where it touches its number and nothing before: 10-5 and 3 - 5 are differences, "- 5" a list.
-    rf"""(?P<minus>(?<![\w)\]}}])[-\u2212\u2013])?(?:[$\u20ac\u00a3\u00a5]\s?)?(?<![\w.])(?P<whole>{DIGITS})
+    rf"""(?P<minus>(?<![\w)\]}}])[-\u2212\u2013])?(?:[$\u20ac\u00a3\u00a5]\s?)?(?<![\w.])(?P<whole>{DIGITS})(?::00\b)?
     (?: [eE](?P<exponent>[+-]?[0-9]{{1,2}})(?!\w)
       | (?P<above>[ -][0-9]{{1,9}})?\s?/\s?(?P<below>{DIGITS}) )?""",
     re.VERBOSE,
@@ -60,6 +63,12 @@ def _answer(solution: str) -> Fraction | None:
         text = next(part for part in mark.groups() if part is not None)
         if found := numbers(text.rpartition("=")[2]):
             return found[0]
+    last_sentence = SENTENCE.split(solution.rstrip().rpartition("\n")[2])[-1]
+    if "=" not in last_sentence:
+        results = [numbers(text)[:1] for text in RESULT.findall(solution)]
+        result = next((result[0] for result in reversed(results) if result), None)
+        if result in numbers(last_sentence):
+            return result
     found = numbers(solution)
     return found[-1] if found else None
 
