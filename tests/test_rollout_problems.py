@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import probes.hub
 from offline.rollout_dataset import read_rollouts
 from offline.rollout_store import METADATA
 from offline.rollouts import main
 from tests.support.benchmark_repos import own, write
-from tests.support.hub import Hub, running
+from tests.support.hub import Hub, running, status
 
 ROOT = Path(__file__).parents[1]
 POOL = ROOT / "offline" / "nano_pool" / "pool.yaml"
@@ -149,10 +150,11 @@ def test_bad_input_is_named(
     assert message in capsys.readouterr().err
 
 
-# From the Hub, each in a process of its own: its libraries read their environment once.
+# From the Hub. What succeeds is done in a process of its own: `datasets` reads its environment once.
 
 
-def pika(home: Path, hub: Hub, url: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def pika(home: Path, hub: Hub, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    options = ("--benchmark", "gsm8k", "--dataset", "ann/gsm8k", "--split", "test=all")
     return subprocess.run(
         [sys.executable, "-m", "server", "rollouts", *command(home / "out.parquet", url, *options)],
         env={**os.environ, **hub.environment(home), **environment},
@@ -168,31 +170,39 @@ def test_a_data_set_of_the_hub_is_read_at_one_commit_and_kept(tmp_path: Path, ur
     files: dict[str, bytes | None] = {
         str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
     }
-    options = ("--benchmark", "gsm8k", "--dataset", "ann/gsm8k", "--split", "test=all")
     with running() as hub:
-        repository = hub.repository("ann/gsm8k", "dataset")
-        repository.commit(files)
-        done = pika(tmp_path, hub, url, *options)
+        hub.repository("ann/gsm8k", "dataset").commit(files)
+        done = pika(tmp_path, hub, url)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1])["rows"] == 12
         assert "Generating" not in done.stderr  # the bars of `datasets`, where nobody looks
-        assert not hub.asked("socratic")
-
-        wrong = pika(tmp_path, hub, url, *options, "--revision", "nope")
-        assert wrong.returncode == 2
-        assert "ann/gsm8k has no revision 'nope'" in wrong.stderr
-        repository.gated = True
-        gated = pika(tmp_path, hub, url, *options)
-        assert gated.returncode == 2
-        assert "gated" in gated.stderr
-        assert "`hf auth login`" in gated.stderr
-    away = pika(tmp_path, hub, url, *options)
-    assert away.returncode == 1
-    assert "the Hub is away" in away.stderr
-    assert "HF_HUB_OFFLINE=1" in away.stderr
-    kept = pika(tmp_path, hub, url, *options, HF_HUB_OFFLINE="1")
+        assert not hub.asked("socratic-")
+    kept = pika(tmp_path, hub, url, HF_HUB_OFFLINE="1")
     assert kept.returncode == 0, kept.stderr
     assert "complete already" in kept.stderr
-    unknown = pika(tmp_path, hub, url, *options[:3], "ann/other", *options[4:], HF_HUB_OFFLINE="1")
+    (tmp_path / "empty").mkdir()
+    unknown = pika(tmp_path / "empty", hub, url, HF_HUB_OFFLINE="1")
     assert unknown.returncode == 1
     assert "--dataset FOLDER" in unknown.stderr
+
+
+def test_a_hub_that_refuses_or_is_away_is_named_with_the_fix(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(probes.hub, "WAITS_S", (0.0, 0.0))
+    arguments = command(
+        tmp_path / "out.parquet", url, "--benchmark", "aime", "--dataset", "ann/aime", "--split", "test=1"
+    )
+    with running() as hub:
+        hub.use(monkeypatch, tmp_path / "home")
+        assert main(arguments) == 2
+        assert "the Hub shows no repository ann/aime" in capsys.readouterr().err
+        repository = hub.repository("ann/aime", "dataset")
+        assert main([*arguments, "--revision", "nope"]) == 2
+        assert "ann/aime has no revision 'nope'" in capsys.readouterr().err
+        repository.gated = True
+        assert main(arguments) == 2
+        assert re.search("ann/aime is gated.*`hf auth login`", capsys.readouterr().err)
+        hub.fails("/api/datasets", status(503))
+        assert main(arguments) == 1
+        assert re.search("the Hub is away.*--dataset FOLDER.*HF_HUB_OFFLINE=1", capsys.readouterr().err)
