@@ -112,7 +112,7 @@ class DatasetBenchmark(Benchmark):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read(self) -> list[Part]:
-        return read_repository(self.where, self.source.config or self.config, self.source.revision)
+        return read_repository(self.where, self._config, self.source.revision, preferred=self.config)
 
     def split_of(self, group: str, shipped: str, all_shipped: Collection[str]) -> str | None:
         """The split of a row; None where it is in none.
@@ -136,6 +136,11 @@ class DatasetBenchmark(Benchmark):
     @property
     def where(self) -> str:
         return self.source.dataset or self.dataset
+
+    @property
+    def _config(self) -> str | None:
+        """As it is named; another repository need not have the benchmark's own."""
+        return self.source.config or (None if self.source.dataset else self.config)
 
     def problems(self, split: str, n: int | None, seed: int) -> list[Problem]:
         if split not in self._places:
@@ -176,7 +181,7 @@ class DatasetBenchmark(Benchmark):
         return load(self.verifier)
 
     def provenance(self) -> dict[str, Any]:
-        facts = {"dataset": self.where, "config": self.source.config or self.config, "revision": self.source.revision}
+        facts = {"dataset": self.where, "config": self._config, "revision": self.source.revision}
         return {name: value for name, value in facts.items() if value is not None}
 
     @property

@@ -6,6 +6,7 @@ Read by the `datasets` library, which keeps what it fetched (HF_HOME says where)
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,11 +37,12 @@ class Part:
         yield from self.rows if isinstance(self.rows, list) else self.rows.select_columns(list(columns))
 
 
-def read_repository(dataset: str, config: str | None, revision: str | None) -> list[Part]:
+def read_repository(dataset: str, config: str | None, revision: str | None, preferred: str | None = None) -> list[Part]:
     """
     Args:
         dataset: owner/name on the Hub, or a folder.
         config: of the repository; several, parted by commas, are read one after the other.
+        preferred: the configuration where none is named, but for repositories that have a single one.
 
     Raises:
         BenchmarkError: there is no such repository, configuration or revision, it is not for this client, or its
@@ -53,7 +55,8 @@ def read_repository(dataset: str, config: str | None, revision: str | None) -> l
     if not is_folder and not REPOSITORY.fullmatch(dataset):
         raise BenchmarkError(f"{dataset!r} is neither a folder nor the owner/name of a data set on the Hub")
     commit = None if is_folder else _commit(dataset, revision or MAIN)
-    return [part for name in (config.split(",") if config else [None]) for part in _parts(dataset, name, commit)]
+    names = config.split(",") if config else [_one_of(dataset, commit, preferred)]
+    return [part for name in names for part in _parts(dataset, name, commit)]
 
 
 def _commit(dataset: str, revision: str) -> str | None:
@@ -73,11 +76,21 @@ def _commit(dataset: str, revision: str) -> str | None:
         raise BenchmarkError(str(error)) from error
 
 
+def _one_of(dataset: str, commit: str | None, preferred: str | None) -> str | None:
+    """The configuration to read where none is named."""
+    import datasets
+
+    if preferred is None:
+        return None
+    with _said_plainly(dataset):
+        names = datasets.get_dataset_config_names(dataset, revision=commit)
+    return preferred if len(names) > 1 else None
+
+
 def _parts(dataset: str, config: str | None, commit: str | None) -> list[Part]:
     import datasets
 
-    _hush()
-    try:
+    with _said_plainly(dataset):
         if Path(dataset).is_dir():
             # Its cache knows a folder by its name and would not see that files in it have changed. What is open stays
             # readable after it is unlinked.
@@ -85,6 +98,17 @@ def _parts(dataset: str, config: str | None, commit: str | None) -> list[Part]:
                 loaded = datasets.load_dataset(str(Path(dataset).resolve()), config, cache_dir=cache)
         else:
             loaded = datasets.load_dataset(dataset, config, revision=commit)
+    return [Part(str(split), list(rows.column_names), rows) for split, rows in loaded.items()]
+
+
+@contextmanager
+def _said_plainly(dataset: str) -> Iterator[None]:
+    """What `datasets` raises, as an error that names the fix."""
+    import datasets
+
+    _hush()
+    try:
+        yield
     except ConnectionError as error:
         raise ConnectionError(f"{_line(error)}: unset HF_HUB_OFFLINE, or give a copy with --dataset FOLDER") from error
     except FileNotFoundError as error:  # of `datasets` too
@@ -97,7 +121,6 @@ def _parts(dataset: str, config: str | None, commit: str | None) -> list[Part]:
         raise BenchmarkError(f"{dataset}: {_line(error)}: name a repository that holds the rows themselves") from error
     except datasets.exceptions.DatasetsError as error:
         raise BenchmarkError(f"{dataset} cannot be read: {_line(error.__cause__ or error)}") from error
-    return [Part(str(split), list(rows.column_names), rows) for split, rows in loaded.items()]
 
 
 def _hush() -> None:

@@ -99,6 +99,14 @@ def test_gsm8k_is_the_main_configuration(opened: Callable[[str], Benchmark]) -> 
     assert len(truths) == 42
 
 
+def test_a_folder_of_files_alone_will_do(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("test", 100)):
+        (tmp_path / f"{split}.jsonl").write_text(
+            "".join(json.dumps({"question": f"{i}?", "answer": f"#### {i}"}) + "\n" for i in range(first, first + 20))
+        )
+    assert len(everything(load("gsm8k", Source(str(tmp_path))))) == 40
+
+
 def test_validation_is_a_part_of_train_where_test_is_shipped(opened: Callable[[str], Benchmark]) -> None:
     shipped_in_test = {f"Kim has {i} pens and buys 1500." for i in range(100, 112)}
     benchmark = opened("gsm8k")

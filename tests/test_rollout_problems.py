@@ -89,7 +89,6 @@ def test_a_data_set_is_sampled_whole_and_again_only_while_it_is_the_same(
     assert settings["splits"]["test"] == 12
     assert settings["splits"]["validation"] == 2
     assert settings["data"]["dataset"] == str(folder)
-    assert settings["data"]["config"] == "main"
     assert len(settings["data"]["sha256"]) == 64
 
     assert main(arguments) == 0
