@@ -15,7 +15,7 @@ from typing import Any
 from offline.benchmarks.base import BenchmarkError
 from probes.base import ProbeError
 from probes.hub import MAIN, list_files, patiently
-from probes.hub_errors import HubAwayError
+from probes.hub_errors import LOG_IN, HubAwayError, hub_errors
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -65,8 +65,14 @@ def _commit(dataset: str, revision: str) -> str | None:
 
     if HF_HUB_OFFLINE:
         return None
-    try:
+    with _from_the_hub(dataset):
         return patiently(lambda: list_files(dataset, revision, "dataset")).commit
+
+
+@contextmanager
+def _from_the_hub(dataset: str) -> Iterator[None]:
+    try:
+        yield
     except HubAwayError as error:
         raise ConnectionError(
             f"cannot read {dataset}: the Hub is away ({error}); try again later, give a local copy with --dataset "
@@ -105,13 +111,22 @@ def _parts(dataset: str, config: str | None, commit: str | None) -> list[Part]:
 def _said_plainly(dataset: str) -> Iterator[None]:
     """What `datasets` raises, as an error that names the fix."""
     import datasets
+    from huggingface_hub import errors
 
+    transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    of_the_hub = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, transport)
     _hush()
     try:
         yield
     except ConnectionError as error:
         raise ConnectionError(f"{_line(error)}: unset HF_HUB_OFFLINE, or give a copy with --dataset FOLDER") from error
-    except FileNotFoundError as error:  # of `datasets` too
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise BenchmarkError(f"{_line(error)} Then {LOG_IN}") from error
+    except (*of_the_hub, FileNotFoundError) as error:
+        told = error if isinstance(error, of_the_hub) else error.__cause__
+        if isinstance(told, of_the_hub):
+            with _from_the_hub(dataset), hub_errors(dataset):
+                raise told from error
         raise BenchmarkError(f"{dataset} has no files of rows (parquet, JSON lines or CSV): {_line(error)}") from error
     except ValueError as error:
         # Says which configurations there are.
