@@ -19,7 +19,7 @@ from offline.rollout_dataset import read_rollouts
 from offline.rollout_store import METADATA
 from offline.rollouts import main
 from tests.support.benchmark_repos import own, write
-from tests.support.hub import Hub, running, status
+from tests.support.hub import Fault, Hub, reset, running, status
 
 ROOT = Path(__file__).parents[1]
 POOL = ROOT / "offline" / "nano_pool" / "pool.yaml"
@@ -149,59 +149,83 @@ def test_bad_input_is_named(
     assert message in capsys.readouterr().err
 
 
-# From the Hub. What succeeds is done in a process of its own: `datasets` reads its environment once.
+# From the Hub.
 
 
-def pika(home: Path, hub: Hub, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    options = ("--benchmark", "gsm8k", "--dataset", "ann/gsm8k", "--split", "test=all")
-    return subprocess.run(
-        [sys.executable, "-m", "server", "rollouts", *command(home / "out.parquet", url, *options)],
-        env={**os.environ, **hub.environment(home), **environment},
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """One with ann/gsm8k, which this process uses."""
+    import datasets
+
+    folder = Path(str(write("gsm8k", tmp_path).dataset))
+    files: dict[str, bytes | None] = {
+        str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+    }
+    monkeypatch.setattr(probes.hub, "WAITS_S", (0.0, 0.0))
+    with running() as there:
+        there.use(monkeypatch, tmp_path / "home")
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", there.url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "home" / "datasets"))
+        there.repository("ann/gsm8k", "dataset").commit(files)
+        yield there
+
+
+FROM_HUB = ("--benchmark", "gsm8k", "--dataset", "ann/gsm8k", "--split", "test=all")
+
+
+def test_a_data_set_of_the_hub_is_read_at_one_commit_and_kept(
+    tmp_path: Path, url: str, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(tmp_path / "out.parquet", url, *FROM_HUB)
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["rows"] == 12
+    assert "Generating" not in printed.err  # the bars of `datasets`, where nobody looks
+    assert not hub.asked("socratic-")
+    # Without the Hub, in a process of its own: its libraries read their environment once.
+    offline = subprocess.run(
+        [sys.executable, "-m", "server", "rollouts", *arguments],
+        env={
+            **os.environ,
+            **hub.environment(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+        },
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+    assert offline.returncode == 0, offline.stderr
+    assert "complete already" in offline.stderr
 
 
-def test_a_data_set_of_the_hub_is_read_at_one_commit_and_kept(tmp_path: Path, url: str) -> None:
-    folder = Path(str(write("gsm8k", tmp_path).dataset))
-    files: dict[str, bytes | None] = {
-        str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
-    }
-    with running() as hub:
-        hub.repository("ann/gsm8k", "dataset").commit(files)
-        done = pika(tmp_path, hub, url)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1])["rows"] == 12
-        assert "Generating" not in done.stderr  # the bars of `datasets`, where nobody looks
-        assert not hub.asked("socratic-")
-    kept = pika(tmp_path, hub, url, HF_HUB_OFFLINE="1")
-    assert kept.returncode == 0, kept.stderr
-    assert "complete already" in kept.stderr
-    (tmp_path / "empty").mkdir()
-    unknown = pika(tmp_path / "empty", hub, url, HF_HUB_OFFLINE="1")
-    assert unknown.returncode == 1
-    assert "--dataset FOLDER" in unknown.stderr
+REFUSALS: dict[str, tuple[str, Fault, int, str]] = {
+    "gated": ("/api/datasets", status(403, x_error_code="GatedRepo"), 2, "ann/gsm8k is gated.*`hf auth login`"),
+    "files gated": ("HEAD .*parquet", status(403, x_error_code="GatedRepo"), 2, "ann/gsm8k is gated.*`hf auth login`"),
+    "not logged in": ("/api/datasets", status(401), 2, "shows no repository ann/gsm8k.*`hf auth login`"),
+    "trouble": ("/api/datasets", status(503), 1, "the Hub is away.*--dataset FOLDER.*HF_HUB_OFFLINE=1"),
+    "trouble later": ("GET /large", status(500), 1, "the Hub is away.*--dataset FOLDER"),
+    "reset": ("GET /large", reset, 1, "the Hub is away.*--dataset FOLDER"),
+}
 
 
+@pytest.mark.parametrize("what", REFUSALS)
 def test_a_hub_that_refuses_or_is_away_is_named_with_the_fix(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    what: str, tmp_path: Path, url: str, hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(probes.hub, "WAITS_S", (0.0, 0.0))
-    arguments = command(
-        tmp_path / "out.parquet", url, "--benchmark", "aime", "--dataset", "ann/aime", "--split", "test=1"
-    )
-    with running() as hub:
-        hub.use(monkeypatch, tmp_path / "home")
-        assert main(arguments) == 2
-        assert "the Hub shows no repository ann/aime" in capsys.readouterr().err
-        repository = hub.repository("ann/aime", "dataset")
-        assert main([*arguments, "--revision", "nope"]) == 2
-        assert "ann/aime has no revision 'nope'" in capsys.readouterr().err
-        repository.gated = True
-        assert main(arguments) == 2
-        assert re.search("ann/aime is gated.*`hf auth login`", capsys.readouterr().err)
-        hub.fails("/api/datasets", status(503))
-        assert main(arguments) == 1
-        assert re.search("the Hub is away.*--dataset FOLDER.*HF_HUB_OFFLINE=1", capsys.readouterr().err)
+    pattern, fault, code, message = REFUSALS[what]
+    hub.fails(pattern, fault)
+    arguments = command(tmp_path / "out.parquet", url, *FROM_HUB)
+    assert main(arguments) == code
+    assert re.search(message, capsys.readouterr().err)
+    if code == 1:  # the same command goes on
+        hub.works()
+        assert main(arguments) == 0
+
+
+def test_a_revision_that_is_not_there_is_named(
+    tmp_path: Path, url: str, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path / "out.parquet", url, *FROM_HUB, "--revision", "nope")) == 2
+    assert "ann/gsm8k has no revision 'nope'" in capsys.readouterr().err
