@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,10 @@ def _texts(table: pa.Table, column: str) -> list[str]:
 
 def _of_benchmark(table: pa.Table, rollouts: bool) -> str:
     there = sorted(set(map(str, table["benchmark"].to_pylist()))) if rollouts else []
-    if len(there) == 1 and there[0] in benchmarks.names():
-        return benchmarks.load(there[0]).verifier
+    if len(there) == 1:
+        # Unknown, or one that names its verifier only with its source.
+        with suppress(benchmarks.BenchmarkError):
+            return benchmarks.load(there[0]).verifier
     what = f"its benchmarks are {', '.join(there)}" if there else "the file names no benchmark"
     raise DataError(f"{what}: say how its answers are checked, with --verifier {'|'.join(names())}")
 
@@ -188,7 +191,7 @@ def _regraded(table: pa.Table, rollouts: bool, graded: Sequence[Graded], origin:
             place = table.column_names.index(name)
             table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
         else:
-            table = table.append_column(name, pa.array(values))
+            table = table.append_column(name, pa.array(values, pa.string()))
     metadata = table.schema.metadata or {}
     before = json.loads(metadata.get(METADATA, b"{}"))
     now = before | {"verified": [*before.get("verified", []), origin]}
@@ -215,11 +218,13 @@ def _show(title: str, judged: Sequence[Judged]) -> None:
         models.add_row(model, *map(str, counts))
     causes = Table("cause", "what it means")
     causes.add_column("solutions", justify="right")
-    for name, those in disagreements.disagreements(judged).items():
+    found = disagreements.disagreements(judged)
+    for name, those in found.items():
         causes.add_row(name, disagreements.CAUSES[name], str(len(those)))
     console = Console(stderr=True)
     console.print(models)
-    console.print(causes)
+    if found:
+        console.print(causes)
 
 
 def _positive(text: str) -> int:

@@ -25,8 +25,8 @@ class VerifierError(ValueError):
 
 class Verifier(ABC):
     limit_s: ClassVar[float | None] = None
-    """How long one solution may take, by the clock. A verifier with a limit is run in processes that can be ended;
-    None: it is quick whatever the text, and runs where it is called."""
+    """CPU seconds that one solution may take. A verifier with a limit is run in processes that can be ended. None: it
+    is quick whatever the text, and runs where it is called."""
 
     @abstractmethod
     def extract(self, solution: str) -> str | None:

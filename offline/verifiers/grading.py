@@ -90,7 +90,9 @@ def _grade_in_processes(
         if left[item] == 0:
             on_done(1)
     if any(given_up):
-        logger.warning("%d of %d solutions took over %g s, or crashed: wrong", sum(given_up), len(calls), limit_s)
+        logger.warning(
+            "%d of %d solutions took over %g CPU seconds, or crashed: wrong", sum(given_up), len(calls), limit_s
+        )
     winners = [majority_vote(one) for one in answers]
     disputed = [item for item, one in enumerate(answers) if len({*one} - {None}) > 1]
     votes = [(name, answers[item]) for item in disputed]

@@ -24,7 +24,7 @@ FILE_BYTES = 16 << 20
 FOLDER_BYTES = 256 << 20
 """All files of its folder together."""
 WAITING_S = 10.0
-"""How long a program may wait, by the clock, beside twice its CPU time."""
+"""How long a program may wait, by the clock, beside four times its CPU limit."""
 CHECK_MS = 200
 """How often the folder's size is looked at."""
 CHILD = Path(__file__).with_name("code_child.py")
@@ -74,7 +74,7 @@ def run(program: str, stdin: str, cpu_s: int, calls: bool = False) -> Finished:
                 "calls": calls,
             }
             with _started(job, folder, source.fileno(), out.fileno()) as process:
-                _wait(process.pid, folder, 2 * cpu_s + WAITING_S)
+                _wait(process.pid, folder, 4 * cpu_s + WAITING_S)
         results = _text(files["results"]).splitlines()
         return Finished(process.returncode, _text(files["output"]), results[1:], missing="".join(results[:1]))
 
