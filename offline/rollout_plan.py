@@ -3,6 +3,7 @@
 import difflib
 import os
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from offline.benchmarks.base import Benchmark, Problem, load
+from offline import rollout_problems
+from offline.benchmarks.base import Benchmark, Problem
 from offline.samplers import Job, Key, Sample, SampledArm, job_seed
 from offline.verifiers.grading import Graded, grade_all, pass_at_k
 from server import config, sections
@@ -29,6 +31,8 @@ class Run:
     problems: dict[tuple[str, str], Problem]
     """By (split, problem_id)."""
     splits: dict[str, int]
+    data: dict[str, Any]
+    """Where the problems come from, and their SHA-256; empty where the benchmark alone makes them."""
     arms: dict[str, SampledArm]
     prices: dict[str, sections.Prices]
     """By arm."""
@@ -46,6 +50,7 @@ class Run:
         return {
             "benchmark": self.benchmark_name,
             "splits": self.splits,
+            **({"data": self.data} if self.data else {}),
             "arms": arms,
             "k": self.k,
             "seed": self.seed,
@@ -107,6 +112,7 @@ class Run:
             "input_tokens": sample.input_tokens,
             "output_tokens": sample.output_tokens,
             **self._costs(sample.arm, sample.input_tokens, sample.output_tokens),
+            "metadata": rollout_problems.metadata_text(problem.metadata),
         }
 
     def _costs(self, arm: str, input_tokens: int, output_tokens: Sequence[int]) -> dict[str, float]:
@@ -133,14 +139,11 @@ def plan(args: Namespace) -> Run:
 
     Raises:
         UsageError, BenchmarkError, ConfigError: an argument or the configuration is wrong; names it.
+        OSError: the benchmark's data cannot be read now.
     """
     settings = config.load(args.config)
-    benchmark = load(args.benchmark)
+    benchmark = rollout_problems.benchmark(args)
     splits = _pairs(args.split, "--split train=3000")
-    if not all(n.isdigit() and int(n) > 0 for n in splits.values()):
-        raise UsageError("--split wants a positive number of problems, such as --split train=3000")
-    counts = {split: int(n) for split, n in splits.items()}
-    problems = [p for split, n in counts.items() for p in benchmark.problems(split, n, args.seed)]
     urls = _pairs(args.url, "--url small=http://127.0.0.1:8101/v1")
     names = args.arms.split(",") if args.arms else list(settings.arms)
     for name in (*names, *urls):
@@ -152,11 +155,15 @@ def plan(args: Namespace) -> Run:
         raise UsageError("--url goes with --runner endpoint")
     if args.runner == "vllm" and find_spec("vllm") is None:
         raise UsageError("--runner vllm needs vLLM: run `make install`, or sample from a server with --runner endpoint")
+    # Last, for data may come from far away.
+    problems = rollout_problems.problems(benchmark, splits, args.seed)
+    source = benchmark.provenance()
     return Run(
         benchmark_name=args.benchmark,
         benchmark=benchmark,
         problems={(problem.split, problem.problem_id): problem for problem in problems},
-        splits=counts,
+        splits=dict(Counter(problem.split for problem in problems)),
+        data={**source, "sha256": rollout_problems.fingerprint(problems)} if source else {},
         arms={name: _arm(settings, name, args, urls.get(name)) for name in names},
         prices={name: settings.models[settings.arms[name].model].usd_per_million_tokens for name in names},
         runner=args.runner,

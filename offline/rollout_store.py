@@ -44,9 +44,17 @@ SCHEMA = pa.schema(
         ("input_cost_usd_once", pa.float64()),
         ("total_output_cost_usd", pa.float64()),
         ("total_cost_usd", pa.float64()),
+        ("metadata", pa.string()),
     ]
 )
-"""One row per (arm, split, problem_id). Lists have k entries; costs are of all k answers, the input's once."""
+"""One row per (arm, split, problem_id). Lists have k entries; costs are of all k answers, the input's once.
+
+`metadata` is a JSON object of what else is known of the problem, such as its level; null where that is nothing. Files
+written before there was this column lack it.
+"""
+
+REQUIRED = tuple(name for name in SCHEMA.names if name != "metadata")
+"""The columns without which a file holds no rollouts."""
 
 METADATA = b"pika"
 """Key of the parquet metadata that holds where the rows come from, as JSON."""
@@ -158,6 +166,12 @@ def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
 def to_table(rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:
     metadata = {METADATA: json.dumps(provenance, ensure_ascii=False).encode()}
     return pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
+
+
+def conform(table: pa.Table) -> pa.Table:
+    """The columns of the schema alone, those that the table may lack as nulls."""
+    there = {name: table[name] if name in table.column_names else pa.nulls(len(table)) for name in SCHEMA.names}
+    return pa.table(there).cast(SCHEMA)
 
 
 def write(out: Path, table: pa.Table) -> None:

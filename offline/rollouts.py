@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from offline.benchmarks.base import BenchmarkError, names
+from offline import rollout_problems
+from offline.benchmarks.base import BenchmarkError
 from offline.rollout_plan import Run, UsageError, plan
 from offline.rollout_store import Journal, StoreError, journal_path, read, to_table, write
 from offline.samplers import Sample, SamplingError
@@ -31,6 +32,12 @@ EXAMPLES = """examples:
   pika rollouts pool.yaml --benchmark running_total --split test=200 --arms small,large \\
       --runner endpoint --url small=http://127.0.0.1:8101/v1 --url large=http://127.0.0.1:8102/v1 --out test.parquet
 
+  pika rollouts pool.yaml --benchmark gsm8k --split train=all --split test=500 --k 8 --out gsm8k.parquet
+  pika rollouts pool.yaml --benchmark polymath --dataset-config sw --split test=all --out swahili.parquet
+
+  pika rollouts pool.yaml --benchmark file --dataset problems.csv --verifier numeric \\
+      --question-column question --answer-column answer --split train=all --split test=all --out own.parquet
+
 A run that was interrupted goes on where it stopped when the same command is given again.
 """
 
@@ -40,6 +47,8 @@ def main(argv: list[str]) -> int:
     out = Path(args.out)
     try:
         run = plan(args)
+        for note in run.benchmark.notes:
+            print(f"{args.benchmark}: {note}", file=sys.stderr)
         table = read(out, run.settings)
         table = _sample(run, args, argv, out) if table is None else _finish(run, table, out)
     except (UsageError, BenchmarkError, ConfigError, StoreError, VerifierError) as error:
@@ -186,10 +195,7 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="the pool's YAML file")
-    parser.add_argument("--benchmark", required=True, metavar="NAME", help=", ".join(names()))
-    parser.add_argument(
-        "--split", required=True, action="append", metavar="NAME=N", help="N problems of a split; may be repeated"
-    )
+    rollout_problems.add_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the parquet file to write")
     parser.add_argument("--k", type=_positive, default=8, help="answers per problem (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of problems and sampling (default: 0)")

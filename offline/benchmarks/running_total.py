@@ -11,7 +11,6 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from offline.benchmarks.base import Benchmark, BenchmarkError, Problem
 
@@ -47,11 +46,13 @@ class Chain:
 
 
 class RunningTotal(Benchmark):
-    verifier: ClassVar[str] = "boxed"
+    verifier = "boxed"
 
-    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
+    def problems(self, split: str, n: int | None, seed: int) -> list[Problem]:
         if split not in self.splits:
             raise BenchmarkError(f"running_total has no split {split!r}: choose one of {', '.join(self.splits)}")
+        if n is None:
+            raise BenchmarkError("running_total makes problems without end: say how many, such as --split train=3000")
         rng = random.Random(f"{split}/{seed}")  # noqa: S311 - problems, not secrets
         problems: dict[str, Problem] = {}
         while len(problems) < n:
