@@ -17,6 +17,9 @@ from offline.nano_pool.recipe import RECIPES, Recipe
 USAGE = """\
 usage: pika nano train --out FOLDER [options]
 
+examples:
+  pika nano train --out nano --quick
+
 `pika nano train --help` shows options and examples.
 """
 EXAMPLES = """examples:
