@@ -14,6 +14,7 @@ COMMANDS = {
     "tune": ("offline.tune:main", "choose policy and knob on validation data"),
     "probes": ("offline.probes_cli:main", "list, show, verify, download, push, convert, calibrate probes"),
     "label": ("offline.label_command:main", "success probability and difficulty of every problem in a file"),
+    "report": ("offline.report.command:main", "a page, plots and tables of what an evaluation found"),
     "data": ("offline.data_commands:main", "rollouts to and from the Hub"),
     "bench": ("offline.bench.cli:main", "measurements, ratios side by side in one run"),
 }
