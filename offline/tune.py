@@ -16,7 +16,7 @@ from rich.table import Table
 
 from offline.conformal import SAYS, Guarantee, guarantee, reach
 from offline.evaluate import DataError, Outcomes, read_outcomes, split_name
-from offline.evaluation.known import validation
+from offline.evaluation.known import saw, validation
 from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, tune
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
@@ -169,7 +169,7 @@ def _guarantee(
     held: Guarantee, artifacts: "list[Artifact]", outcomes: Outcomes, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the file says of `min_success`; the gateway reads level and table."""
-    seen = any(_saw(artifact, outcomes.sha256, options.split) for artifact in artifacts)
+    seen = any(saw(artifact, outcomes.sha256, options.split) for artifact in artifacts)
     if seen:
         print(
             f"pika tune: the {options.split} problems chose or calibrated probes, so the guarantee holds only as far "
@@ -183,17 +183,6 @@ def _guarantee(
         "problems_chose_probes": seen,
         "table": held,
     }
-
-
-def _saw(artifact: "Artifact", sha256: str, split: str) -> bool:
-    """Whether a probe was fitted, chosen or calibrated on these problems."""
-    training = artifact.card.training
-    calibrated_on = training.get("calibrated_on")
-    if not isinstance(calibrated_on, dict):  # a card may hold anything there
-        calibrated_on = {}
-    return (sha256, split) == (calibrated_on.get("sha256"), calibrated_on.get("split")) or (
-        sha256 == training.get("rollouts_sha256") and split in ("train", "validation")
-    )
 
 
 def _show(tuning: Tuning, arms: list[str]) -> None:

@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from offline.evaluate import FloatArray, paired_bootstrap, read_outcomes
-from offline.evaluation.known import prefill_usd, validation
+from offline.evaluation.known import prefill_usd, saw, validation
 from offline.evaluation.sweep import of_chosen
 from offline.label import load_probes
-from offline.tune import _saw, main
+from offline.tune import main
 from probes.artifact import load_artifact
 from probes.length import Length
 from server.config import load, pool_sha256
@@ -275,5 +275,5 @@ def test_what_a_probe_was_calibrated_on_may_be_told_in_any_form(calibrated_on: o
     probe = load_artifact(NANO / "probes" / "nano-large")
     training = {"rollouts_sha256": "other", "calibrated_on": calibrated_on}
     probe = replace(probe, card=probe.card.model_copy(update={"training": training}))
-    assert not _saw(probe, "mine", "validation")
-    assert _saw(probe, "other", "validation")
+    assert not saw(probe, "mine", "validation")
+    assert saw(probe, "other", "validation")

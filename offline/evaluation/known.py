@@ -73,3 +73,14 @@ def prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list[
         rendered = [renderer.render([{"role": "user", "content": problem}]) for problem in problems]
         total += price * sum(len(prompt.token_ids) for prompt in rendered) / len(rendered)
     return total
+
+
+def saw(artifact: "Artifact", sha256: str, split: str) -> bool:
+    """Whether a probe was fitted, chosen or calibrated on these problems."""
+    training = artifact.card.training
+    calibrated_on = training.get("calibrated_on")
+    if not isinstance(calibrated_on, dict):  # a card may hold anything there
+        calibrated_on = {}
+    return (sha256, split) == (calibrated_on.get("sha256"), calibrated_on.get("split")) or (
+        sha256 == training.get("rollouts_sha256") and split in ("train", "validation")
+    )
