@@ -23,7 +23,7 @@ from offline.report.latex import latex
 from offline.report.markdown import markdown
 from offline.report.page import Page, page
 from offline.report.panels import panels
-from offline.report.plots import FORMATS, drawing, frontier_plot, grid, inline, saved
+from offline.report.plots import FORMATS, PANEL, WIDE_PANEL, drawing, frontier_plot, grid, inline, saved
 
 EXAMPLES = """examples:
   pika evaluate pool.yaml --data rollouts.parquet --out evaluation
@@ -96,11 +96,14 @@ def render(evaluation: model.Evaluation, provenance: Mapping[str, Any]) -> dict[
         task = progress.add_task("", total=1 + len(small))
         for name in ("frontier", *small):
             progress.update(task, description=name)
-            figure = grid(list(small[name].values())) if name in small else frontier_plot(curves)
+            width = WIDE_PANEL if name == "mix" else PANEL
+            figure = grid(list(small[name].values()), width) if name in small else frontier_plot(curves)
             for form in FORMATS:
                 files[f"{name}.{form}"] = saved(figure, form, about)
             if name in small:
-                drawings[name] = {one: inline(grid([draw]), f"{name} {one}") for one, draw in small[name].items()}
+                drawings[name] = {
+                    one: inline(grid([draw], width), f"{name} {one}") for one, draw in small[name].items()
+                }
             else:
                 drawings[name] = {name: inline(figure, name)}
             progress.advance(task)

@@ -26,7 +26,10 @@ def _section(section: Section) -> str:
     for picture in section.pictures:
         parts += [f"![{escape(picture.title)}]({picture.name}.png)", escape(picture.caption)]
     for table in section.tables:
-        parts += [f"### {escape(table.title)}", _table(table), escape(table.caption)]
+        shown = [f"### {escape(table.title)}", _table(table), escape(table.caption)]
+        if table.key == "mix_by_difficulty":  # long, and the plots above show it
+            shown = ["<details><summary>The figures of the plots above</summary>", *shown, "</details>"]
+        parts += shown
     return "\n\n".join(parts)
 
 
