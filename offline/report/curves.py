@@ -106,8 +106,9 @@ def frontier(evaluation: Evaluation) -> Frontier:
 
 
 def short_names(methods: list[Method]) -> dict[str, str]:
-    """Labels up to their first bracket, colon or comma, where that tells methods apart; names of arms stay whole."""
-    heads = {m.name: m.label if m.group == "single" else re.split(r" \(|[:,]", m.label)[0] for m in methods}
+    """Labels up to their first bracket, colon or comma, where that tells methods apart; of single arms the arm's."""
+    heads = {m.name: re.split(r" \(|[:,]", m.label)[0] for m in methods}
+    heads |= {m.name: max(m.mix, key=lambda arm: m.mix[arm]) for m in methods if m.group == "single" and m.mix}
     counts = Counter(heads.values())
     return {m.name: heads[m.name] if counts[heads[m.name]] == 1 else m.label for m in methods}
 

@@ -139,7 +139,7 @@
       const under = ({ left, top }) =>
         dots.filter(([x, y]) => x > left && x < left + width && y > top && y < top + height).length +
         50 * names.filter((box) => box.left < left + width && left < box.left + box.width && Math.abs(box.top - top) < height).length +
-        100 * (left < 0 || left + width > plot.width);
+        100 * (left < 0 || left + width > plot.width) + 0.4 * Math.abs(top + height / 2 - py);
       const corners = [px + 8, px - 8 - width].flatMap((left) => [py + 5, py - 5 - height, py + 5 + height, py - 5 - 2 * height].map((top) => ({ left, top, width })));
       const box = corners.reduce((best, corner) => (under(corner) < under(best) ? corner : best));
       names.push(box);

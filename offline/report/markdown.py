@@ -10,7 +10,7 @@ from offline.report.figures import Figure
 from offline.report.page import Page, Section
 from offline.report.tables import Row, Table
 
-_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@:-])")
+_MARKS = re.compile(r"[\\`*_\[\]<>|~$&@]|:(?=//)|(?<=www)\.|^[#+-]|(?<=^\d)[.)]")
 
 
 def markdown(page: Page) -> str:
@@ -48,7 +48,7 @@ def _cells(row: Row) -> list[str]:
 
 def _cell(figure: Figure) -> str:
     text = f"**{figure.text}**" if figure.best else figure.text
-    return f"{text} {escape(figure.interval)}".rstrip()
+    return f"{text} {figure.interval}".rstrip()
 
 
 def _list(items: Sequence[str]) -> str:
@@ -62,4 +62,4 @@ def _fenced(content: Mapping[str, JsonValue]) -> str:
 
 def escape(text: str) -> str:
     """Text that stays text: nothing in it is a mark, a tag or a table's bar."""
-    return _MARKS.sub(r"\\\1", " ".join(text.split()))
+    return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))

@@ -137,24 +137,17 @@ def _draw_curve(axes: "Axes", curve: Curve) -> None:
 
 
 def _label_points(axes: "Axes", curves: Sequence[Curve]) -> None:
-    """Beside methods that have no curve: in the corner around the point where least lies under the name."""
-    scale = 72 / axes.figure.dpi  # points per pixel
+    """Beside methods that have no curve."""
+    to_points = 72 / axes.figure.dpi
     spots = [spot for curve in curves for spot in (*curve.points, curve.chosen)]
-    dots = axes.transData.transform([(spot.cost, spot.accuracy) for spot in spots]) * scale  # (n, 2)
-    plot = axes.bbox.transformed(Affine2D().scale(scale))
+    dots = axes.transData.transform([(spot.cost, spot.accuracy) for spot in spots]) * to_points  # (n, 2)
+    plot = axes.bbox.transformed(Affine2D().scale(to_points))
     names: list[Bbox] = []
-
-    def under(corner: Bbox) -> int:
-        outside: bool = corner.x0 < plot.x0 or corner.x1 > plot.x1
-        return int(corner.count_contains(dots)) + 50 * int(corner.count_overlaps(names)) + 100 * outside
-
     for curve in curves:
         if curve.points:
             continue
         text, (x, y) = short(curve.short, 24), dots[spots.index(curve.chosen)]
-        width, height = 5.2 * len(text), 10.0
-        sides, rows = (x + 5, x - 5 - width), (y - height - 3, y + 3, y - 2 * height - 3, y + height + 3)
-        box = min((Bbox.from_bounds(left, low, width, height) for left in sides for low in rows), key=under)
+        box = _beside(x, y, 5.2 * len(text), dots, names, plot)
         names.append(box)
         right = box.x0 > x
         axes.annotate(
@@ -167,6 +160,20 @@ def _label_points(axes: "Axes", curves: Sequence[Curve]) -> None:
             bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
             zorder=6,
         )
+
+
+def _beside(x: float, y: float, width: float, dots: Any, names: Sequence[Bbox], plot: Bbox) -> Bbox:
+    """The corner around (x, y), in points, where a name hides least of the dots (n, 2) and names, and is near."""
+    height = 10.0
+
+    def hides(box: Bbox) -> float:
+        outside = 100 * (box.x0 < plot.x0 or box.x1 > plot.x1)
+        return float(box.count_contains(dots) + 50 * box.count_overlaps(names) + outside + 0.6 * abs(box.y0 + 5 - y))
+
+    rows = (y - height - 3, y + 3, y - 2 * height - 3, y + height + 3)
+    return min(
+        (Bbox.from_bounds(left, low, width, height) for left in (x + 5, x - 5 - width) for low in rows), key=hides
+    )
 
 
 def _label_curves(axes: "Axes", curves: Sequence[Curve]) -> None:
