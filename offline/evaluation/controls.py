@@ -1,9 +1,11 @@
 """What any router is compared with and needs no probe: each arm alone, and ways to choose at random."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from offline.evaluation.judge import Validation
-from offline.evaluation.methods import Method, Trial, measured, routed
+from offline.evaluation.methods import Method, Setting, Trial, measured, routed
 from offline.evaluation.policies import Judged
 from routing_policies.base import FloatArray
 
@@ -63,7 +65,7 @@ def _by_mix(
     mixes: FloatArray,
     chosen: int,
     prefill_usd: float,
-    settings: "tuple[None, ...] | list[object]" = (None,),
+    settings: Sequence[Setting] = (None,),
 ) -> Method:
     """Arms drawn at random in the same shares for every problem, in expectation: mixes (settings, arms)."""
     correct = mixes @ trial.samples.success_rate.T
