@@ -72,14 +72,12 @@ def main(argv: list[str]) -> int:
         task = progress.add_task("drawing problems")
         pool = synthetic(args.problems, args.arms, args.seed)
         progress.update(task, description="sweep, then bootstrap")
-        ours, arms = min((_timed(lambda: swept(pool, lambdas)) for _ in range(REPETITIONS)), key=lambda one: one[0])
+        ours, arms = _quickest(lambda: measured(pool, lambdas)[0])
         with_draws, figures = _timed(lambda: evaluated(pool, arms, args.draws, args.seed))
         progress.update(task, description="pandas, a row at a time")
         some = lambdas[:: max(1, len(lambdas) // SLICE[1])][: SLICE[1]]
-        part = Pool(
-            *(values[: SLICE[0]] for values in (pool.success, pool.expected, pool.correct, pool.usd)), pool.tier_cost
-        )
-        loop, looped = min((_timed(lambda: pandas_loop(part, some)) for _ in range(2)), key=lambda one: one[0])
+        part = first(pool, SLICE[0])
+        loop, looped = _quickest(lambda: pandas_loop(part, some))
     scaled = loop * pool.success.shape[0] / len(part.success) * len(lambdas) / len(some)
     result = {
         "ratio": round(scaled / ours, 1),
@@ -87,7 +85,7 @@ def main(argv: list[str]) -> int:
         "seconds_sweep": round(ours, 3),
         "seconds_bootstrap": round(with_draws, 3),
         "seconds_loop_scaled": round(scaled, 1),
-        "same": bool(np.allclose(looped, outcomes(part, swept(part, some)), rtol=1e-12, atol=0)),
+        "same": bool(np.allclose(looped, measured(part, some)[1], rtol=1e-12, atol=0)),
         "problems": args.problems,
         "arms": args.arms,
         "knobs": args.knobs,
@@ -110,16 +108,15 @@ def synthetic(n: int, k: int, seed: int) -> Pool:
     return Pool(success, expected, rng.binomial(8, success) / 8, usd, tuple(tier.tolist()))
 
 
-def swept(pool: Pool, lambdas: FloatArray) -> IndexArray:
-    """The arms chosen, (lambdas, n)."""
-    return choices(
-        "utility", [{"lambda": lam} for lam in lambdas.tolist()], pool.success, pool.expected, pool.tier_cost
-    )
+def first(pool: Pool, n: int) -> Pool:
+    return Pool(pool.success[:n], pool.expected[:n], pool.correct[:n], pool.usd[:n], pool.tier_cost)
 
 
-def outcomes(pool: Pool, arms: IndexArray) -> FloatArray:
-    """Accuracy and mean USD at each lambda, (2, lambdas)."""
-    return np.stack([of_chosen(pool.correct, arms).mean(axis=1), of_chosen(pool.usd, arms).mean(axis=1)])
+def measured(pool: Pool, lambdas: FloatArray) -> tuple[IndexArray, FloatArray]:
+    """The arms chosen, (lambdas, n), and accuracy and mean USD at each lambda, (2, lambdas)."""
+    knobs = [{"lambda": lam} for lam in lambdas.tolist()]
+    arms = choices("utility", knobs, pool.success, pool.expected, pool.tier_cost)
+    return arms, np.stack([of_chosen(pool.correct, arms).mean(axis=1), of_chosen(pool.usd, arms).mean(axis=1)])
 
 
 def evaluated(pool: Pool, arms: IndexArray, draws: int, seed: int) -> dict[str, Any]:
@@ -154,6 +151,10 @@ def pandas_loop(pool: Pool, lambdas: FloatArray) -> FloatArray:
             usd.append(row[f"usd_{chosen}"])
         found.append((np.mean(correct), np.mean(usd)))
     return np.array(found).T
+
+
+def _quickest(work: Callable[[], Any]) -> tuple[float, Any]:
+    return min((_timed(work) for _ in range(REPETITIONS)), key=lambda one: one[0])
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

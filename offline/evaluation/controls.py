@@ -42,7 +42,7 @@ def mixture(trial: Trial, validation: Validation, cost_usd: float) -> Method:
                     mix = np.eye(len(rate))[i] * (1 - share) + np.eye(len(rate))[j] * share
     if cost_usd > usd.max():
         mix = np.eye(len(rate))[rate.argmax()]
-    return _by_mix(trial, "random_mixture", "random mixture of two arms at the router's cost", mix[None], 0, 0.0)
+    return _by_mix(trial, "random_mixture", "random mixture of arms, equal cost", mix[None], 0, 0.0)
 
 
 def shuffled(trial: Trial, router: Judged) -> Method:
@@ -53,7 +53,7 @@ def shuffled(trial: Trial, router: Judged) -> Method:
     """
     k = len(trial.arms)
     mixes = np.stack([(router.arms == arm).mean(axis=1) for arm in range(k)], axis=1)  # (settings, arms)
-    label = f"shuffled: {router.method.label}, probabilities permuted"
+    label = f"shuffled {router.method.label}"
     method = router.method
     return _by_mix(trial, "shuffled", label, mixes, method.chosen, trial.known.prefill_usd, method.settings)
 

@@ -17,8 +17,8 @@ from routing_policies.utility import QUOTIENTS
 
 LABELS = {
     "utility": "utility (lambda)",
-    "cascade": "cascade (one threshold)",
-    "cascade:steps": "cascade (a threshold per step)",
+    "cascade": "cascade",
+    "cascade:steps": "cascade (per step)",
     "min_success": "min_success",
     "target_accuracy": "target_accuracy",
     "max_success": "max_success (lambda 0)",
