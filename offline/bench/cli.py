@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "policies": ("offline.bench.policies:main", "a policy over its knob: our sweep against a loop with pandas"),
     "training": ("offline.bench.training:main", "fitting linear probes: our sweep against a loop over scikit-learn"),
 }
 

@@ -12,12 +12,11 @@ from offline.evaluation.samples import Samples
 from offline.evaluation.self_consistency import self_consistency
 from offline.evaluation.text_probes import text_router
 from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, accuracy_table, tune
+from routing_policies.base import FloatArray
 
 TEXT = {"length": "length probes", "tfidf": "TF-IDF probes"}
 RESAMPLES = 200
 """Sets of validation problems by which the spread of chosen knobs is told."""
-PLAIN = ("singles", "random", "mixture", "shuffled", "self-consistency", "in-sample oracle", "research oracle", "limit")
-"""What is measured beside policies and text probes."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Evaluation:
     scale: Scale
     router: Method
     """The policy that `pika tune` would choose, which the verdict is about."""
-    shuffled: Method
-    texts: list[Method]
+    rivals: dict[str, FloatArray]
+    """Accuracy of what knows less, at the router's cost: by name, (1 + draws,) each."""
     notes: list[str]
 
 
@@ -81,21 +80,23 @@ def evaluate(
 
     on_step("controls")
     singles = controls.singles(trial)
-    shuffled = controls.shuffled(trial, router)
-    plain = [controls.random(trial), controls.mixture(trial, data, router.validation_usd), shuffled]
+    mixture = controls.mixture(trial, data, router.validation_usd)
+    plain = [controls.random(trial), controls.shuffled(trial, router), mixture]
 
+    rivals = {one.name: one.accuracy[:, one.chosen] for one in plain[1:]}
     texts = []
     for kind in ask.texts if train is not None else ():
         on_step(TEXT[kind])
         assert train is not None
         chosen_on, judged_on = text_router(kind, train, validation.samples, test.samples, (data, test.known), ask.seed)
         policy = _router(chosen_on, ask)
-        called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
-        texts.append(
-            policies.run(
-                policy, chosen_on, trial, ask.target, accuracy_table(chosen_on), resamples, judged_on, called
-            ).method
+        called: policies.Called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
+        text = policies.run(
+            policy, chosen_on, trial, ask.target, accuracy_table(chosen_on), resamples, judged_on, called
         )
+        at_equal_cost = policies.choose(text.swept, chosen_on, Target("cost", router.validation_usd))
+        rivals[kind] = text.method.accuracy[:, at_equal_cost]
+        texts.append(text.method)
     if train is None:
         notes.append("There are no train problems, so routing by length and TF-IDF is left out.")
 
@@ -122,8 +123,7 @@ def evaluate(
         ],
         scale=Scale(trial, singles, limit),
         router=router.method,
-        shuffled=shuffled,
-        texts=texts,
+        rivals=rivals,
         notes=notes,
     )  # fmt: skip
 
