@@ -3,12 +3,10 @@
 import argparse
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from offline.evaluate import DataError
+from offline.provenance import versions
 from offline.report import model
 from offline.report.curves import frontier
 from offline.report.html import html
@@ -46,8 +45,7 @@ def main(argv: list[str]) -> int:
         return 2
     provenance: dict[str, Any] = {
         "command": shlex.join(["pika", "report", *argv]),
-        "versions": {name: version(name) for name in ("pika-router", "matplotlib")}
-        | {"python": platform.python_version()},
+        "versions": versions(("pika-router", "matplotlib")),
         "inputs": dict(sha256),
     }
     files = {model.RESULTS: results, **render(evaluation, provenance)}
