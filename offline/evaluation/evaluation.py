@@ -11,7 +11,7 @@ from offline.evaluation.methods import Method, Trial
 from offline.evaluation.samples import Samples
 from offline.evaluation.self_consistency import self_consistency
 from offline.evaluation.text_probes import text_router
-from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, accuracy_table, tune
+from offline.policy_search import SIMPLEST_FIRST, Table, Target, accuracy_table, meeting, simplest
 from routing_policies.base import FloatArray
 
 TEXT = {"length": "length probes", "tfidf": "TF-IDF probes"}
@@ -63,7 +63,6 @@ def evaluate(
 
     Raises:
         PolicyError: a probability or cost is NaN.
-        ProbeError: text probes cannot be fitted.
     """
     data, notes = validation.known, []
     trial = Trial(
@@ -72,7 +71,7 @@ def evaluate(
     resamples = resampled(len(data.success), RESAMPLES, ask.seed)
     table = accuracy_table(data)
     found: dict[str, policies.Judged] = {}
-    router_name = _router(data, ask)
+    router_name = _router(data, ask, table)
     for name in dict.fromkeys((*policies.possible(ask.policies, data.tier_cost), router_name)):
         on_step(policies.LABELS[name])
         found[name] = policies.run(name, data, trial, ask.target, table, resamples)
@@ -89,11 +88,10 @@ def evaluate(
         on_step(TEXT[kind])
         assert train is not None
         chosen_on, judged_on = text_router(kind, train, validation.samples, test.samples, (data, test.known), ask.seed)
-        policy = _router(chosen_on, ask)
+        text_table = accuracy_table(chosen_on)
+        policy = _router(chosen_on, ask, text_table)
         called: policies.Called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
-        text = policies.run(
-            policy, chosen_on, trial, ask.target, accuracy_table(chosen_on), resamples, judged_on, called
-        )
+        text = policies.run(policy, chosen_on, trial, ask.target, text_table, resamples, judged_on, called)
         at_equal_cost = policies.choose(text.swept, chosen_on, Target("cost", router.validation_usd))
         rivals[kind] = text.method.accuracy[:, at_equal_cost]
         texts.append(text.method)
@@ -128,10 +126,8 @@ def evaluate(
     )  # fmt: skip
 
 
-def _router(data: Validation, ask: Ask) -> str:
+def _router(data: Validation, ask: Ask, table: Table) -> str:
     """The policy that `pika tune` chooses; the simplest where none reaches the target."""
     names = [name for name in SIMPLEST_FIRST if name in ask.policies] or list(SIMPLEST_FIRST)
-    try:
-        return tune(data, ask.target, names, ask.seed).chosen.policy
-    except TuneError:
-        return names[0]
+    found = meeting(data, ask.target, names, table)
+    return found[simplest(found, data, ask.target.measure)][0].policy if found else names[0]
