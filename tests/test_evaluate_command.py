@@ -147,10 +147,18 @@ def test_human_difficulty_is_correlated(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["spearman"]["large"]["value"] < 0.4
 
 
+def nano(problems: int) -> pd.DataFrame:
+    """The first problems of each split of the nano pool's rollouts."""
+    frame = pd.read_parquet(NANO_POOL / "rollouts.parquet")
+    first = frame.groupby("split")["problem_id"].unique().map(lambda ids: ids[:problems]).explode()
+    return frame[frame["problem_id"].isin(first)]
+
+
 def test_nano_pool_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The committed probes save half and more on problems that they have not seen, and their figures say how good they
     are."""
-    words = ("--data", NANO_POOL / "rollouts.parquet", "--out", tmp_path, "--draws", "200", "--methods", "utility")
+    nano(800).to_parquet(tmp_path / "rollouts.parquet")
+    words = ("--data", tmp_path / "rollouts.parquet", "--out", tmp_path, "--draws", "200", "--methods", "utility")
     code, out, _ = run(capsys, NANO_POOL / "pool.yaml", *words)
     assert code == 0
     last = json.loads(out.splitlines()[-1])
@@ -167,7 +175,7 @@ def test_nano_pool_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         # The area under the points is the AUROC.
         x, y = np.array(probe["roc"]).T
         assert np.trapezoid(y, x) == pytest.approx(probe["auroc"]["value"], abs=0.005)
-        assert sum(bin_["problems"] for bin_ in probe["reliability"]) == pytest.approx(1500, abs=15)
+        assert sum(bin_["problems"] for bin_ in probe["reliability"]) == pytest.approx(800, abs=15)
     (mix,) = found["mix_by_difficulty"]
     small = [bin_["mix"]["nano-small"] for bin_ in mix["bins"]]
     assert small[0] > 0.4
@@ -242,9 +250,7 @@ def test_labels_that_are_all_alike_have_no_auroc(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], right: bool
 ) -> None:
     """On the nano pool, whose probes would be measured: all answers of one arm are right, or all wrong."""
-    frame = pd.read_parquet(NANO_POOL / "rollouts.parquet")
-    keep = frame["problem_id"].isin(frame.groupby("split")["problem_id"].unique().map(lambda ids: ids[:150]).explode())
-    frame = frame[keep]
+    frame = nano(100)
     same = (frame["arm"] == "nano-large").to_numpy()
     frame["correct"] = [
         [right] * 8 if alike else one.tolist() for one, alike in zip(frame["correct"], same, strict=True)

@@ -18,7 +18,7 @@ from routing_policies.costs import normalise
 from tests.support.evaluation import TIER, ask, drawn, samples, trial
 
 PARITY = Target.parse("accuracy=always-best")
-SETS = drawn(400, 1, name="train"), drawn(1200, 2, name="validation"), drawn(1200, 3, name="test")
+SETS = drawn(400, 1, name="train"), drawn(1200, 2, name="validation"), drawn(1200, 3, k=64, name="test")
 
 
 def run(train: Known | None, validation: Known, test: Known, draws: int = 200) -> Evaluation:

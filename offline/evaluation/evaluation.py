@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from offline.evaluation import controls, oracles, policies
 from offline.evaluation.bootstrap import resampled, weights
 from offline.evaluation.figures import Scale
+from offline.evaluation.frontier import frontier
 from offline.evaluation.judge import Validation
 from offline.evaluation.methods import Method, Trial
 from offline.evaluation.samples import Samples
@@ -80,9 +83,18 @@ def evaluate(
     on_step("controls")
     singles = controls.singles(trial)
     mixture = controls.mixture(trial, data, router.validation_usd)
-    plain = [controls.random(trial), controls.shuffled(trial, router), mixture]
+    shuffled = controls.shuffled(trial, router)
+    plain = [controls.random(trial), shuffled, mixture]
 
-    rivals = {one.name: one.accuracy[:, one.chosen] for one in plain[1:]}
+    usd = router.method.cost_usd[:, router.method.chosen]
+    rivals = {
+        "shuffled": shuffled.accuracy[:, shuffled.chosen],  # it sends as many problems to each arm as the router does
+        "random_mixture": _at_cost(
+            np.stack([one.cost_usd[:, 0] for one in singles], axis=1),
+            np.stack([one.accuracy[:, 0] for one in singles], axis=1),
+            usd,
+        ),
+    }
     texts = []
     for kind in ask.texts if train is not None else ():
         on_step(TEXT[kind])
@@ -92,8 +104,8 @@ def evaluate(
         policy = _router(chosen_on, ask, text_table)
         called: policies.Called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
         text = policies.run(policy, chosen_on, trial, ask.target, text_table, resamples, judged_on, called)
-        at_equal_cost = policies.choose(text.swept, chosen_on, Target("cost", router.validation_usd))
-        rivals[kind] = text.method.accuracy[:, at_equal_cost]
+        corners = text.corners
+        rivals[kind] = _at_cost(text.method.cost_usd[:, corners], text.method.accuracy[:, corners], usd)
         texts.append(text.method)
     if train is None:
         notes.append("There are no train problems, so routing by length and TF-IDF is left out.")
@@ -131,3 +143,8 @@ def _router(data: Validation, ask: Ask, table: Table) -> str:
     names = [name for name in SIMPLEST_FIRST if name in ask.policies] or list(SIMPLEST_FIRST)
     found = meeting(data, ask.target, names, table)
     return found[simplest(found, data, ask.target.measure)][0].policy if found else names[0]
+
+
+def _at_cost(cost_usd: FloatArray, accuracy: FloatArray, usd: FloatArray) -> FloatArray:
+    """The most accurate mixture of settings at a cost: (1 + draws, settings) twice, (1 + draws,) -> (1 + draws,)."""
+    return frontier(cost_usd, accuracy).accuracy_at(usd)
