@@ -10,9 +10,8 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from offline.report import model
-from offline.report.command import main, render
-from tests.support.evaluation import build, write
+from offline.report.command import main
+from tests.support.evaluated import build, write
 from tests.support.pages import Html, markdown_page, tex_tables
 
 NANO = Path(__file__).parents[1] / "offline" / "nano_pool"
@@ -70,13 +69,17 @@ def test_the_first_sentence_is_the_verdict(report: Path, built: dict[str, Any]) 
     assert json.loads((report / "report.json").read_text())["verdict"]["sentence"] == sentence
 
 
-def test_the_last_line_tells_programs(evaluation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, evaluation, "--out", tmp_path / "paper" / "figures")
+def test_the_same_command_again_writes_the_same_bytes(
+    evaluation: Path, report: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file.name: file.read_bytes() for file in report.iterdir()}
+    code, out, err = run(capsys, evaluation)
     printed = json.loads(out.splitlines()[-1])
     assert code == 0
-    assert (printed["beats_controls"], printed["method"]) == (True, "utility")
+    assert (printed["beats_controls"], printed["method"], printed["out"]) == (True, "utility", str(report))
     assert printed["sentence"] in err
-    assert sorted(file.name for file in (tmp_path / "paper" / "figures").iterdir()) == printed["files"]
+    assert printed["files"] == sorted(before)
+    assert [name for name in before if (report / name).read_bytes() != before[name]] == []
 
 
 def test_all_outputs_show_the_same_figures(report: Path) -> None:
@@ -149,17 +152,10 @@ def test_the_page_loads_nothing_and_runs_its_own_script_alone(report: Path) -> N
     assert [curve["name"] for curve in data["curves"]][:3] == ["always:small", "always:medium", "always:large"]
 
 
-def test_equal_input_gives_equal_bytes(evaluation: Path) -> None:
-    read, _, sha256 = model.read(evaluation)
-    first, second = (render(read, {"command": "pika report x", "inputs": sha256}) for _ in range(2))
-    assert first.keys() == second.keys()
-    assert [name for name in first if first[name] != second[name]] == []
-
-
 def test_names_are_text_wherever_they_stand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [name.replace("\x07", " ") for name in HOSTILE]  # no output can hold control characters
-    assert run(capsys, write(tmp_path, build(HOSTILE, n=60)))[0] == 0
-    out = tmp_path / "report"
+    out = tmp_path / "paper" / "figures"
+    assert run(capsys, write(tmp_path, build(HOSTILE, n=60)), "--out", out)[0] == 0
     page = Html((out / "report.html").read_text())
     assert [row[0] for row in page.tables["arms"][1:]] == names
     assert "img" not in {tag for tag, _ in page.tags}
@@ -187,15 +183,9 @@ def test_a_report_of_little(tmp_path: Path, changed: dict[str, Any], capsys: pyt
     content = changed["evaluation"]
     content["data"]["k"] = dict.fromkeys(content["data"]["k"], 1)
     content["mix_by_difficulty"] = []
-    content["human_difficulty"] = {
-        "column": "metadata.level",
-        "spearman": {"small": {"value": 0.4, "low": 0, "high": 1}},
-    }
-    content["verdict"] = {
-        "beats_controls": False,
-        "method": None,
-        "sentence": "Routing does not beat the controls here.",
-    }
+    rho = {"value": 0.4, "low": 0.0, "high": 1.0}
+    content["human_difficulty"] = {"column": "metadata.level", "spearman": {"small": rho}}
+    content["verdict"] = {"beats_controls": False, "method": None, "sentence": "Routing loses here."}
     for arm in content["arms"]:
         arm["probe"] = None
     for method in content["methods"]:
@@ -209,34 +199,22 @@ def test_a_report_of_little(tmp_path: Path, changed: dict[str, Any], capsys: pyt
     ]
     page = Html((tmp_path / "report" / "report.html").read_text())
     assert list(page.tables) == ["methods", "mix", "arms", "human_difficulty"]
-    assert page.first == "Routing does not beat the controls here."
+    assert page.first == "Routing loses here."
     assert page.tables["human_difficulty"][1:] == [["small", "0.400 [0.000, 1.000]"]]
 
 
-def test_two_arms_have_apgr_and_cpt(
+def test_two_arms_have_apgr_and_cpt_and_variants_stand_in_tables_and_behind_buttons(
     tmp_path: Path, changed: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed["evaluation"]["methods"][0] |= {
-        "apgr": {"value": 0.74, "low": 0.7, "high": 0.8},
-        "cpt50": 0.21,
-        "cpt80": 0.5,
-    }
-    assert run(capsys, write(tmp_path, changed))[0] == 0
-    table = Html((tmp_path / "report" / "report.html").read_text()).tables["frontiers"]
-    assert table[0][-3:] == ["APGR", "CPT(50%), %", "CPT(80%), %"]
-    assert next(row for row in table if row[0] == "utility (λ)")[-3:] == ["0.740 [0.700, 0.800]", "21.0", "50.0"]
-    assert next(row for row in table if row[0] == "cascade")[-3:] == ["–", "–", "–"]
-
-
-def test_variants_stand_in_tables_and_behind_buttons(
-    tmp_path: Path, changed: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    variant = changed["evaluation"]["methods"][0] | {"name": "utility:ratio", "label": "utility (ratio)"}
-    changed["evaluation"]["methods"].insert(1, variant)
-    changed["chosen"]["utility:ratio"] = changed["chosen"]["utility"]
+    methods = changed["evaluation"]["methods"]
+    methods[0] |= {"apgr": {"value": 0.74, "low": 0.7, "high": 0.8}, "cpt50": 0.21, "cpt80": 0.5}
+    methods.insert(1, methods[0] | {"name": "utility:ratio", "label": "utility (ratio)", "apgr": None, "cpt50": None})
     assert run(capsys, write(tmp_path, changed))[0] == 0
     page = Html((tmp_path / "report" / "report.html").read_text())
-    assert "utility (ratio)" in [row[0] for row in page.tables["methods"]]
+    table = page.tables["frontiers"]
+    assert table[0][-3:] == ["APGR", "CPT(50%), %", "CPT(80%), %"]
+    assert next(row for row in table if row[0] == "utility (λ)")[-3:] == ["0.740 [0.700, 0.800]", "21.0", "50.0"]
+    assert next(row for row in table if row[0] == "utility (ratio)")[-3:] == ["–", "–", "50.0"]
     assert [curve["name"] for curve in json.loads(page.scripts[0])["curves"] if curve["variant"]] == ["utility:ratio"]
     assert "utility (ratio)" not in (tmp_path / "report" / "frontier.svg").read_text()
 

@@ -4,8 +4,8 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "policies": ("offline.bench.policies:main", "a policy over its knob: our sweep against a loop with pandas"),
     "training": ("offline.bench.training:main", "fitting linear probes: our sweep against a loop over scikit-learn"),
+    "policies": ("offline.bench.policies:main", "a policy over its knob: our sweep against a loop with pandas"),
 }
 
 USAGE = """\
@@ -19,6 +19,7 @@ Each compares two ways on the same input in the same run, prints a table, and on
 
 examples:
   pika bench training --quick
+  pika bench policies
 """
 
 

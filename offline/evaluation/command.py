@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from offline.evaluate import DataError, split_name
 from offline.evaluation import probe_figures
 from offline.evaluation.evaluation import TEXT, Ask, Evaluation, Known, evaluate
-from offline.evaluation.figures import figures
+from offline.evaluation.figures import figures, to_json
 from offline.evaluation.known import saw, validation
 from offline.evaluation.policies import LABELS
 from offline.evaluation.results import to_table, write
@@ -151,7 +151,7 @@ def _arm(
     settings: Settings, artifacts: "Mapping[str, Artifact]", found: Evaluation, i: int, options: Namespace
 ) -> dict[str, Any]:
     trial = found.scale.trial
-    arm, single = trial.samples.arms[i], figures(found.scale.singles[i], found.scale)
+    arm, single = trial.samples.arms[i], found.scale.singles[i]
     probe = None
     if arm.name in artifacts:
         reference, rate = settings.arms[arm.name].probe, trial.samples.success_rate[:, i]
@@ -160,8 +160,8 @@ def _arm(
     return {
         "name": arm.name,
         "model": arm.model,
-        "accuracy": single["accuracy"],
-        "cost_usd": single["cost_usd"],
+        "accuracy": to_json(single.accuracy[:, 0]),
+        "cost_usd": to_json(single.cost_usd[:, 0]),
         "tier_cost_usd": trial.known.tier_cost[i],
         "mean_input_tokens": float(trial.samples.outcomes.input_tokens[:, i].mean()),
         "mean_output_tokens": float(arm.output_tokens.mean()),

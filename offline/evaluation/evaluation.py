@@ -3,15 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from offline.evaluation import controls, oracles, policies
 from offline.evaluation.bootstrap import resampled, weights
 from offline.evaluation.figures import Scale
+from offline.evaluation.frontier import frontier
 from offline.evaluation.judge import Validation
 from offline.evaluation.methods import Method, Trial
 from offline.evaluation.samples import Samples
 from offline.evaluation.self_consistency import self_consistency
 from offline.evaluation.text_probes import text_router
-from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, accuracy_table, tune
+from offline.policy_search import SIMPLEST_FIRST, Table, Target, accuracy_table, meeting, simplest
 from routing_policies.base import FloatArray
 
 TEXT = {"length": "length probes", "tfidf": "TF-IDF probes"}
@@ -63,7 +66,6 @@ def evaluate(
 
     Raises:
         PolicyError: a probability or cost is NaN.
-        ProbeError: text probes cannot be fitted.
     """
     data, notes = validation.known, []
     trial = Trial(
@@ -72,7 +74,7 @@ def evaluate(
     resamples = resampled(len(data.success), RESAMPLES, ask.seed)
     table = accuracy_table(data)
     found: dict[str, policies.Judged] = {}
-    router_name = _router(data, ask)
+    router_name = _router(data, ask, table)
     for name in dict.fromkeys((*policies.possible(ask.policies, data.tier_cost), router_name)):
         on_step(policies.LABELS[name])
         found[name] = policies.run(name, data, trial, ask.target, table, resamples)
@@ -81,21 +83,29 @@ def evaluate(
     on_step("controls")
     singles = controls.singles(trial)
     mixture = controls.mixture(trial, data, router.validation_usd)
-    plain = [controls.random(trial), controls.shuffled(trial, router), mixture]
+    shuffled = controls.shuffled(trial, router)
+    plain = [controls.random(trial), shuffled, mixture]
 
-    rivals = {one.name: one.accuracy[:, one.chosen] for one in plain[1:]}
+    usd = router.method.cost_usd[:, router.method.chosen]
+    rivals = {
+        "shuffled": shuffled.accuracy[:, shuffled.chosen],  # it sends as many problems to each arm as the router does
+        "random_mixture": _at_cost(
+            np.stack([one.cost_usd[:, 0] for one in singles], axis=1),
+            np.stack([one.accuracy[:, 0] for one in singles], axis=1),
+            usd,
+        ),
+    }
     texts = []
     for kind in ask.texts if train is not None else ():
         on_step(TEXT[kind])
         assert train is not None
         chosen_on, judged_on = text_router(kind, train, validation.samples, test.samples, (data, test.known), ask.seed)
-        policy = _router(chosen_on, ask)
+        text_table = accuracy_table(chosen_on)
+        policy = _router(chosen_on, ask, text_table)
         called: policies.Called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
-        text = policies.run(
-            policy, chosen_on, trial, ask.target, accuracy_table(chosen_on), resamples, judged_on, called
-        )
-        at_equal_cost = policies.choose(text.swept, chosen_on, Target("cost", router.validation_usd))
-        rivals[kind] = text.method.accuracy[:, at_equal_cost]
+        text = policies.run(policy, chosen_on, trial, ask.target, text_table, resamples, judged_on, called)
+        corners = text.corners
+        rivals[kind] = _at_cost(text.method.cost_usd[:, corners], text.method.accuracy[:, corners], usd)
         texts.append(text.method)
     if train is None:
         notes.append("There are no train problems, so routing by length and TF-IDF is left out.")
@@ -128,10 +138,13 @@ def evaluate(
     )  # fmt: skip
 
 
-def _router(data: Validation, ask: Ask) -> str:
+def _router(data: Validation, ask: Ask, table: Table) -> str:
     """The policy that `pika tune` chooses; the simplest where none reaches the target."""
     names = [name for name in SIMPLEST_FIRST if name in ask.policies] or list(SIMPLEST_FIRST)
-    try:
-        return tune(data, ask.target, names, ask.seed).chosen.policy
-    except TuneError:
-        return names[0]
+    found = meeting(data, ask.target, names, table)
+    return found[simplest(found, data, ask.target.measure)][0].policy if found else names[0]
+
+
+def _at_cost(cost_usd: FloatArray, accuracy: FloatArray, usd: FloatArray) -> FloatArray:
+    """The most accurate mixture of settings at a cost: (1 + draws, settings) twice, (1 + draws,) -> (1 + draws,)."""
+    return frontier(cost_usd, accuracy).accuracy_at(usd)

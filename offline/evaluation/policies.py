@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from offline.evaluation.cascade_search import step_thresholds
+from offline.evaluation.frontier import frontier
 from offline.evaluation.judge import Validation
 from offline.evaluation.methods import Group, Method, Trial, routed
 from offline.evaluation.sweep import choices, multipliers
@@ -48,6 +49,12 @@ class Judged:
     def validation_usd(self) -> float:
         """Mean expected USD of a validation problem at the chosen setting, the probes' prefill included."""
         return float(self.swept.cost_usd[self.method.chosen])
+
+    @property
+    def corners(self) -> IndexArray:
+        """The settings at the corners of the frontier on validation problems."""
+        corners = frontier(self.swept.cost_usd[None], self.swept.accuracy[None])
+        return np.flatnonzero(np.isin(self.swept.cost_usd, corners.cost[0]))
 
 
 def settings_of(name: str, data: Validation, table: Table) -> list[dict[str, Any]]:

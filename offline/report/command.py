@@ -48,8 +48,9 @@ def main(argv: list[str]) -> int:
         "versions": versions(("pika-router", "matplotlib")),
         "inputs": dict(sha256),
     }
-    files = {model.RESULTS: results, **render(evaluation, provenance)}
     try:
+        out.mkdir(parents=True, exist_ok=True)  # before the work: nothing is drawn for a folder that cannot be
+        files = {model.RESULTS: results, **render(evaluation, provenance)}
         _write(out, files)
     except OSError as error:
         print(f"pika report: cannot write {out}: {error.strerror}; choose another --out", file=sys.stderr)
@@ -140,7 +141,6 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         OSError: one cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         unfinished = folder / f".{name}.{os.getpid()}"
         try:

@@ -95,6 +95,7 @@ def grid(draws: Sequence[Draw], width: float = PANEL) -> Figure:
     figure = Figure(figsize=(width * across, PANEL * down * 1.08), layout="constrained")
     for i, draw in enumerate(draws):
         draw(figure.add_subplot(down, across, i + 1))
+    _lay_out(figure)
     return figure
 
 
@@ -118,9 +119,15 @@ def frontier_plot(frontier: Frontier) -> Figure:
     axes.set_ylabel("accuracy, %")
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     _label_curves(axes, [curve for curve in curves if curve.points])
-    figure.draw_without_rendering()  # lays out, so that points have places
+    _lay_out(figure)
     _label_points(axes, curves)
     return figure
+
+
+def _lay_out(figure: Figure) -> None:
+    """Once, so that points have their places, and not again for each format."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def _draw_curve(axes: "Axes", curve: Curve) -> None:
