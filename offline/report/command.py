@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TextColumn
 from offline.evaluate import DataError
 from offline.provenance import versions
 from offline.report import model
-from offline.report.curves import frontier
 from offline.report.html import html
 from offline.report.latex import latex
 from offline.report.markdown import markdown
@@ -87,26 +86,25 @@ def _parser() -> argparse.ArgumentParser:
 def render(evaluation: model.Evaluation, provenance: Mapping[str, Any]) -> dict[str, bytes]:
     """The content of every file of the report by name, results.parquet aside."""
     small = panels(evaluation)
-    curves = frontier(evaluation)
+    said = page(evaluation, {"frontier", *small}, provenance)
     about = f"pika report of {json.dumps(provenance['inputs'])}"
-    files, drawings = {}, {}
+    files: dict[str, bytes] = {}
+    drawings: dict[str, list[str]] = {}
     columns = (TextColumn("drawing {task.description}"), BarColumn())
     with drawing(), Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=1 + len(small))
         for name in ("frontier", *small):
             progress.update(task, description=name)
-            width = WIDE_PANEL if name == "mix" else PANEL
-            figure = grid(list(small[name].values()), width) if name in small else frontier_plot(curves)
+            if name == "frontier":
+                figure = frontier_plot(said.frontier)
+                drawings[name] = [inline(figure, name)]
+            else:
+                width = WIDE_PANEL if name == "mix" else PANEL
+                figure = grid(small[name], width)
+                drawings[name] = [inline(grid([draw], width), f"{name} {i}") for i, draw in enumerate(small[name])]
             for form in FORMATS:
                 files[f"{name}.{form}"] = saved(figure, form, about)
-            if name in small:
-                drawings[name] = {
-                    one: inline(grid([draw], width), f"{name} {one}") for one, draw in small[name].items()
-                }
-            else:
-                drawings[name] = {name: inline(figure, name)}
             progress.advance(task)
-    said = page(evaluation, drawings.keys(), provenance)
     texts = {
         "report.html": html(said, drawings),
         "report.md": markdown(said),

@@ -58,10 +58,6 @@ class Frontier:
     """The method of the verdict."""
     curves: tuple[Curve, ...]
 
-    @property
-    def spots(self) -> list[Spot]:
-        return [spot for curve in self.curves for spot in (curve.chosen, *curve.points)]
-
 
 def frontier(evaluation: Evaluation) -> Frontier:
     usd, methods = money(evaluation), ordered(evaluation)

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 
@@ -14,10 +14,10 @@ from offline.report.page import Page
 from offline.report.palette import LIGHT_DARK
 
 
-def html(page: Page, drawings: Mapping[str, Mapping[str, str]]) -> str:
+def html(page: Page, drawings: Mapping[str, Sequence[str]]) -> str:
     """
     Args:
-        drawings: by picture, its `<svg>` elements by the arm or method that they show.
+        drawings: the `<svg>` elements of each picture.
     """
     script = _resource("frontier.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -27,7 +27,7 @@ def html(page: Page, drawings: Mapping[str, Mapping[str, str]]) -> str:
     return template.render(
         page=page,
         frontier=asdict(page.frontier),
-        drawings={name: [Markup(svg) for svg in made.values()] for name, made in drawings.items()},  # noqa: S704
+        drawings={name: [Markup(svg) for svg in made] for name, made in drawings.items()},  # noqa: S704
         colours=LIGHT_DARK,
         style=Markup(_resource("style.css")),  # noqa: S704
         script=Markup(script),  # noqa: S704

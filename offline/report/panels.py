@@ -18,22 +18,17 @@ INK, MUTE, PAPER, BLUE = (LIGHT_DARK[name][0] for name in ("ink", "mute", "paper
 HALVES = ([0, 0.5, 1], ["0", "0.5", "1"])
 
 
-def panels(evaluation: Evaluation) -> dict[str, dict[str, Draw]]:
-    """By what they are about, then by arm or method; without those that this evaluation has no figures for."""
+def panels(evaluation: Evaluation) -> dict[str, list[Draw]]:
+    """Per arm or method, by what they are about; without those that this evaluation has no figures for."""
     arms = evaluation.cheapest_first
     probed = [arm for arm in arms if arm.probe is not None]
     shown = {method.name: method for method in evaluation.methods if method.name not in evaluation.variants}
+    mixes = [one for one in evaluation.mix_by_difficulty if one.method in shown and one.bins]
     found = {
-        "reliability": {arm.name: reliability(arm) for arm in probed},
-        "roc": {arm.name: roc(arm, probed) for arm in probed},
-        "mix": {
-            one.method: mix(shown[one.method].label, one.bins, arms)
-            for one in evaluation.mix_by_difficulty
-            if one.method in shown and one.bins
-        },
-        "knobs": {
-            name: knobs(method) for name, method in shown.items() if method.group == "policy" and _numbers(method)
-        },
+        "reliability": [reliability(arm) for arm in probed],
+        "roc": [roc(arm, probed) for arm in probed],
+        "mix": [mix(shown[one.method].label, one.bins, arms) for one in mixes],
+        "knobs": [knobs(method) for method in shown.values() if method.group == "policy" and _numbers(method)],
     }
     return {about: made for about, made in found.items() if made}
 
