@@ -189,7 +189,9 @@ def test_a_report_of_little(tmp_path: Path, changed: dict[str, Any], capsys: pyt
     for arm in content["arms"]:
         arm["probe"] = None
     for method in content["methods"]:
-        method |= dict.fromkeys(("parity_saving", "peak_accuracy_gain", "aiq", "gap_closed", "limit_share"), None)
+        method |= dict.fromkeys(
+            ("parity_saving", "peak_accuracy_gain", "aiq", "p_auccc", "gap_closed", "limit_share"), None
+        )
         method |= {"knob": None, "knob_spread": None}
     code, out, _ = run(capsys, write(tmp_path, changed))
     assert code == 0

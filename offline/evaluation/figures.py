@@ -42,6 +42,10 @@ class Scale:
     def limit_parity_saving(self) -> FloatArray:
         return np.full_like(self.best_usd, np.nan) if self.limit is None else self.parity_saving(hull(self.limit))
 
+    @cached_property
+    def cheapest(self) -> Method:
+        return min(self.singles, key=lambda one: float(one.cost_usd[0, 0]))
+
     def parity_saving(self, corners: Frontier) -> FloatArray:
         """Cost saved where a frontier crosses the best single arm's accuracy, (1 + draws,); NaN: it stays below."""
         saving: FloatArray = 1 - corners.cost_at(self.best_accuracy) / self.best_usd
@@ -56,9 +60,7 @@ class Scale:
     def area(self, corners: Frontier) -> FloatArray:
         """AIQ over the costs of the single arms, (1 + draws,)."""
         usd = np.stack([one.cost_usd[:, 0] for one in self.singles])  # (arms, 1 + draws)
-        accuracy = np.stack([one.accuracy[:, 0] for one in self.singles])
-        cheapest = usd[:, 0].argmin()
-        return corners.area(usd[cheapest], usd.max(axis=0), accuracy[cheapest])
+        return corners.area(self.cheapest.cost_usd[:, 0], usd.max(axis=0), self.cheapest.accuracy[:, 0])
 
 
 def hull(method: Method) -> Frontier:
@@ -85,6 +87,7 @@ def figures(method: Method, scale: Scale) -> dict[str, Any]:
         "parity_saving": to_json(parity),
         "peak_accuracy_gain": to_json(peak),
         "aiq": to_json(area),
+        "p_auccc": to_json(area - scale.cheapest.accuracy[:, 0]),
         "gap_closed": to_json(gap),
         "limit_share": to_json(share),
         **_two_models(method, scale),

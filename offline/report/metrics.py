@@ -41,13 +41,8 @@ _METRICS = (
         "Accuracy over the best single arm's, at the knob that was most accurate on validation problems.",
     ),
     Column("gap_closed", "gap to oracle closed, %", True, "Peak accuracy gain, as a share of the limit's."),
-    Column(
-        "aiq",
-        "AIQ",
-        True,
-        "Mean accuracy of the frontier over the costs of the single arms; P-AUCCC is this less the cheapest arm's.",
-    ),
-    Column("p_auccc", "P-AUCCC", True, "Area under the cost-coverage curve above the cheapest arm's accuracy."),
+    Column("aiq", "AIQ", True, "Mean accuracy of the frontier over the costs of the single arms."),
+    Column("p_auccc", "P-AUCCC", True, "Area under the cost-coverage curve: AIQ above the cheapest arm's accuracy."),
     Column(
         "apgr",
         "APGR",

@@ -53,6 +53,7 @@ def build(names: Sequence[str] = ("small", "medium", "large"), n: int = 400, see
             if router
             else None,
             "aiq": _around(float(np.mean([p["accuracy"] for p in points])), 0.01) if router else None,
+            "p_auccc": _around(0.3, 0.1) if router else None,
             "gap_closed": _around(0.4, 0.2) if router else None,
             "limit_share": _around(0.7, 0.1) if router else None,
             "apgr": None,
