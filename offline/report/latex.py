@@ -35,7 +35,10 @@ ESCAPES = {
     "\N{RIGHT SINGLE QUOTATION MARK}": "'",
     "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
 }
-IN_PAPERS = ("methods", "frontiers", "probes")
+IN_PAPERS = {"methods": 1, "frontiers": 1, "probes": 2}
+"""Tables by how many of their columns of text are shown."""
+MOST_COLUMNS = 4
+"""Of figures, with their intervals beside them; of more, the intervals stand below."""
 
 
 def latex(tables: Sequence[Table], sentence: str, provenance: Sequence[str]) -> str:
@@ -51,9 +54,10 @@ def latex(tables: Sequence[Table], sentence: str, provenance: Sequence[str]) -> 
 
 
 def _table(table: Table, caption: str) -> str:
-    columns = "l" * len(table.heads) + "r" * len(table.columns)
-    headings = [*table.heads, *(column.heading for column in table.columns)]
-    parts = [_rows(rows) for _, rows in table.groups()]
+    heads = IN_PAPERS[table.key]
+    columns = r"p{0.25\textwidth}" + "l" * (heads - 1) + "r" * len(table.columns)
+    headings = [*table.heads[:heads], *(column.heading for column in table.columns)]
+    parts = [_rows(rows, heads, len(table.columns) > MOST_COLUMNS) for _, rows in table.groups()]
     return "\n".join(
         [
             r"\begin{table*}[t]",
@@ -79,20 +83,28 @@ def _heading(text: str) -> str:
     first, _, second = text.partition(", ")
     if not second:
         return escape(text)
-    return rf"\begin{{tabular}}[b]{{@{{}}r@{{}}}}{escape(first)}\\({escape(second)})\end{{tabular}}"
+    return _stacked("b", escape(first), f"({escape(second)})")
 
 
-def _rows(rows: Sequence[Row]) -> str:
-    lines = (" & ".join([*map(escape, row.heads), *map(_cell, row.figures)]) + r" \\" for row in rows)
+def _stacked(align: str, above: str, below: str) -> str:
+    return rf"\begin{{tabular}}[{align}]{{@{{}}r@{{}}}}{above}\\{below}\end{{tabular}}"
+
+
+def _rows(rows: Sequence[Row], heads: int, stacked: bool) -> str:
+    cells = ([*map(escape, row.heads[:heads]), *(_cell(figure, stacked) for figure in row.figures)] for row in rows)
+    lines = (" & ".join(line) + r" \\" for line in cells)
     # What begins with one of these would be read as the argument of the \\ before it.
     return "\n".join(re.sub(r"^[*[]", r"{\g<0>}", line) for line in lines)
 
 
-def _cell(figure: Figure) -> str:
+def _cell(figure: Figure, stacked: bool) -> str:
     text = escape(figure.text)
     if figure.best:
         text = rf"\textbf{{{text}}}"
-    return f"{text} {{\\scriptsize {escape(figure.interval)}}}" if figure.interval else text
+    if not figure.interval:
+        return text
+    interval = f"{{\\scriptsize {escape(figure.interval)}}}"
+    return _stacked("t", text, interval) if stacked else f"{text} {interval}"
 
 
 def escape(text: str) -> str:

@@ -76,5 +76,6 @@ def tex_tables(text: str) -> dict[str, list[list[str]]]:
 
 
 def _printed(cell: str) -> str:
+    cell = re.sub(r"\\begin\{tabular\}\[t\]\{@\{\}r@\{\}\}|\\end\{tabular\}", "", cell).replace(r"\\", " ")
     cell = re.sub(r"\\(textbf|scriptsize)\b", "", cell).replace("$-$", "\N{MINUS SIGN}").replace("--", "\N{EN DASH}")
     return " ".join(cell.replace("{", "").replace("}", "").split())
