@@ -120,7 +120,7 @@ class Method(_Part):
     parity_saving: Interval | None
     peak_accuracy_gain: Interval | None
     aiq: Interval | None
-    p_auccc: Interval | None
+    p_auccc: Interval | None = None
     gap_closed: Interval | None
     limit_share: Interval | None
     apgr: Interval | None
