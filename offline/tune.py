@@ -18,6 +18,7 @@ from offline.conformal import SAYS, Guarantee, guarantee, reach
 from offline.evaluate import DataError, Outcomes, read_outcomes, split_name
 from offline.evaluation.known import saw, validation
 from offline.policy_search import RESAMPLES, SIMPLEST_FIRST, Target, TuneError, Tuning, tune
+from offline.provenance import provenance
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
         tuning = tune(data, options.target, options.policies, options.seed, held)
         probes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
         result = _result(pool_sha256(settings, probes), list(settings.arms), tuning, outcomes, options)
+        result["provenance"] = provenance("tune", argv, options.seed, [Path(options.config), options.data])
         if held is not None:
             result["guarantee"] = _guarantee(held, list(artifacts.values()), outcomes, options)
     except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> int:
         return 1
     _show(tuning, list(settings.arms))
     _show_spread(tuning)
-    brief = {key: value for key, value in result.items() if key != "table"}
+    brief = {key: value for key, value in result.items() if key not in ("table", "provenance")}
     if held is not None:
         print(reach(held, options.guarantee))
         brief["guarantee"] = {key: value for key, value in result["guarantee"].items() if key != "table"}
