@@ -17,7 +17,8 @@ from rich.table import Table
 from offline.conformal import SAYS, Guarantee, guarantee, reach
 from offline.evaluate import DataError, Outcomes, read_outcomes, split_name
 from offline.evaluation.known import saw, validation
-from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, tune
+from offline.policy_search import RESAMPLES, SIMPLEST_FIRST, Target, TuneError, Tuning, tune
+from offline.provenance import provenance
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
         tuning = tune(data, options.target, options.policies, options.seed, held)
         probes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
         result = _result(pool_sha256(settings, probes), list(settings.arms), tuning, outcomes, options)
+        result["provenance"] = provenance("tune", argv, options.seed, [Path(options.config), options.data])
         if held is not None:
             result["guarantee"] = _guarantee(held, list(artifacts.values()), outcomes, options)
     except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
@@ -68,7 +70,8 @@ def main(argv: list[str]) -> int:
         print(f"pika tune: cannot write {out}: {error.strerror}; choose another --out", file=sys.stderr)
         return 1
     _show(tuning, list(settings.arms))
-    brief = {key: value for key, value in result.items() if key != "table"}
+    _show_spread(tuning)
+    brief = {key: value for key, value in result.items() if key not in ("table", "provenance")}
     if held is not None:
         print(reach(held, options.guarantee))
         brief["guarantee"] = {key: value for key, value in result["guarantee"].items() if key != "table"}
@@ -186,30 +189,37 @@ def _guarantee(
 
 
 def _show(tuning: Tuning, arms: list[str]) -> None:
-    table = Table(
-        box=None,
-        header_style="bold",
-        title="Policies at the target, per query",
-        caption="resampled: where 95% of the knobs lie that resampled problems choose; ±: how far their savings spread",
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(box=None, header_style="bold", title="Policies at the target, per query", padding=(0, 1, 0, 0))
     table.add_column("policy")
-    for heading in ("knob", "resampled", "predicted", "corrected", "measured [95%]", "USD", "saving", "±"):
+    for heading in ("knob", "predicted", "corrected", "measured [95%]", "USD", "saving"):
         table.add_column(heading, justify="right", no_wrap=True)
     for candidate in (*tuning.candidates, tuning.always_best):
         low, high = candidate.measured_interval
-        spread = candidate.spread
         always = candidate is tuning.always_best
         table.add_row(
             f"always {arms[tuning.best_arm]}" if always else candidate.policy,
             " ".join(f"{value:.3g}" for value in candidate.knobs.values()),
-            "" if spread is None else f"{spread.knob[0]:.3g} to {spread.knob[1]:.3g}",
             f"{candidate.predicted_accuracy:.3f}",
             f"{candidate.accuracy:.3f}",
             f"{candidate.measured_accuracy:.3f} [{low:.3f}, {high:.3f}]",
             f"{candidate.cost_usd:.2e}",
             "" if always else f"{candidate.saving_vs_best:.1%}",
-            "" if spread is None else f"{spread.saving_sd:.1%}",
             style="bold green" if candidate is tuning.chosen else None,
         )
+    Console().print(table)
+
+
+def _show_spread(tuning: Tuning) -> None:
+    """How far knobs, and with them accuracy and saving, would have come out otherwise on other problems."""
+    title = f"Knobs over {RESAMPLES} resampled sets"
+    table = Table(box=None, header_style="bold", title=title, padding=(0, 1, 0, 0))
+    table.add_column("policy")
+    for heading in ("knob [95%]", "accuracy ±", "saving ±"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for candidate in tuning.candidates:
+        spread = candidate.spread
+        if spread is not None:
+            low, high = spread.knob
+            accuracy, saving = f"{spread.accuracy_sd:.2%}", f"{spread.saving_sd:.2%}"
+            table.add_row(candidate.policy, f"{low:.3g} to {high:.3g}", accuracy, saving)
     Console().print(table)

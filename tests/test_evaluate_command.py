@@ -46,6 +46,17 @@ def rollouts(n: int = 60, k: int = 4, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def cheapest_mixture(points: list[dict[str, Any]], accuracy: float) -> float | None:
+    """The least cost at which a mixture of two points is as accurate, by trying all pairs."""
+    costs = [point["cost_usd"] for point in points if point["accuracy"] >= accuracy - 1e-12]
+    for low in points:
+        for high in points:
+            if low["accuracy"] < accuracy < high["accuracy"]:
+                share = (accuracy - low["accuracy"]) / (high["accuracy"] - low["accuracy"])
+                costs.append(low["cost_usd"] + share * (high["cost_usd"] - low["cost_usd"]))
+    return min(costs, default=None)
+
+
 def run(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str, str]:
     code = main([str(word) for word in argv])
     captured = capsys.readouterr()
@@ -97,6 +108,11 @@ def test_figures_are_those_of_the_rows(tmp_path: Path, file: Path, capsys: pytes
             for arm, share in method["mix"].items():
                 assert share == pytest.approx(shares.get(arm, 0.0))
         assert any(point["accuracy"] == pytest.approx(accuracy) for point in method["frontier"])
+        parity = cheapest_mixture(method["frontier"], always[0])
+        if parity is None:
+            assert method["parity_saving"] is None
+        else:
+            assert method["parity_saving"]["value"] == pytest.approx(1 - parity / always[1])
     # Measured cost: tokens x prices per million, by hand.
     assert rows["cost:large"].iloc[0] == pytest.approx((20 * 0.5 + 40 * 2.0) / 1e6)
     # This pool's probabilities are constants: they know nothing of single problems, and the verdict says so.

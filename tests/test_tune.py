@@ -84,6 +84,11 @@ def test_the_gateway_reads_what_tune_wrote(tmp_path: Path, rollouts: Path, capsy
     assert written["always_best"]["cost_usd"] == pytest.approx(9e-5)
     assert written["on_validation"]["saving_vs_best"] == pytest.approx(2 / 3)
 
+    assert written["provenance"]["inputs"]["rollouts.parquet"] == written["data"]["sha256"]
+    # How far the choice would have moved, in the file and before people's eyes.
+    assert all(candidate["spread"]["saving_sd"] >= 0 for candidate in written["candidates"])
+    assert "Knobs over 200 resampled sets" in out
+
     policies = Policies(load(pool), TIER, {})
     assert policies.name == written["policy"] == "utility"
     assert not policies.stale

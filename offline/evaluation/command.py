@@ -28,8 +28,8 @@ from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
 from server.config import ConfigError, Settings, load, pool_sha256
 
-WIDTH = 160
-"""Columns of a table that no terminal shows."""
+WIDTH = 150
+"""Columns that the table needs; a narrower terminal wraps its lines."""
 
 if TYPE_CHECKING:
     from probes.artifact import Artifact
@@ -73,8 +73,7 @@ def main(argv: list[str]) -> int:
         print(f"pika evaluate: cannot write {options.out}: {error.strerror}; choose another --out", file=sys.stderr)
         return 1
     console = Console(stderr=True)
-    if not console.is_terminal:
-        console.width = WIDTH
+    console.width = max(console.width, WIDTH)
     console.print(table(result))
     for note in result["notes"]:
         console.print(f"- {note}", highlight=False)

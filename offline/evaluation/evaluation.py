@@ -7,7 +7,7 @@ import numpy as np
 
 from offline.evaluate import DataError
 from offline.evaluation import controls, oracles, policies
-from offline.evaluation.bootstrap import resampled, weights
+from offline.evaluation.bootstrap import weights
 from offline.evaluation.figures import Scale
 from offline.evaluation.frontier import frontier
 from offline.evaluation.judge import Validation
@@ -19,8 +19,8 @@ from offline.policy_search import SIMPLEST_FIRST, Table, Target, accuracy_table,
 from routing_policies.base import FloatArray
 
 TEXT = {"length": "length probes", "tfidf": "TF-IDF probes"}
-RESAMPLES = 200
-"""Sets of validation problems by which the spread of chosen knobs is told."""
+ENOUGH_ANSWERS = 64
+"""With as many per problem, the limit is near to what true rates allow."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ def evaluate(
         DataError: the best single arm costs nothing, so that nothing can be saved.
         PolicyError: a probability or cost is NaN.
     """
-    data, notes = validation.known, []
     trial = Trial(
         test.samples, test.known, weights(len(test.samples.usd), ask.draws, ask.seed), validation.known.best_arm
     )
@@ -78,71 +77,94 @@ def evaluate(
             f"always {trial.arms[trial.best_arm]} costs nothing by the configured prices, so nothing can be saved: set "
             "usd_per_million_tokens of its model"
         )
-    resamples = resampled(len(data.success), RESAMPLES, ask.seed)
-    table = accuracy_table(data)
-    found: dict[str, policies.Judged] = {}
-    router_name = _router(data, ask, table)
-    for name in dict.fromkeys((*policies.possible(ask.policies, data.tier_cost), router_name)):
+    table = accuracy_table(validation.known)
+    router_name = _router(validation.known, ask, table)
+    routers: dict[str, policies.Judged] = {}
+    for name in dict.fromkeys((*policies.possible(ask.policies, test.known.tier_cost), router_name)):
         on_step(policies.LABELS[name])
-        found[name] = policies.run(name, data, trial, ask.target, table, resamples)
-    router = found[router_name]
+        routers[name] = policies.run(name, validation.known, trial, ask.target, table, ask.seed)
+    router = routers[router_name]
 
-    on_step("controls")
-    singles = controls.singles(trial)
-    mixture = controls.mixture(trial, data, router.validation_usd)
-    shuffled = controls.shuffled(trial, router)
-    plain = [controls.random(trial), shuffled, mixture]
-
-    usd = router.method.cost_usd[:, router.method.chosen]
-    rivals = {
-        "shuffled": shuffled.accuracy[:, shuffled.chosen],  # it sends as many problems to each arm as the router does
-        "random_mixture": _at_cost(
-            np.stack([one.cost_usd[:, 0] for one in singles], axis=1),
-            np.stack([one.accuracy[:, 0] for one in singles], axis=1),
-            usd,
-        ),
-    }
-    texts = []
+    texts: dict[str, policies.Judged] = {}
     for kind in ask.texts if train is not None else ():
         on_step(TEXT[kind])
         assert train is not None
-        chosen_on, judged_on = text_router(kind, train, validation.samples, test.samples, (data, test.known), ask.seed)
-        text_table = accuracy_table(chosen_on)
-        policy = _router(chosen_on, ask, text_table)
-        called: policies.Called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
-        text = policies.run(policy, chosen_on, trial, ask.target, text_table, resamples, judged_on, called)
-        corners = text.corners
-        rivals[kind] = _at_cost(text.method.cost_usd[:, corners], text.method.accuracy[:, corners], usd)
-        texts.append(text.method)
-    if train is None:
-        notes.append("There are no train problems, so routing by length and TF-IDF is left out.")
+        texts[kind] = _text(kind, train, validation, test, trial, ask)
 
+    on_step("controls")
+    singles = controls.singles(trial)
+    shuffled = controls.shuffled(trial, router)
+    random = [controls.random(trial), controls.mixture(trial, validation.known, router.validation_usd)]
     on_step("self-consistency")
     voting = self_consistency(trial, validation.samples, ask.target)
+    on_step("oracles")
+    limit = oracles.limit(trial, ask.seed) if fewest_answers(trial) >= 2 else None
+    bounds = [oracles.in_sample(trial), oracles.research(trial)]
+
+    text_methods = [one.method for one in texts.values()]
+    methods = [one.method for one in routers.values()] + singles + random + [shuffled] + text_methods
+    return Evaluation(
+        methods=methods + [one for one in (voting, limit) if one is not None] + bounds,
+        scale=Scale(trial, singles, limit),
+        router=router.method,
+        rivals=_rivals(router.method, singles, shuffled, texts),
+        notes=_left_out(trial, train, voting),
+    )
+
+
+def fewest_answers(trial: Trial) -> int:
+    """Per problem, of any arm."""
+    return min(arm.k for arm in trial.samples.arms)
+
+
+def _text(kind: str, train: Samples, validation: Known, test: Known, trial: Trial, ask: Ask) -> policies.Judged:
+    """Probes of text, by the policy that suits them best."""
+    costs = validation.known, test.known
+    chosen_on, judged_on = text_router(kind, train, validation.samples, test.samples, costs, ask.seed)
+    table = accuracy_table(chosen_on)
+    policy = _router(chosen_on, ask, table)
+    called: policies.Called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
+    return policies.run(policy, chosen_on, trial, ask.target, table, ask.seed, judged_on, called)
+
+
+def _rivals(
+    router: Method, singles: list[Method], shuffled: Method, texts: dict[str, policies.Judged]
+) -> dict[str, FloatArray]:
+    """How accurate mixtures of what knows less are at the router's cost: by name, (1 + draws,) each.
+
+    Of text probes, those settings are mixed that validation problems call best at some cost.
+    """
+    usd = router.cost_usd[:, router.chosen]
+    alone = (
+        np.concatenate([one.cost_usd for one in singles], axis=1),
+        np.concatenate([one.accuracy for one in singles], axis=1),
+    )
+    rivals = {
+        "shuffled": frontier(shuffled.cost_usd, shuffled.accuracy).accuracy_at(usd),
+        "random_mixture": frontier(*alone).accuracy_at(usd),
+    }
+    for kind, text in texts.items():
+        corners = text.corners
+        rivals[kind] = frontier(text.method.cost_usd[:, corners], text.method.accuracy[:, corners]).accuracy_at(usd)
+    return rivals
+
+
+def _left_out(trial: Trial, train: Samples | None, voting: Method | None) -> list[str]:
+    """What could not be measured, and why."""
+    notes, k = [], fewest_answers(trial)
+    if train is None:
+        notes.append("There are no train problems, so routing by length and TF-IDF is left out.")
     if voting is None:
         notes.append(
             "Self-consistency is left out: no arm cheaper than the best one has two answers per problem to compare."
         )
-    on_step("oracles")
-    bounds = [oracles.in_sample(trial), oracles.research(trial)]
-    k = min(arm.k for arm in test.samples.arms)
-    limit = oracles.limit(trial, ask.seed) if k >= 2 else None
-    if limit is None:
+    if k < 2:
         notes.append("One answer per problem tells no success rate, so there is no limit to have a share of.")
-    elif k < 64:
+    elif k < ENOUGH_ANSWERS:
         notes.append(
             f"The limit chooses by {k // 2} answers per problem and arm, so it understates what true rates would allow."
         )
-    methods = [one.method for one in found.values()]
-    return Evaluation(
-        methods=[
-            *methods, *singles, *plain, *texts, *([voting] if voting else []), *([limit] if limit else []), *bounds
-        ],
-        scale=Scale(trial, singles, limit),
-        router=router.method,
-        rivals=rivals,
-        notes=notes,
-    )  # fmt: skip
+    return notes
 
 
 def _router(data: Validation, ask: Ask, table: Table) -> str:
@@ -150,8 +172,3 @@ def _router(data: Validation, ask: Ask, table: Table) -> str:
     names = [name for name in SIMPLEST_FIRST if name in ask.policies] or list(SIMPLEST_FIRST)
     found = meeting(data, ask.target, names, table)
     return found[simplest(found, data, ask.target.measure)][0].policy if found else names[0]
-
-
-def _at_cost(cost_usd: FloatArray, accuracy: FloatArray, usd: FloatArray) -> FloatArray:
-    """The most accurate mixture of settings at a cost: (1 + draws, settings) twice, (1 + draws,) -> (1 + draws,)."""
-    return frontier(cost_usd, accuracy).accuracy_at(usd)

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from offline.evaluation.bootstrap import resampled
 from offline.evaluation.cascade_search import step_thresholds
 from offline.evaluation.frontier import frontier
 from offline.evaluation.judge import Validation
 from offline.evaluation.methods import Group, Method, Trial, routed
 from offline.evaluation.sweep import choices, multipliers
-from offline.policy_search import Sweep, Table, Target, best_setting, resampled_settings, sweep, sweep_policy
-from routing_policies.base import FloatArray, IndexArray
+from offline.policy_search import RESAMPLES, Sweep, Table, Target, best_setting, resampled_settings, sweep, sweep_policy
+from routing_policies.base import IndexArray
 from routing_policies.costs import normalise
 from routing_policies.utility import QUOTIENTS
 
@@ -80,13 +81,13 @@ def run(
     trial: Trial,
     target: Target,
     table: Table,
-    resamples: FloatArray,
+    seed: int,
     known: Validation | None = None,
     called: Called | None = None,
 ) -> Judged:
     """
     Args:
-        resamples: weights of resampled validation problems, (draws, n).
+        seed: of the resampled validation problems.
         known: what is known of the test problems; None: what the trial's probes say.
         called: None: as the policy is called.
     """
@@ -95,6 +96,7 @@ def run(
     settings = settings_of(name, validation, table)
     swept = _sweep(policy, settings, beside, validation)
     chosen = choose(swept, validation, target)
+    resamples = resampled(len(validation.success), RESAMPLES, seed)
     asked = [one | beside for one in settings]
     arms = choices(policy, asked, known.success, known.cost, known.tier_cost)
     name, label, group = called or (name, LABELS[name], "policy")
