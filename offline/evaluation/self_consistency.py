@@ -1,8 +1,8 @@
 """Routing after generation, as research does it: k answers of a cheap arm; where they disagree, the best arm is asked.
 
 Disagreement is the entropy of the answers as extracted; where it is at most the threshold, the majority's answer is
-kept. All k answers are paid for, and the best arm's beside where it is asked. Arm and threshold are chosen by what was
-measured on validation problems, for there are no predictions to correct. Source of the measure: Wang et al.,
+kept. All k answers are paid for, and the best arm's beside where it is asked. Arm, k and threshold are chosen by what
+was measured on validation problems, for there are no predictions to correct. Source of the measure: Wang et al.,
 "Self-consistency improves chain of thought reasoning in language models", 2023.
 """
 
@@ -19,6 +19,8 @@ from offline.policy_search import Target, best_setting
 from routing_policies.base import FloatArray
 
 THRESHOLDS = 100
+ANSWERS = (2, 3, 5, 8)
+"""How many are asked for, where there are as many."""
 
 
 @dataclass(frozen=True)
@@ -36,33 +38,34 @@ class Votes:
 def self_consistency(trial: Trial, validation: Samples, target: Target) -> Method | None:
     """The cheap arm and threshold that serve the target best on validation problems; None where there are no answers
     to compare."""
-    best_arm = trial.best_arm
-    known: list[tuple[int, Votes, Votes]] = []
-    for arm, (first, second) in enumerate(zip(validation.arms, trial.samples.arms, strict=True)):
-        k = min(first.k, second.k)
-        if trial.known.tier_cost[arm] >= trial.known.tier_cost[best_arm] or k < 2:
-            continue
-        if first.answers is not None and second.answers is not None:
-            known.append((arm, votes(first, first.answers, k), votes(second, second.answers, k)))
-    if not known:
-        return None
+    best_arm, tier = trial.best_arm, trial.known.tier_cost
     goal = float(validation.success_rate[:, best_arm].mean())
     options = []
-    for arm, before, now in known:
-        thresholds = np.append(-1.0, grid(before.entropy, 0.0, float(before.entropy.max()), THRESHOLDS))
-        correct, usd = escalate(before, validation.arms[best_arm], thresholds)
-        accuracy, cost = correct.mean(axis=1), usd.mean(axis=1)
-        place = best_setting(accuracy, cost, target, goal)
-        met = place is not None
-        place = int(accuracy.argmax()) if place is None else place
-        options.append(((not met, cost[place] if met else -accuracy[place]), arm, now, thresholds, place))
-    _, arm, now, thresholds, place = min(options, key=lambda option: option[0])
-    correct, usd = escalate(now, trial.samples.arms[best_arm], thresholds)
-    kept = float((now.entropy <= thresholds[place]).mean())
+    for arm, (before, now) in enumerate(zip(validation.arms, trial.samples.arms, strict=True)):
+        if tier[arm] >= tier[best_arm] or before.answers is None or now.answers is None:
+            continue
+        for k in (k for k in ANSWERS if k <= min(before.k, now.k)):
+            voted = votes(before, before.answers, k)
+            thresholds = np.append(-1.0, grid(voted.entropy, 0.0, float(voted.entropy.max()), THRESHOLDS))
+            accuracy, usd = (each.mean(axis=1) for each in escalate(voted, validation.arms[best_arm], thresholds))
+            place = best_setting(accuracy, usd, target, goal)
+            if place is None:
+                place = int(accuracy.argmax())
+                rank = (1, -float(accuracy[place]))
+            else:
+                rank = (0, float(usd[place]))
+            options.append((rank, arm, k, thresholds, place))
+    if not options:
+        return None
+    _, arm, k, thresholds, place = min(options, key=lambda option: option[0])
+    asked = trial.samples.arms[arm]
+    assert asked.answers is not None
+    voted = votes(asked, asked.answers, k)
+    correct, usd = escalate(voted, trial.samples.arms[best_arm], thresholds)
+    kept = float((voted.entropy <= thresholds[place]).mean())
     mix = np.eye(len(trial.arms))[arm] * kept + np.eye(len(trial.arms))[best_arm] * (1 - kept)
-    k = min(validation.arms[arm].k, trial.samples.arms[arm].k)
-    label = f"self-consistency: {k} answers of {trial.arms[arm]}, else {trial.arms[best_arm]}"
-    settings = [{"entropy": threshold} for threshold in thresholds.tolist()]
+    label = f"self-consistency, {k} x {trial.arms[arm]}"
+    settings = [{"entropy": threshold, "answers": k} for threshold in thresholds.tolist()]
     return measured(trial, "self_consistency", label, "baseline", correct, usd, mix, settings, place)
 
 
