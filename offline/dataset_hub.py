@@ -16,7 +16,7 @@ from offline.evaluate import DataError, split_name
 from offline.foreign_rollouts import our_row
 from offline.hub_push import ATTEMPTS, README_LIMIT, WRITE_TIMEOUT_S
 from offline.rollout_dataset import README, DataFile, Layout, locate, readme, sampled_arms
-from offline.rollout_store import METADATA, SCHEMA
+from offline.rollout_store import METADATA, REQUIRED, SCHEMA, with_all_columns
 from probes.hub import Listing, download_file, list_files, patiently
 from probes.hub_errors import HubConflictError, HubMissingError, hub_errors
 
@@ -99,10 +99,10 @@ def _tables(
 ) -> Iterator[pa.Table]:
     try:
         opened = pq.ParquetFile(file)
-        ours = set(SCHEMA.names) <= set(opened.schema_arrow.names)
-        for batch in opened.iter_batches(BATCH_ROWS, columns=SCHEMA.names if ours else None):
+        ours = set(REQUIRED) <= set(opened.schema_arrow.names)
+        for batch in opened.iter_batches(BATCH_ROWS):
             if ours:
-                yield pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+                yield with_all_columns(pa.Table.from_batches([batch])).cast(SCHEMA)
                 continue
             fresh = []
             for row in (our_row(row, config, split, benchmark) for row in batch.to_pylist()):

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from offline.evaluate import DataError
-from offline.rollout_store import METADATA, SCHEMA
+from offline.rollout_store import METADATA, REQUIRED
 
 README = "README.md"
 MAX_LEN = "max_len"
@@ -56,7 +56,7 @@ def read_rollouts(file: Path) -> pa.Table:
         rollouts = pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read {file} as parquet: {' '.join(str(error).split())}") from error
-    missing = [name for name in SCHEMA.names if name not in rollouts.column_names]
+    missing = [name for name in REQUIRED if name not in rollouts.column_names]
     if missing:
         raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")
     return rollouts

@@ -44,9 +44,14 @@ SCHEMA = pa.schema(
         ("input_cost_usd_once", pa.float64()),
         ("total_output_cost_usd", pa.float64()),
         ("total_cost_usd", pa.float64()),
+        ("truncated", pa.list_(pa.bool_())),
     ]
 )
 """One row per (arm, split, problem_id). Lists have k entries; costs are of all k answers, the input's once."""
+
+OPTIONAL = ("truncated",)
+"""Columns that files from elsewhere, and of earlier versions, may lack."""
+REQUIRED = tuple(name for name in SCHEMA.names if name not in OPTIONAL)
 
 METADATA = b"pika"
 """Key of the parquet metadata that holds where the rows come from, as JSON."""
@@ -155,6 +160,14 @@ def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name in settings for key, value in _flatten(settings[name], f"{prefix}{name}.").items()}
 
 
+def with_all_columns(table: pa.Table) -> pa.Table:
+    """Rows that have the required columns, in all of the schema's: those that they lacked are null."""
+    for name in OPTIONAL:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
+    return table.select(SCHEMA.names)
+
+
 def to_table(rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:
     metadata = {METADATA: json.dumps(provenance, ensure_ascii=False).encode()}
     return pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
@@ -186,4 +199,4 @@ def read(out: Path, settings: Settings) -> pa.Table | None:
     except (OSError, pa.ArrowInvalid, ValueError, KeyError) as error:
         raise StoreError(f"{out} is there and was not written by `pika rollouts`: give another --out") from error
     same_settings(found, settings, out)
-    return table
+    return with_all_columns(table)

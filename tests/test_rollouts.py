@@ -229,7 +229,7 @@ def test_an_endpoint_that_is_away_is_named_and_nothing_is_lost(
     options = ("--arms", "nano-large", "--runner", "endpoint", "--url")
     assert main(command(out, *options, "nano-large=http://127.0.0.1:9/v1")) == 1
     message = capsys.readouterr().err
-    assert "'nano-large': http://127.0.0.1:9/v1/ does not answer" in message
+    assert "'nano-large': http://127.0.0.1:9/v1 does not answer" in message
     assert "--url ARM=URL" in message
     assert main(command(out, *options, f"nano-large={picky[0]}")) == 0
     assert len(rows(out)) == 12
@@ -354,7 +354,7 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.Ca
 
 
 def sample(index: int) -> Sample:
-    return Sample("arm", "test", f"test-{index}", "prompt\n", ["a\u2028b", ""], 3, [2, 1])
+    return Sample("arm", "test", f"test-{index}", "prompt\n", ["a\u2028b", ""], 3, [2, 1], [False, True])
 
 
 def test_the_journal_drops_a_torn_line_and_keeps_the_rest(tmp_path: Path) -> None:
