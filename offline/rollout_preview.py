@@ -24,7 +24,7 @@ def preview(run: Run, settings: Settings) -> None:
             name, str(len(run.problems)), *("?" if value is None else f"{value:,.6g}" for value in figures.values())
         )
     console.print(shown)
-    console.print("Tokens are expected from the arms' mean_tokens, of their probes or the configuration.\n")
+    console.print("Expected of each arm's mean tokens, which the configuration or its probe knows.\n", soft_wrap=True)
     first_jobs = {job.arm.name: job for job in reversed(run.jobs([]))}
     for name in run.arms:
         job = first_jobs[name]
@@ -32,7 +32,7 @@ def preview(run: Run, settings: Settings) -> None:
         messages = conversation(job, None if tokenizer is None else str(tokenizer.chat_template))
         prompt = json.dumps(messages, indent=1) if tokenizer is None else render(tokenizer, job.arm, messages)
         console.print(f"{name} is asked {job.problem_id}:", style="bold")
-        console.print(prompt, markup=False, highlight=False)
+        console.print(prompt, markup=False, highlight=False, soft_wrap=True)
     print(json.dumps({"dry_run": True, "problems": len(run.problems), "expected": expected, "settings": run.settings}))
 
 
@@ -44,7 +44,12 @@ def _expected(run: Run, settings: Settings, name: str) -> dict[str, float | None
     # The prompt counts once per problem, as in the rollouts' costs.
     input_tokens, output_tokens = len(run.problems) * means[0], answers * means[1]
     cost_usd = (input_tokens * run.prices[name].input + output_tokens * run.prices[name].output) / 1e6
-    return {"answers": answers, "input_tokens": input_tokens, "output_tokens": output_tokens, "cost_usd": cost_usd}
+    return {
+        "answers": answers,
+        "input_tokens": round(input_tokens),
+        "output_tokens": round(output_tokens),
+        "cost_usd": cost_usd,
+    }
 
 
 def _mean_tokens(settings: Settings, name: str) -> tuple[float, float] | None:

@@ -66,6 +66,10 @@ class StoreError(Exception):
     """The files at hand are not this run's, damaged, or in use; the message names the fix."""
 
 
+class WriteError(Exception):
+    """The disk takes no more; what is on it stays whole."""
+
+
 class Journal:
     """The samples of an unfinished run. A context manager; one process at a time."""
 
@@ -74,12 +78,13 @@ class Journal:
 
         Raises:
             StoreError: it was begun with other settings, is damaged, or another run is writing it.
+            WriteError: the disk is full.
         """
         self.path = journal_path(out)
         self.samples: dict[Key, Sample] = {}
         self._synced = time.monotonic()
         try:
-            self._file: IO[bytes] = self.path.open("a+b")
+            self._file: IO[bytes] = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror}") from error
         try:
@@ -88,7 +93,7 @@ class Journal:
         except BlockingIOError:
             self._file.close()
             raise StoreError(f"another run is writing {self.path}: wait for it, or give another --out") from None
-        except StoreError:
+        except (StoreError, WriteError):
             self._file.close()
             raise
 
@@ -109,17 +114,25 @@ class Journal:
             raise StoreError(f"{self.path} is damaged ({error}): delete it to start anew") from error
 
     def add(self, sample: Sample) -> None:
+        """
+        Raises:
+            WriteError: the disk is full; the sample is not kept.
+        """
         if sample.key in self.samples:
             raise ValueError(f"{sample.key} was sampled twice")
-        self.samples[sample.key] = sample
         self._write(asdict(sample))
+        self.samples[sample.key] = sample
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        # The system has the line even if this process is killed now; the disk has it within SYNC_S of work.
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_S:
-            self._sync()
+        left = json.dumps(line).encode() + b"\n"
+        try:
+            # The system has the line even if this process is killed now; the disk has it within SYNC_S of work.
+            while left:
+                left = left[self._file.write(left) :]
+            if time.monotonic() - self._synced > SYNC_S:
+                self._sync()
+        except OSError as error:
+            raise _full(self.path, error) from error
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -134,6 +147,10 @@ class Journal:
 
     def remove(self) -> None:
         self.path.unlink()
+
+
+def _full(path: Path, error: OSError) -> WriteError:
+    return WriteError(f"cannot write {path}: {error.strerror or error}; make room on its disk")
 
 
 def journal_path(out: Path) -> Path:
@@ -174,13 +191,19 @@ def to_table(rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> pa.Ta
 
 
 def write(out: Path, table: pa.Table) -> None:
-    """Write the whole file or nothing."""
+    """Write the whole file or nothing.
+
+    Raises:
+        WriteError: the disk is full.
+    """
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         pq.write_table(table, unfinished, compression="zstd", compression_level=19)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(out)
+    except OSError as error:
+        raise _full(out, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
