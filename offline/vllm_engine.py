@@ -101,7 +101,7 @@ def _engine(arm: SampledArm, share: Share) -> Any:
         # A seeded prompt that is prefilled in chunks ends vLLM 0.32 on a CPU ("CPU Generator does not use offset").
         engine_args.enable_chunked_prefill = False
     elif share.replicas > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _gpus(share, engine_args.tensor_parallel_size)
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus(share, engine_args.tensor_parallel_size)
     try:
         return LLMEngine.from_engine_args(engine_args)
     except Exception as error:
@@ -135,7 +135,7 @@ def _check_length(job: Job, prompt_tokens: int) -> None:
         )
 
 
-def _gpus(share: Share, per_replica: int) -> str:
+def visible_gpus(share: Share, per_replica: int) -> str:
     """CUDA_VISIBLE_DEVICES of this process.
 
     Raises:
