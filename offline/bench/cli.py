@@ -5,6 +5,7 @@ from importlib import import_module
 
 COMMANDS = {
     "training": ("offline.bench.training:main", "fitting linear probes: our sweep against a loop over scikit-learn"),
+    "rollouts": ("offline.bench.rollouts:main", "rollouts from a vLLM server: our client against `vllm bench serve`"),
 }
 
 USAGE = """\
