@@ -16,7 +16,7 @@ from offline.evaluate import DataError, split_name
 from offline.foreign_rollouts import our_row
 from offline.hub_push import ATTEMPTS, README_LIMIT, WRITE_TIMEOUT_S
 from offline.rollout_dataset import README, DataFile, Layout, locate, readme, sampled_arms
-from offline.rollout_store import METADATA, REQUIRED, SCHEMA, with_all_columns
+from offline.rollout_store import METADATA, REQUIRED, SCHEMA, conform
 from probes.hub import Listing, download_file, list_files, patiently
 from probes.hub_errors import HubConflictError, HubMissingError, hub_errors
 
@@ -102,7 +102,7 @@ def _tables(
         ours = set(REQUIRED) <= set(opened.schema_arrow.names)
         for batch in opened.iter_batches(BATCH_ROWS):
             if ours:
-                yield with_all_columns(pa.Table.from_batches([batch])).cast(SCHEMA)
+                yield conform(pa.Table.from_batches([batch]))
                 continue
             fresh = []
             for row in (our_row(row, config, split, benchmark) for row in batch.to_pylist()):

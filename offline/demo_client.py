@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from offline.benchmarks.base import Benchmark, Problem
 from offline.demo_summary import Answer
+from offline.verifiers.base import load
 from server.config import Settings
 
 CONCURRENCY = 32
@@ -66,10 +67,11 @@ class Client:
         prices = self.settings.models[self.settings.arms[arm].model].usd_per_million_tokens
         usage = completion.usage
         assert usage is not None
-        extracted = self.benchmark.verifier.extract(completion.choices[0].message.content or "")
+        verifier = load(self.benchmark.verifier)
+        extracted = verifier.extract(completion.choices[0].message.content or "")
         return Answer(
             arm,
-            correct=self.benchmark.verifier.is_correct(extracted, problem.ground_truth),
+            correct=verifier.is_correct(extracted, problem.ground_truth),
             cost_usd=(usage.prompt_tokens * prices.input + usage.completion_tokens * prices.output) / 1e6,
         )
 

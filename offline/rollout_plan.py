@@ -1,16 +1,18 @@
 """What `pika rollouts` is asked to sample, from its arguments and the pool's configuration; and the rows it makes."""
 
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from offline.benchmarks.base import Benchmark, Problem, load
-from offline.rollout_arms import UsageError, pairs, sampled_arms
+from offline import rollout_problems
+from offline.benchmarks.base import Benchmark, Problem
+from offline.rollout_arms import pairs, sampled_arms
 from offline.samplers import Job, Key, Sample, SampledArm, job_seed
-from offline.verifiers.base import majority_vote
+from offline.verifiers.grading import Graded, grade_all, pass_at_k
 from server import config, sections
 
 
@@ -23,6 +25,8 @@ class Run:
     problems: dict[tuple[str, str], Problem]
     """By (split, problem_id)."""
     splits: dict[str, int]
+    data: dict[str, Any]
+    """Where the problems come from, and their SHA-256; empty where the benchmark alone makes them."""
     arms: dict[str, SampledArm]
     prices: dict[str, sections.Prices]
     """By arm."""
@@ -43,6 +47,7 @@ class Run:
         return {
             "benchmark": self.benchmark_name,
             "splits": self.splits,
+            **({"data": self.data} if self.data else {}),
             "arms": arms,
             "k": self.k,
             "seed": self.seed,
@@ -59,19 +64,28 @@ class Run:
             if (arm.name, split, problem_id) not in finished
         ]
 
-    def rows(self, samples: Mapping[Key, Sample]) -> list[dict[str, Any]]:
-        """Verified and priced, in the order of arms and problems."""
-        return [
-            self._row(problem, samples[arm, split, problem_id])
+    def rows(
+        self, samples: Mapping[Key, Sample], on_verified: Callable[[int], None] = lambda rows: None
+    ) -> list[dict[str, Any]]:
+        """Verified and priced, in the order of arms and problems.
+
+        Args:
+            on_verified: told how many more rows are verified.
+
+        Raises:
+            VerifierError: a ground truth is of no form that the benchmark's verifier compares with.
+        """
+        pairs = [
+            (problem, samples[arm, split, problem_id])
             for arm in self.arms
             for (split, problem_id), problem in self.problems.items()
         ]
+        items = [(sample.solutions, problem.ground_truth) for problem, sample in pairs]
+        graded = grade_all(self.benchmark.verifier, items, on_done=on_verified)
+        return [self._row(*pair, one) for pair, one in zip(pairs, graded, strict=True)]
 
-    def _row(self, problem: Problem, sample: Sample) -> dict[str, Any]:
-        arm, verifier = self.arms[sample.arm], self.benchmark.verifier
-        answers = [verifier.extract(solution) for solution in sample.solutions]
-        correct = [verifier.is_correct(answer, problem.ground_truth) for answer in answers]
-        majority = majority_vote(answers)
+    def _row(self, problem: Problem, sample: Sample, graded: Graded) -> dict[str, Any]:
+        arm, correct = self.arms[sample.arm], sum(graded.correct)
         return {
             "problem_id": problem.problem_id,
             "split": problem.split,
@@ -86,17 +100,17 @@ class Run:
             "max_tokens": arm.max_tokens,
             "seed": self.seed,
             "generated_solutions": sample.solutions,
-            "extracted_answers": answers,
-            "correct": correct,
-            "success_rate": sum(correct) / self.k,
-            # The unbiased estimator, 1 - C(wrong, k) / C(k, k), of as many samples as k.
-            "pass_at_k": float(any(correct)),
-            "majority_vote_answer": majority,
-            "majority_vote_is_correct": verifier.is_correct(majority, problem.ground_truth),
+            "extracted_answers": graded.answers,
+            "correct": graded.correct,
+            "success_rate": correct / self.k,
+            "pass_at_k": pass_at_k(self.k, correct, self.k),
+            "majority_vote_answer": graded.majority_vote_answer,
+            "majority_vote_is_correct": graded.majority_vote_is_correct,
             "input_tokens": sample.input_tokens,
             "output_tokens": sample.output_tokens,
             **self._costs(sample.arm, sample.input_tokens, sample.output_tokens),
             "truncated": sample.truncated,
+            "metadata": rollout_problems.metadata_text(problem.metadata),
         }
 
     def _costs(self, arm: str, input_tokens: int, output_tokens: Sequence[int]) -> dict[str, float]:
@@ -123,20 +137,21 @@ def plan(args: Namespace) -> Run:
 
     Raises:
         UsageError, BenchmarkError, ConfigError: an argument or the configuration is wrong; names it.
+        OSError: the benchmark's data cannot be read now.
     """
     settings = config.load(args.config)
-    benchmark = load(args.benchmark)
+    benchmark = rollout_problems.benchmark(args)
     splits = pairs(args.split, "--split train=3000")
-    if not all(n.isdigit() and int(n) > 0 for n in splits.values()):
-        raise UsageError("--split wants a positive number of problems, such as --split train=3000")
-    counts = {split: int(n) for split, n in splits.items()}
-    problems = [p for split, n in counts.items() for p in benchmark.problems(split, n, args.seed)]
     arms = sampled_arms(settings, args)
+    # Last, for data may come from far away.
+    problems = rollout_problems.problems(benchmark, splits, args.seed)
+    source = benchmark.provenance()
     return Run(
         benchmark_name=args.benchmark,
         benchmark=benchmark,
         problems={(problem.split, problem.problem_id): problem for problem in problems},
-        splits=counts,
+        splits=dict(Counter(problem.split for problem in problems)),
+        data={**source, "sha256": rollout_problems.fingerprint(problems)} if source else {},
         arms=arms,
         prices={name: settings.models[arm.model].usd_per_million_tokens for name, arm in arms.items()},
         runner=args.runner,

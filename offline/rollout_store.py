@@ -45,13 +45,19 @@ SCHEMA = pa.schema(
         ("total_output_cost_usd", pa.float64()),
         ("total_cost_usd", pa.float64()),
         ("truncated", pa.list_(pa.bool_())),
+        ("metadata", pa.string()),
     ]
 )
-"""One row per (arm, split, problem_id). Lists have k entries; costs are of all k answers, the input's once."""
+"""One row per (arm, split, problem_id). Lists have k entries; costs are of all k answers, the input's once.
 
-OPTIONAL = ("truncated",)
-"""Columns that files from elsewhere, and of earlier versions, may lack."""
+`truncated` tells which answers max_tokens, or the context's end, cut off. `metadata` is a JSON object of what else is
+known of the problem, such as its level; null where that is nothing.
+"""
+
+OPTIONAL = ("truncated", "metadata")
+"""Null in rollouts from elsewhere; files written before there were these columns lack them."""
 REQUIRED = tuple(name for name in SCHEMA.names if name not in OPTIONAL)
+"""The columns without which a file holds no rollouts."""
 
 METADATA = b"pika"
 """Key of the parquet metadata that holds where the rows come from, as JSON."""
@@ -177,17 +183,15 @@ def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name in settings for key, value in _flatten(settings[name], f"{prefix}{name}.").items()}
 
 
-def with_all_columns(table: pa.Table) -> pa.Table:
-    """Rows that have the required columns, in all of the schema's: those that they lacked are null."""
-    for name in OPTIONAL:
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
-    return table.select(SCHEMA.names)
-
-
 def to_table(rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:
     metadata = {METADATA: json.dumps(provenance, ensure_ascii=False).encode()}
     return pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
+
+
+def conform(table: pa.Table) -> pa.Table:
+    """The columns of the schema alone, those that the table may lack as nulls."""
+    there = {name: table[name] if name in table.column_names else pa.nulls(len(table)) for name in SCHEMA.names}
+    return pa.table(there).cast(SCHEMA).replace_schema_metadata(table.schema.metadata)
 
 
 def write(out: Path, table: pa.Table) -> None:
@@ -222,4 +226,4 @@ def read(out: Path, settings: Settings) -> pa.Table | None:
     except (OSError, pa.ArrowInvalid, ValueError, KeyError) as error:
         raise StoreError(f"{out} is there and was not written by `pika rollouts`: give another --out") from error
     same_settings(found, settings, out)
-    return with_all_columns(table)
+    return conform(table)

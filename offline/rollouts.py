@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from offline.benchmarks.base import BenchmarkError, names
+from offline import rollout_problems
+from offline.benchmarks.base import BenchmarkError
 from offline.rollout_arms import UsageError
 from offline.rollout_plan import Run, plan
 from offline.rollout_preview import preview
 from offline.rollout_report import report
 from offline.rollout_store import Journal, StoreError, WriteError, journal_path, read, to_table, write
 from offline.samplers import Job, Limits, Record, Sample, SamplingError
+from offline.verifiers.base import VerifierError
 from server.config import ConfigError, load
 
 EXAMPLES = """examples:
@@ -31,8 +33,12 @@ EXAMPLES = """examples:
   pika rollouts pool.yaml --benchmark running_total --split test=200 --arms small,large \\
       --runner endpoint --url small=http://127.0.0.1:8101/v1 --url large=http://127.0.0.1:8102/v1 --out test.parquet
 
-  pika rollouts pool.yaml --benchmark running_total --split test=200 --out test.parquet --dry-run \\
-      --system 'small=You are a careful bookkeeper.' --suffix '*= Answer in \\boxed{}.'
+  pika rollouts pool.yaml --benchmark gsm8k --split train=all --split test=500 --k 8 --out gsm8k.parquet --dry-run
+  pika rollouts pool.yaml --benchmark polymath --dataset-config sw --split test=all --out swahili.parquet \\
+      --system 'small=You are a careful accountant.' --suffix '*= Answer in \\boxed{}.'
+
+  pika rollouts pool.yaml --benchmark file --dataset problems.csv --verifier numeric \\
+      --question-column question --answer-column answer --split train=all --split test=all --out own.parquet
 
 A run that was interrupted goes on where it stopped when the same command is given again.
 """
@@ -43,12 +49,14 @@ def main(argv: list[str]) -> int:
     out = Path(args.out)
     try:
         run = plan(args)
+        for note in run.benchmark.notes:
+            print(f"{args.benchmark}: {note}", file=sys.stderr)
         if args.dry_run:
             preview(run, load(args.config))
             return 0
         table = read(out, run.settings)
         table = _sample(run, args, argv, out) if table is None else _finish(run, table, out)
-    except (UsageError, BenchmarkError, ConfigError, StoreError) as error:
+    except (UsageError, BenchmarkError, ConfigError, StoreError, VerifierError) as error:
         print(f"pika rollouts: {error}", file=sys.stderr)
         return 2
     except (SamplingError, WriteError, OSError) as error:
@@ -84,7 +92,10 @@ def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
             "seconds": round(time.time() - started, 1),
             "rows_resumed": total - len(jobs),
         }
-        table = to_table(run.rows(journal.samples), provenance)
+        with _progress() as progress:
+            task = progress.add_task("verifying", total=total)
+            rows = run.rows(journal.samples, lambda done: progress.update(task, advance=done))
+        table = to_table(rows, provenance)
         write(out, table)
         journal.remove()
     return table
@@ -162,10 +173,7 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="the pool's YAML file")
-    parser.add_argument("--benchmark", required=True, metavar="NAME", help=", ".join(names()))
-    parser.add_argument(
-        "--split", required=True, action="append", metavar="NAME=N", help="N problems of a split; may be repeated"
-    )
+    rollout_problems.add_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the parquet file to write")
     parser.add_argument("--k", type=_positive, default=8, help="answers per problem (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of problems and sampling (default: 0)")

@@ -10,6 +10,7 @@ COMMANDS = {
     "check": ("server.check:main", "say whether configuration, probes and replicas fit together"),
     "demo": ("offline.demo:main", "the nano pool with real vLLM: what routing saves, on this machine"),
     "rollouts": ("offline.rollouts:main", "sample k answers per problem and verify them"),
+    "verify": ("offline.verify_rollouts:main", "grade solutions on record anew, list where verdicts disagree"),
     "train": ("offline.train:main", "train and calibrate a probe per arm from rollouts"),
     "tune": ("offline.tune:main", "choose policy and knob on validation data"),
     "probes": ("offline.probes_cli:main", "list, show, verify, download, push, convert, calibrate probes"),

@@ -111,6 +111,16 @@ def test_push_and_pull_give_the_same_rows(
     assert read_training_set(out, list(ARMS)).problems == read_training_set(file, list(ARMS)).problems
 
 
+def test_rows_from_before_there_was_a_metadata_column_are_taken(
+    loopback: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = rollouts(["small"])
+    pq.write_table(whole.drop_columns(["metadata"]), tmp_path / "older.parquet")
+    run(capsys, "push", str(tmp_path / "older.parquet"), REPO)
+    run(capsys, "pull", REPO, "--out", str(tmp_path / "pulled.parquet"))
+    assert pq.read_table(tmp_path / "pulled.parquet").equals(whole)
+
+
 def test_the_layout_is_the_one_that_datasets_reads(
     loopback: Hub, file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -224,7 +224,7 @@ def test_the_documented_command_made_the_nano_pools_rollouts(
     ("options", "message"),
     [
         (["--arms", "nano-smal"], "unknown arm 'nano-smal': did you mean 'nano-small'?"),
-        (["--benchmark", "gsm9k"], "unknown benchmark 'gsm9k': choose one of running_total"),
+        (["--benchmark", "gsm9k"], "unknown benchmark 'gsm9k': did you mean 'gsm8k'?"),
         (["--split", "test"], "'test': write NAME=VALUE"),
         (["--split", "test=5"], "'test=5': write NAME=VALUE, each name once"),
         (["--split", "train=many"], "--split wants a positive number"),

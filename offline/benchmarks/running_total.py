@@ -10,10 +10,8 @@ length of a problem nor its bag of words tells.
 import hashlib
 import random
 from collections.abc import Callable
-from typing import ClassVar
 
 from offline.benchmarks.base import Benchmark, BenchmarkError, Problem
-from offline.verifiers.boxed import Boxed
 
 STATEMENTS = (5, 6, 7, 8)
 LARGEST_START = 20
@@ -31,11 +29,13 @@ Step = tuple[str, int]
 
 
 class RunningTotal(Benchmark):
-    verifier: ClassVar[Boxed] = Boxed()
+    verifier = "boxed"
 
-    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
+    def problems(self, split: str, n: int | None, seed: int) -> list[Problem]:
         if split not in self.splits:
             raise BenchmarkError(f"running_total has no split {split!r}: choose one of {', '.join(self.splits)}")
+        if n is None:
+            raise BenchmarkError("running_total makes problems without end: say how many, such as --split train=3000")
         rng = random.Random(f"{split}/{seed}")  # noqa: S311 - problems, not secrets
         problems: dict[str, Problem] = {}
         while len(problems) < n:

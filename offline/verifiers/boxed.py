@@ -1,10 +1,11 @@
 r"""A number in `\boxed{}`, as mathematics prompts ask for: the last one of a solution counts."""
 
 import re
+from dataclasses import dataclass
 
-from offline.verifiers.base import Verifier
+from offline.verifiers.base import Verifier, VerifierError
 
-MARK = r"\boxed{"
+TOKEN = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 # ASCII digits on purpose: \d would take other scripts' digits too.
 NUMBER = re.compile(r"([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.([0-9]*))?")
 DECORATION = re.compile(r"\\[!,;: ]|[\s$]")
@@ -19,25 +20,42 @@ class Boxed(Verifier):
     def is_correct(self, answer: str | None, ground_truth: str) -> bool:
         """
         Raises:
-            ValueError: the ground truth is no number.
+            VerifierError: the ground truth is no number.
         """
         truth = number(ground_truth)
         if truth is None:
-            raise ValueError(f"the ground truth {ground_truth!r} is no number")
+            raise VerifierError(f"the ground truth {ground_truth!r} is no number")
         return answer == truth
 
 
+@dataclass(frozen=True)
+class Box:
+    r"""One `\boxed{...}` of a text: text[start:end] is what it holds."""
+
+    mark: int
+    """Where its backslash stands."""
+    start: int
+    end: int
+
+
+def boxes(text: str) -> list[Box]:
+    """All boxes that are closed, in the order of their marks, nested braces and all."""
+    opened: list[re.Match[str]] = []
+    closed: list[Box] = []
+    for token in TOKEN.finditer(text):
+        if token[0] == "}" and opened:
+            start = opened.pop()
+            if start[0] != "{":
+                closed.append(Box(start.start(), start.end(), token.start()))
+        elif token[0] == "{" or token["box"]:
+            opened.append(token)
+    return sorted(closed, key=lambda box: box.mark)
+
+
 def last_boxed(solution: str) -> str | None:
-    r"""What stands in the last closed `\boxed{...}`, nested braces and all; None where none is closed."""
-    start = solution.rfind(MARK)
-    while start >= 0:
-        depth = 0
-        for end in range(start + len(MARK) - 1, len(solution)):
-            depth += {"{": 1, "}": -1}.get(solution[end], 0)
-            if depth == 0:
-                return solution[start + len(MARK) : end]
-        start = solution.rfind(MARK, 0, start)
-    return None
+    r"""What stands in the last closed `\boxed{...}`; None where none is closed."""
+    found = boxes(solution)
+    return solution[found[-1].start : found[-1].end] if found else None
 
 
 def number(text: str) -> str | None:

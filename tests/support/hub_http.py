@@ -114,11 +114,14 @@ class Handler(BaseHTTPRequestHandler):
                 if not entries:
                     self.error(404, f"{folder} does not exist", "EntryNotFound")
                     return
+            recursive = self.query.get("recursive", "true").lower() == "true"
+            if not recursive:
+                entries = top_of(entries, folder)
             start = int(self.query.get("cursor", 0))
             headers = {}
             if start + self.hub.page < len(entries):
                 path, _, _ = self.path.partition("?")
-                query = f"recursive=True&expand=False&cursor={start + self.hub.page}"
+                query = f"recursive={recursive}&expand=False&cursor={start + self.hub.page}"
                 headers["link"] = f'<{self.hub.url}{path}?{query}>; rel="next"'
             self.json(entries[start : start + self.hub.page], headers)
 
@@ -282,6 +285,14 @@ def local_oid(path: str, content: bytes | None) -> str | None:
     if content is None:
         return None
     return hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else git_oid(content)
+
+
+def top_of(entries: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
+    """Of a folder's tree its own files and folders alone."""
+    below = len(folder) + 1 if folder else 0
+    folders = {entry["path"][: entry["path"].index("/", below)] for entry in entries if "/" in entry["path"][below:]}
+    files = [entry for entry in entries if "/" not in entry["path"][below:]]
+    return [*files, *({"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in sorted(folders))]
 
 
 def tree_entry(path: str, content: bytes) -> dict[str, Any]:
