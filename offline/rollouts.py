@@ -7,6 +7,7 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
             "command": shlex.join(["pika", "rollouts", *argv]),
             "settings": run.settings,
             "versions": _versions(run.runner),
+            "seed": run.seed,
+            "inputs": {Path(args.config).name: sha256(Path(args.config).read_bytes()).hexdigest()},
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 1),
             "rows_resumed": total - len(jobs),

@@ -23,7 +23,7 @@ def sample(jobs: Sequence[Job], k: int, record: Record, replicas: int = 1) -> No
 
     Raises:
         SamplingError: a model does not load, a prompt does not fit, vLLM does not know a request field, or a process
-            ended; what the others had done is recorded.
+            ended; what had come of the others is recorded.
     """
     jobs_by_model: dict[str, list[Job]] = {}
     for job in jobs:

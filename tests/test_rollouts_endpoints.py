@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,7 @@ def test_each_arm_is_asked_in_its_own_way(tmp_path: Path, effort_pool: Path, pic
             assert row["formatted_prompt"].startswith("<|im_start|>system\nReasoning: high<|im_end|>\n")
     assert len(asked) == len(found) == 4
     provenance = json.loads(pq.read_schema(out).metadata[METADATA])
+    assert provenance["inputs"] == {"pool.yaml": sha256(effort_pool.read_bytes()).hexdigest()}
     assert provenance["settings"]["arms"]["low"]["system_prompt"] == "Be careful."
     assert provenance["settings"]["arms"]["thinks-high"]["prompt_suffix"] == " Add up."
 
