@@ -16,6 +16,7 @@ COMMANDS = {
     "probes": ("offline.probes_cli:main", "list, show, verify, download, push, convert, calibrate probes"),
     "label": ("offline.label_command:main", "success probability and difficulty of every problem in a file"),
     "data": ("offline.data_commands:main", "rollouts to and from the Hub"),
+    "nano": ("offline.nano_pool.cli:main", "train the nano pool's language models from nothing"),
     "bench": ("offline.bench.cli:main", "measurements, ratios side by side in one run"),
 }
 

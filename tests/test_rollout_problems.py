@@ -130,6 +130,9 @@ def test_a_file_is_sampled_with_the_verifier_that_is_named(
     for row in pq.read_table(tmp_path / "out.parquet").to_pylist():
         assert row["success_rate"] == float(row["ground_truth"] == "1500")
         assert json.loads(row["metadata"])["topic"] == "sums"
+    options[options.index("numeric")] = "exact"
+    assert main(command(tmp_path / "out.parquet", url, *options)) == 2
+    assert "data.verifier: numeric there, exact asked" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,9 @@ class File(DatasetBenchmark):
         used = {*self.question, *self.answer, *self.needs}
         return {name: value for name, value in row.cells.items() if name not in used and _is_short(value)}
 
+    def provenance(self) -> dict[str, Any]:
+        return {**super().provenance(), "verifier": self.verifier}
+
     def split_of(self, group: str, shipped: str, all_shipped: Collection[str]) -> str | None:
         return shipped if self.source.split_column else super().split_of(group, shipped, all_shipped)
 

@@ -10,6 +10,7 @@ length of a problem nor its bag of words tells.
 import hashlib
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from offline.benchmarks.base import Benchmark, BenchmarkError, Problem
 
@@ -26,6 +27,22 @@ THINGS = ("apples", "books", "cards", "coins")
 
 Step = tuple[str, int]
 """("=" | "+" | "-" | "*", operand)"""
+Wording = tuple[str, list[str]]
+"""The question, and a statement per step."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A problem in its parts."""
+
+    question: str
+    statements: list[str]
+    steps: list[Step]
+    """What each statement does."""
+
+    @property
+    def text(self) -> str:
+        return " ".join([self.question, *self.statements])
 
 
 class RunningTotal(Benchmark):
@@ -39,23 +56,34 @@ class RunningTotal(Benchmark):
         rng = random.Random(f"{split}/{seed}")  # noqa: S311 - problems, not secrets
         problems: dict[str, Problem] = {}
         while len(problems) < n:
-            steps = _steps(rng)
-            text = rng.choice(STYLES)(steps, rng)
-            # The text alone decides its split, so that splits share no problem even between seeds.
-            if self.splits[_hash(text) % len(self.splits)] == split and text not in problems:
-                problems[text] = Problem(f"{split}-{seed}-{len(problems)}", split, text, str(total(steps)))
+            chain = draw(rng)
+            text = chain.text
+            if self.split_of(text) == split and text not in problems:
+                problems[text] = Problem(f"{split}-{seed}-{len(problems)}", split, text, str(total(chain.steps)))
         return list(problems.values())
+
+    @classmethod
+    def split_of(cls, text: str) -> str:
+        """The text alone decides its split, so that splits share no problem even between seeds."""
+        return cls.splits[_hash(text) % len(cls.splits)]
+
+
+def draw(rng: random.Random) -> Chain:
+    """Any problem, of whatever split."""
+    steps = _steps(rng)
+    return Chain(*rng.choice(STYLES)(steps, rng), steps)
 
 
 def total(steps: list[Step]) -> int:
     """The number that the steps end with."""
     value = 0
     for step in steps:
-        value = _apply(value, step)
+        value = apply(value, step)
     return value
 
 
-def _apply(value: int, step: Step) -> int:
+def apply(value: int, step: Step) -> int:
+    """What a total becomes by one step."""
     kind, operand = step
     return {"=": operand, "+": value + operand, "-": value - operand, "*": value * operand}[kind]
 
@@ -68,7 +96,7 @@ def _steps(rng: random.Random) -> list[Step]:
     value = 0
     for index in range(n):
         step = ("=", rng.randint(1, LARGEST_START)) if index in starts else _change(value, rng)
-        value = _apply(value, step)
+        value = apply(value, step)
         steps.append(step)
     return steps
 
@@ -77,11 +105,11 @@ def _change(value: int, rng: random.Random) -> Step:
     while True:
         (kind,) = rng.choices("*+-", (DOUBLE_SHARE, (1 - DOUBLE_SHARE) / 2, (1 - DOUBLE_SHARE) / 2))
         step = (kind, 2 if kind == "*" else rng.randint(1, LARGEST_CHANGE))
-        if 0 <= _apply(value, step) <= LARGEST_TOTAL:
+        if 0 <= apply(value, step) <= LARGEST_TOTAL:
             return step
 
 
-def _plain(steps: list[Step], rng: random.Random) -> str:
+def _plain(steps: list[Step], rng: random.Random) -> Wording:
     forms = {
         "=": ("Begin with {}.", "Take {}."),
         "+": ("Add {}.", "Increase it by {}."),
@@ -89,10 +117,10 @@ def _plain(steps: list[Step], rng: random.Random) -> str:
         "*": ("Double it.", "Multiply it by 2."),
     }
     question = rng.choice(("Find the final number.", "What number do we end with?"))
-    return " ".join([question, *(rng.choice(forms[kind]).format(operand) for kind, operand in steps)])
+    return question, [rng.choice(forms[kind]).format(operand) for kind, operand in steps]
 
 
-def _story(steps: list[Step], rng: random.Random) -> str:
+def _story(steps: list[Step], rng: random.Random) -> Wording:
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     forms = {
         "=": ("Now {name} has {}.",),
@@ -101,15 +129,15 @@ def _story(steps: list[Step], rng: random.Random) -> str:
         "*": ("{name} doubles them.",),
     }
     question = f"How many {things} does {name} have at the end?"
-    return " ".join([question, *(rng.choice(forms[kind]).format(operand, name=name) for kind, operand in steps)])
+    return question, [rng.choice(forms[kind]).format(operand, name=name) for kind, operand in steps]
 
 
-def _code(steps: list[Step], rng: random.Random) -> str:
+def _code(steps: list[Step], rng: random.Random) -> Wording:
     forms = {"=": "x = {};", "+": "x += {};", "-": "x -= {};", "*": "x *= {};"}
-    return " ".join(["What is x at the end?", *(forms[kind].format(operand) for kind, operand in steps)])
+    return "What is x at the end?", [forms[kind].format(operand) for kind, operand in steps]
 
 
-STYLES: tuple[Callable[[list[Step], random.Random], str], ...] = (_plain, _story, _code)
+STYLES: tuple[Callable[[list[Step], random.Random], Wording], ...] = (_plain, _story, _code)
 
 
 def _hash(text: str) -> int:
