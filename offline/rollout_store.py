@@ -72,7 +72,7 @@ class StoreError(Exception):
     """The files at hand are not this run's, damaged, or in use; the message names the fix."""
 
 
-class WriteError(Exception):
+class WriteError(OSError):
     """The disk takes no more; what is on it stays whole."""
 
 
@@ -156,7 +156,8 @@ class Journal:
 
 
 def _full(path: Path, error: OSError) -> WriteError:
-    return WriteError(f"cannot write {path}: {error.strerror or error}; make room on its disk")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return WriteError(f"cannot write {path}: {reason}; make room on its disk")
 
 
 def journal_path(out: Path) -> Path:

@@ -22,7 +22,7 @@ from offline.rollout_arms import UsageError
 from offline.rollout_plan import Run, plan
 from offline.rollout_preview import preview
 from offline.rollout_report import report
-from offline.rollout_store import Journal, StoreError, WriteError, journal_path, read, to_table, write
+from offline.rollout_store import Journal, StoreError, journal_path, read, to_table, write
 from offline.samplers import Job, Limits, Record, Sample, SamplingError
 from offline.verifiers.base import VerifierError
 from server.config import ConfigError, load
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     except (UsageError, BenchmarkError, ConfigError, StoreError, VerifierError) as error:
         print(f"pika rollouts: {error}", file=sys.stderr)
         return 2
-    except (SamplingError, WriteError, OSError) as error:
+    except (SamplingError, OSError) as error:
         print(f"pika rollouts: {error}\nwhat is done is kept; the same command goes on from there", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
