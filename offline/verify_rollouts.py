@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from offline import disagreements
 from offline.benchmarks import base as benchmarks
@@ -52,6 +53,9 @@ def main(argv: list[str]) -> int:
     except (DataError, VerifierError) as error:
         print(f"pika verify: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"pika verify: {error}; mend that and try again", file=sys.stderr)
+        return 1
     title = f"{options.file.name} by the verifier `{verifier}`"
     try:
         if options.report is not None:
@@ -138,10 +142,15 @@ def _of_benchmark(table: pa.Table, rollouts: bool) -> str:
 
 
 def _graded(verifier: str, items: Sequence[tuple[list[str], str]], workers: int | None) -> list[Graded]:
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(items))
         return grade_all(verifier, items, workers, lambda done: progress.update(task, advance=done))
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} rows/s")
 
 
 def _judged(

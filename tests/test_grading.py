@@ -126,6 +126,11 @@ def test_a_call_that_fails_costs_no_other(function: str, calls: list[list[object
     assert descendants(os.getpid()) == before
 
 
+def test_a_fault_of_the_machine_is_no_wrong_answer() -> None:
+    with pytest.raises(OSError, match="No such file"):
+        list(process_pool.each("os:listdir", [["/nowhere"]], workers=1, limit_s=5))
+
+
 def test_workers_end_when_nobody_wants_more() -> None:
     before = descendants(os.getpid())
     results = process_pool.each("operator:neg", [[1], [2], [3]], workers=2, limit_s=60)

@@ -48,7 +48,7 @@ EQUAL = [
     (r"\$18.50", "18.5"),
     (r"12\%", "12"),
     (r"3.0 \times 10^8", "300000000"),
-    (r"\text{Tuesday}", "Tuesday"),
+    (r"\text{Tuesday}", "tuesday."),
     (r"\text{(B)}", "B"),
     ("$7$", "7"),
     (r"\boxed{7}", "7"),

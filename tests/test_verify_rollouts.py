@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from offline.disagreements import Judged, cause
 from offline.rollout_store import METADATA
 from offline.verify_rollouts import main
 
@@ -47,6 +49,12 @@ def listed(report: Path) -> Counter[tuple[str, str]]:
         elif row := re.fullmatch(r"\| \d+ \| (\S+) \| `.*", line):
             found[cause, row[1]] += 1
     return found
+
+
+def test_a_solution_given_up_is_told_from_one_without_an_answer() -> None:
+    judged = Judged(0, "a", "9^9^9^9", "18", recorded=True, answer=None, correct=False, gave_up=True)
+    assert cause(judged) == "gave up"
+    assert cause(replace(judged, gave_up=False)) == "no answer found"
 
 
 @pytest.fixture

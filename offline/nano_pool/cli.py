@@ -4,18 +4,21 @@ import json
 import shlex
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from offline.benchmarks.running_total import RunningTotal
 from offline.nano_pool.recipe import RECIPES, Recipe
+from offline.nano_pool.trainers import TrainingError, trainers
 
 USAGE = """\
 usage: pika nano train --out FOLDER [options]
+
+examples:
+  pika nano train --out nano --quick
 
 `pika nano train --help` shows options and examples.
 """
@@ -26,13 +29,7 @@ EXAMPLES = """examples:
 Writes a folder per model, as Transformers and vLLM load it, with `training.json`: recipe, seed, steps, losses,
 versions, time and accuracy. A model that is there already, of the same recipe and seed, is not trained again.
 """
-QUICK_STEPS = 60
-PROBLEMS = 1000
-"""Validation problems that the accuracy is measured on."""
-
-
-class UsageError(Exception):
-    """Something else stands where a model should go; the message names the fix."""
+QUICK_STEPS = 40
 
 
 def main(argv: list[str]) -> int:
@@ -44,12 +41,9 @@ def main(argv: list[str]) -> int:
     recipes = [_quick(recipe) for recipe in RECIPES] if args.quick else list(RECIPES)
     try:
         records = _train(recipes, args.out, args.seed, shlex.join(["pika", "nano", *argv]))
-    except UsageError as error:
+    except TrainingError as error:
         print(f"pika nano train: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"pika nano train: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         print("\nstopped; models that are finished stay, and the same command goes on from there", file=sys.stderr)
         return 130
@@ -77,35 +71,19 @@ def _quick(recipe: Recipe) -> Recipe:
 
 
 def _train(recipes: list[Recipe], out: Path, seed: int, command: str) -> dict[str, dict[str, Any]]:
-    """The records of all models, in the recipes' order."""
-    from offline.nano_pool import model_folder
-    from offline.nano_pool.tokenizer import train_tokenizer
-    from offline.nano_pool.training import accuracy, train
-
-    problems = [(p.problem, p.ground_truth) for p in RunningTotal().problems("validation", PROBLEMS, seed + 1)]
-    records: dict[str, dict[str, Any]] = {}
+    """The records of all models, in the recipes' order. A model goes on from another in the same process."""
+    first = [[recipe] for recipe in recipes if recipe.begins_as is None]
+    chains = [[*one, *(r for r in recipes if r.begins_as == one[0].name)] for one in first]
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tokenizer = train_tokenizer(seed)
-        for recipe in recipes:
-            folder, task = out / recipe.name, progress.add_task(recipe.name, total=recipe.max_steps, note="")
-            record = model_folder.read_record(folder)
-            if record is None:
-
-                def on_step(step: int, loss: float, task: TaskID = task) -> None:
-                    progress.update(task, completed=step, note=f"step {step}, loss {loss:.2f}")
-
-                start = None if recipe.begins_as is None else model_folder.load(out / recipe.begins_as)
-                trained = train(recipe, tokenizer, seed, start, on_step)
-                record = {
-                    "command": command,
-                    "parameters": trained.model.num_parameters(),
-                    "accuracy": accuracy(trained.model, tokenizer, problems, seed),
-                    **trained.record,
-                }
-                model_folder.save(folder, trained.model, tokenizer, record)
-            elif (record.get("recipe"), record.get("seed")) != (asdict(recipe), seed):
-                raise UsageError(f"{folder} holds a model of another recipe or seed: give another --out")
-            progress.update(task, completed=recipe.max_steps, note=f"accuracy {record['accuracy']:.3f}")
-            records[recipe.name] = record
-    return records
+    records: dict[str, dict[str, Any]] = {}
+    with Progress(*columns, console=Console(stderr=True)) as progress, trainers(chains, out, seed, command) as said:
+        tasks = {recipe.name: progress.add_task(recipe.name, total=recipe.max_steps, note="") for recipe in recipes}
+        for name, step, what in said:
+            if isinstance(what, dict):
+                records[name] = what
+            progress.update(
+                tasks[name],
+                completed=step,
+                note=f"accuracy {what['accuracy']:.3f}" if isinstance(what, dict) else f"step {step}, loss {what:.2f}",
+            )
+    return {recipe.name: records[recipe.name] for recipe in recipes}

@@ -47,7 +47,9 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, record: di
 
 def load(folder: Path) -> LlamaForCausalLM:
     """In float32, to be trained on."""
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
     assert isinstance(model, LlamaForCausalLM)
     return model
 

@@ -24,7 +24,7 @@ BETAS = (0.9, 0.98)
 SMOOTHING = 0.98
 """Of the loss that is compared with the trigger."""
 LOGGED = 20
-"""Steps between the losses on record."""
+"""Steps over which each loss on record is averaged."""
 HIDDEN = -1e9
 """Added to an attention score that must not count."""
 
@@ -76,7 +76,7 @@ def train(
     start: LlamaForCausalLM | None = None,
     on_step: OnStep = lambda steps, loss: None,
 ) -> Trained:
-    """Equal seeds, threads and processors give equal models."""
+    """Equal seeds and processors give equal models."""
     torch.manual_seed(seed)
     model = new_model(recipe, start)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
@@ -86,6 +86,7 @@ def train(
         torch.optim.AdamW(others, lr=OTHER_RATE, betas=BETAS, weight_decay=0.0),
     ]
     began, smoothed, falls_from, losses = time.monotonic(), None, None, []
+    window: list[float] = []
     step = 0
     for step, rows in enumerate(_batches(recipe, tokenizer, seed), start=1):
         loss, per_answer = _loss(model, rows)
@@ -95,8 +96,10 @@ def train(
         for optimiser in optimisers:
             optimiser.step()
         smoothed = per_answer if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * per_answer
-        if step % LOGGED == 0:
-            losses.append(round(smoothed, 4))
+        window.append(per_answer)
+        if len(window) == LOGGED:
+            losses.append(round(sum(window) / LOGGED, 4))
+            window.clear()
         if falls_from is None and (smoothed < recipe.trigger or step >= recipe.max_steps - recipe.decay_steps):
             falls_from = step
         if falls_from is not None:
@@ -113,7 +116,6 @@ def train(
         "falls_from": falls_from,
         f"loss_every_{LOGGED}_steps": losses,
         "dtype": "bfloat16" if _has_bfloat16() else "float32",
-        "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - began, 1),
     }
     return Trained(model.to(torch.bfloat16), record)  # type: ignore[arg-type]

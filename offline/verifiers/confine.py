@@ -5,7 +5,7 @@ What holds, and what if the kernel lacks it:
 | what | by | else |
 | --- | --- | --- |
 | memory, CPU time, size of a file, open files, no core dumps | resource limits | they hold on every Linux |
-| starts, signals and traces no other process; opens no socket | seccomp filter | may start none, unless it is root |
+| starts, signals or traces no other process; opens no socket | seccomp filter | may start none, unless it is root |
 | writes to its own folder alone, reads Python's files alone; no TCP, no signals out | Landlock | file permissions |
 | has no privileges of root | capabilities dropped | who is not root has none |
 
@@ -37,16 +37,17 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/
 NAMES = (
     "fork", "vfork", "clone", "clone3", "socket", "io_uring_setup", "ptrace", "process_vm_readv", "process_vm_writev",
     "pidfd_getfd", "kill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal", "shmget", "msgget",
-    "semget", "memfd_create",
+    "semget", "memfd_create", "prlimit64",
 )  # fmt: skip
-X86_64 = (57, 58, 56, 435, 41, 425, 101, 310, 311, 438, 62, 200, 129, 297, 424, 29, 68, 64, 319)
-ARM64 = (None, None, 220, 435, 198, 425, 117, 270, 271, 438, 129, 130, 138, 240, 424, 194, 186, 190, 279)
+X86_64 = (57, 58, 56, 435, 41, 425, 101, 310, 311, 438, 62, 200, 129, 297, 424, 29, 68, 64, 319, 302)
+ARM64 = (None, None, 220, 435, 198, 425, 117, 270, 271, 438, 129, 130, 138, 240, 424, 194, 186, 190, 279, 261)
 SYSCALLS = {"x86_64": (0xC000003E, X86_64), "aarch64": (0xC00000B7, ARM64)}
 """Audit architecture, and the numbers of NAMES there."""
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, REFUSE, UNKNOWN = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 """REFUSE with EPERM; UNKNOWN with ENOSYS, upon which the C library starts threads in the older way."""
-CLONE_THREAD = 0x10000
+CONDITIONS = {"clone": (ANY_BIT, 0x10000), "prlimit64": (EQUAL, 0)}
+"""On the first argument's lower half, when a call is allowed all the same: threads, limits of the caller itself."""
 ERA_32 = 0x40000000
 """Where the numbers of x86-64's second, 32-bit call table begin."""
 
@@ -70,7 +71,9 @@ def confine(folder: str, readable: list[str], memory_bytes: int, cpu_s: int, fil
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(what, (limit, limit))
+        hard = resource.getrlimit(what)[1]
+        least = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(what, (least, least))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     missing = [] if _landlock(folder, readable) else ["Landlock"]
@@ -123,8 +126,9 @@ def _seccomp() -> bool:
     if platform.machine() == "x86_64":
         steps += [(AT_LEAST, 0, 1, ERA_32), (RETURN, 0, 0, REFUSE)]
     for name, number in zip(NAMES, numbers, strict=True):
-        if name == "clone" and number is not None:  # threads may be, by the flags in the low half of the first argument
-            steps += [(EQUAL, 0, 4, number), (LOAD, 0, 0, 16), (ANY_BIT, 1, 0, CLONE_THREAD), (RETURN, 0, 0, REFUSE)]
+        if name in CONDITIONS and number is not None:
+            test, value = CONDITIONS[name]
+            steps += [(EQUAL, 0, 4, number), (LOAD, 0, 0, 16), (test, 1, 0, value), (RETURN, 0, 0, REFUSE)]
             steps += [(RETURN, 0, 0, ALLOW)]
         elif number is not None:
             steps += [(EQUAL, 0, 1, number), (RETURN, 0, 0, UNKNOWN if name == "clone3" else REFUSE)]

@@ -57,6 +57,7 @@ def grade_all(
 
     Raises:
         VerifierError: no such verifier, or a ground truth is of no form that it compares with.
+        OSError: programs under test cannot be run, for want of disk or processes.
     """
     verifier = load(verifier_name)
     if verifier.limit_s is not None:

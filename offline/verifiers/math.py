@@ -56,7 +56,7 @@ class Math(Verifier):
         first, second = _plain(a), _plain(b)
         # Words are no products of letters: east is not seat.
         if first == second or _is_text(first) or _is_text(second):
-            return first == second
+            return first.casefold() == second.casefold()
         return bool(verify(_parsed(first), _parsed(second), allow_set_relation_comp=True, timeout_seconds=None))
 
 

@@ -43,6 +43,9 @@ def each(function: str, calls: Sequence[Sequence[Any]], workers: int, limit_s: f
         workers: processes at a time.
         limit_s: CPU seconds of one call, so that a busy machine changes no result; by the clock, PATIENCE times as
             long.
+
+    Raises:
+        OSError: a call raised one: the machine is at fault, such as a full disk, and no result would be true.
     """
     waiting = deque(range(len(calls)))
     idle: list[Worker] = []
@@ -57,12 +60,14 @@ def each(function: str, calls: Sequence[Sequence[Any]], workers: int, limit_s: f
                 assert isinstance(pipe, Connection)
                 worker, index = busy.pop(pipe)
                 try:
-                    result = json.loads(pipe.recv_bytes())
+                    result, fault = json.loads(pipe.recv_bytes())
                 except (EOFError, ConnectionError):  # it has ended: too slow, or crashed
                     _end(worker)
                     yield index, None
                 else:
                     idle.append(worker)
+                    if fault is not None:
+                        raise OSError(fault)
                     yield index, result
     finally:
         for worker in (*idle, *(worker for worker, _ in busy.values())):
@@ -105,14 +110,16 @@ def _work(function: str, limit_s: float, pipe: "Connection[Any, Any]") -> None:
             arguments = json.loads(pipe.recv_bytes())
         except (EOFError, ConnectionError):
             return
+        result = fault = None
         _limit(limit_s)
         try:
             result = call(*arguments)
+        except OSError as error:
+            fault = str(error)
         except Exception as error:
             logger.warning("%s failed: %s: %s", function, type(error).__name__, str(error)[:200])
-            result = None
         _limit(0)
-        pipe.send_bytes(json.dumps(result).encode())
+        pipe.send_bytes(json.dumps([result, fault]).encode())
 
 
 def _limit(limit_s: float) -> None:
