@@ -100,7 +100,7 @@ def _tables(
     try:
         opened = pq.ParquetFile(file)
         ours = set(REQUIRED) <= set(opened.schema_arrow.names)
-        for batch in opened.iter_batches(BATCH_ROWS, columns=SCHEMA.names if ours else None):
+        for batch in opened.iter_batches(BATCH_ROWS):
             if ours:
                 yield conform(pa.Table.from_batches([batch]))
                 continue

@@ -2,150 +2,201 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
-from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, BadRequestError, UnprocessableEntityError
-from openai.types.chat import ChatCompletion
-
-from offline.samplers import Job, Record, Sample, SampledArm, SamplingError, render
+from offline.chat_client import ChatClient, RefusedError, UnavailableError
+from offline.samplers import (
+    Job,
+    Limits,
+    Record,
+    Sample,
+    SampledArm,
+    SamplingError,
+    conversation,
+    local_tokenizer,
+    render,
+    request_fields,
+)
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_S = 600.0
-RETRIES = 6
-"""Of one request, with the client's backoff, which honours Retry-After: about half a minute in all."""
+
+@dataclass(frozen=True)
+class Request:
+    """A job as an endpoint is asked it."""
+
+    job: Job
+    body: Mapping[str, Any]
+    """But for what tells its k answers apart."""
+    formatted_prompt: str
+    """As the model reads it, where its tokenizer is on this machine; else the last message."""
 
 
-def sample(jobs: Sequence[Job], k: int, record: Record, concurrency: int) -> None:
+def sample(jobs: Sequence[Job], k: int, record: Record, limits: Limits) -> None:
     """Sample k answers for each job.
 
     Raises:
         SamplingError: an endpoint cannot be reached, or refuses a request.
     """
-    asyncio.run(_sample_all(jobs, k, record, concurrency))
+
+    async def record_all() -> None:
+        async for finished in sampled(prepare(jobs), k, limits):
+            record(finished)
+
+    asyncio.run(record_all())
 
 
-async def _sample_all(jobs: Sequence[Job], k: int, record: Record, concurrency: int) -> None:
-    arms = {job.arm.name: job.arm for job in jobs}
-    endpoints = {name: Endpoint(arm, k) for name, arm in arms.items()}
+def prepare(jobs: Iterable[Job]) -> list[Request]:
+    tokenizers: dict[str, Any] = {}
+    requests = []
+    for job in jobs:
+        if job.arm.source not in tokenizers:
+            tokenizers[job.arm.source] = local_tokenizer(job.arm.source)
+        tokenizer = tokenizers[job.arm.source]
+        template = None if tokenizer is None else str(tokenizer.chat_template)
+        messages = conversation(job, template)
+        body = {**request_fields(job.arm, template), "model": job.arm.model, "messages": messages}
+        text = messages[-1]["content"] if tokenizer is None else render(tokenizer, job.arm, messages)
+        requests.append(Request(job, body, text))
+    return requests
+
+
+async def sampled(requests: Sequence[Request], k: int, limits: Limits) -> AsyncIterator[Sample]:
+    """Samples as they come, of all models at once.
+
+    Raises:
+        SamplingError: an endpoint cannot be reached, or refuses a request; what was sampled before has come out.
+    """
+    finished: asyncio.Queue[Sample | None] = asyncio.Queue()
+
+    async def work() -> None:
+        try:
+            await _sample_all(requests, k, limits, finished)
+        finally:
+            finished.put_nowait(None)
+
+    task = asyncio.create_task(work())
     try:
-        for endpoint in endpoints.values():
-            await endpoint.check()
-        waiting = iter(jobs)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(jobs))):
-                group.create_task(_work(waiting, endpoints, record))
-    except ExceptionGroup as errors:
-        # The first failure cancelled the other workers.
-        raise errors.exceptions[0] from None
+        while (one := await finished.get()) is not None:
+            yield one
+        await task
     finally:
-        for endpoint in endpoints.values():
-            await endpoint.close()
+        task.cancel()
 
 
-async def _work(waiting: Iterator[Job], endpoints: dict[str, "Endpoint"], record: Record) -> None:
-    for job in waiting:
-        record(await endpoints[job.arm.name].sample(job))
+async def _sample_all(
+    requests: Sequence[Request], k: int, limits: Limits, finished: "asyncio.Queue[Sample | None]"
+) -> None:
+    by_endpoints: dict[tuple[str, ...], list[Request]] = {}
+    for request in requests:
+        by_endpoints.setdefault(request.job.arm.urls, []).append(request)
+    async with AsyncExitStack() as open_clients:
+        endpoints = []
+        for urls, theirs in by_endpoints.items():
+            arm = theirs[0].job.arm
+            client = ChatClient(urls, arm.api_keys, limits.timeout_s, limits.patience_s)
+            endpoints.append((Endpoint(await open_clients.enter_async_context(client), k), theirs))
+            try:
+                await client.check()
+            except UnavailableError as error:
+                raise _away(arm, error) from error
+        try:
+            async with asyncio.TaskGroup() as group:
+                for endpoint, theirs in endpoints:
+                    waiting = iter(theirs)
+                    for _ in range(min(limits.concurrency, len(theirs))):
+                        group.create_task(_work(waiting, endpoint, finished))
+        except ExceptionGroup as errors:
+            # The first failure cancelled the other workers.
+            raise errors.exceptions[0] from None
+
+
+async def _work(waiting: Iterator[Request], endpoint: "Endpoint", finished: "asyncio.Queue[Sample | None]") -> None:
+    for request in waiting:
+        finished.put_nowait(await endpoint.sample(request))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    text: str
+    output_tokens: int
+    truncated: bool
 
 
 class Endpoint:
-    """One arm's replicas, used in turn."""
+    """What answers the requests of one or more arms."""
 
-    def __init__(self, arm: SampledArm, k: int) -> None:
-        self._arm = arm
+    def __init__(self, client: ChatClient, k: int) -> None:
+        self._client = client
         self._k = k
-        self._clients = [
-            AsyncOpenAI(base_url=url, api_key=key, timeout=TIMEOUT_S, max_retries=RETRIES)
-            for url, key in zip(arm.urls, arm.api_keys, strict=True)
-        ]
-        self._turn = count()
-        self._tokenizer = _local_tokenizer(arm.source)
-        self._all_at_once = True
+        self._all_at_once = k > 1
         """Whether one request for k answers tells each answer's tokens; found out by trying."""
 
-    async def check(self) -> None:
-        """Fail at once, not after every retry, where nobody answers."""
-        for client in self._clients:
-            try:
-                await client.with_options(max_retries=1, timeout=10).models.list()
-            except APIConnectionError as error:
-                raise self._error(client, error) from error
-            except APIError:
-                logger.debug("%s lists no models; its answers will tell", client.base_url)
-
-    async def sample(self, job: Job) -> Sample:
-        client = self._clients[next(self._turn) % len(self._clients)]
+    async def sample(self, request: Request) -> Sample:
+        """
+        Raises:
+            SamplingError: the endpoint is away, refuses the request, or answers in another form than OpenAI's.
+        """
+        job = request.job
+        where = f"arm {job.arm.name!r}, problem {job.problem_id}"
         try:
-            answers = await self._answers(client, job)
-        except APIError as error:
-            raise self._error(client, error) from error
+            input_tokens, answers = await self._answers(request)
+        except RefusedError as error:
+            raise SamplingError(f"{where}: {error}{_hint(error)}") from error
+        except UnavailableError as error:
+            raise _away(job.arm, error) from error
+        except (KeyError, TypeError, IndexError) as error:
+            raise SamplingError(
+                f"{where}: the answer is not of OpenAI's form ({error!r}): it needs choices, and usage, without which "
+                "tokens and costs are unknown; use an endpoint that sends them"
+            ) from error
         return Sample(
             arm=job.arm.name,
             split=job.split,
             problem_id=job.problem_id,
-            formatted_prompt=self._prompt(job),
-            solutions=[solution for solution, _, _ in answers],
-            input_tokens=answers[0][1],
-            output_tokens=[tokens for _, _, tokens in answers],
+            formatted_prompt=request.formatted_prompt,
+            solutions=[answer.text for answer in answers],
+            input_tokens=input_tokens,
+            output_tokens=[answer.output_tokens for answer in answers],
+            truncated=[answer.truncated for answer in answers],
         )
 
-    async def _answers(self, client: AsyncOpenAI, job: Job) -> list[tuple[str, int, int]]:
-        """(solution, prompt tokens, completion tokens) of each of k answers."""
-        if self._k > 1 and self._all_at_once:
+    async def _answers(self, request: Request) -> tuple[int, list[_Answer]]:
+        """The prompt's tokens and k answers, the i-th from the job's seed + i."""
+        body, seed = request.body, request.job.seed
+        if self._all_at_once:
             # usage sums over the answers; vLLM's token ids tell each one's length.
             try:
-                completion = await self._complete(client, job, job.seed, n=self._k, return_token_ids=True)
-            except (BadRequestError, UnprocessableEntityError):
-                logger.debug("%s refuses n=%d with token ids; one request per answer", client.base_url, self._k)
+                completion = await self._client.complete({**body, "seed": seed, "n": self._k, "return_token_ids": True})
+            except RefusedError as error:
+                if error.status not in (400, 422):
+                    raise
+                logger.debug("%s; one request per answer", error)
             else:
-                choices = sorted(completion.choices, key=lambda choice: choice.index)
-                token_ids = [(choice.model_extra or {}).get("token_ids") for choice in choices]
-                if len(choices) == self._k and all(token_ids):
-                    prompt_tokens = _usage(completion)[0]
-                    return [
-                        (choice.message.content or "", prompt_tokens, len(ids or ()))
-                        for choice, ids in zip(choices, token_ids, strict=True)
-                    ]
+                choices = sorted(completion["choices"], key=lambda choice: choice.get("index", 0))
+                if len(choices) == self._k and all(choice.get("token_ids") for choice in choices):
+                    answers = [_answer(choice, len(choice["token_ids"])) for choice in choices]
+                    return int(completion["usage"]["prompt_tokens"]), answers
             self._all_at_once = False
-        completions = [await self._complete(client, job, job.seed + index) for index in range(self._k)]
-        return [(completion.choices[0].message.content or "", *_usage(completion)) for completion in completions]
-
-    async def _complete(self, client: AsyncOpenAI, job: Job, seed: int, **extra: Any) -> ChatCompletion:
-        body = {**self._arm.fields, "model": self._arm.model, "messages": job.messages, "seed": seed, **extra}
-        return await client.post("/chat/completions", cast_to=ChatCompletion, body=body)
-
-    def _prompt(self, job: Job) -> str:
-        if self._tokenizer is None:
-            return job.messages[-1]["content"]
-        return render(self._tokenizer, job.arm, job.messages)
-
-    def _error(self, client: AsyncOpenAI, error: APIError) -> SamplingError:
-        where = f"arm {self._arm.name!r}: {client.base_url}"
-        if isinstance(error, APIStatusError):
-            return SamplingError(f"{where} answers {error.status_code}: {error.message}")
-        return SamplingError(
-            f"{where} does not answer ({error.message}); is the server up? --url ARM=URL names another"
-        )
-
-    async def close(self) -> None:
-        for client in self._clients:
-            await client.close()
+        completions = [await self._client.complete({**body, "seed": seed + index}) for index in range(self._k)]
+        answers = [_answer(one["choices"][0], int(one["usage"]["completion_tokens"])) for one in completions]
+        return int(completions[0]["usage"]["prompt_tokens"]), answers
 
 
-def _usage(completion: ChatCompletion) -> tuple[int, int]:
-    if completion.usage is None:
-        raise SamplingError("the endpoint sends no usage, so its tokens and costs are unknown; use one that does")
-    return completion.usage.prompt_tokens, completion.usage.completion_tokens
+def _answer(choice: Mapping[str, Any], output_tokens: int) -> _Answer:
+    return _Answer(choice["message"]["content"] or "", output_tokens, choice.get("finish_reason") == "length")
 
 
-def _local_tokenizer(source: str) -> Any:
-    """The model's tokenizer where it is on this machine, else None: nothing is downloaded for a column of text."""
-    from transformers import AutoTokenizer
+def _away(arm: SampledArm, error: UnavailableError) -> SamplingError:
+    return SamplingError(f"arm {arm.name!r}: {error}; is the server up? --url ARM=URL names another")
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
-    return tokenizer if tokenizer.chat_template else None
+
+def _hint(error: RefusedError) -> str:
+    if "reasoning_effort" in str(error):
+        return "; for an endpoint that does not know it, say it yourself: --system ARM='Reasoning: low'"
+    if error.status in (401, 403):
+        return "; a replica's api_key_env names the environment variable with its key"
+    return ""

@@ -1,25 +1,19 @@
 """What `pika rollouts` is asked to sample, from its arguments and the pool's configuration; and the rows it makes."""
 
-import difflib
-import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
 
 from offline import rollout_problems
 from offline.benchmarks.base import Benchmark, Problem
+from offline.rollout_arms import pairs, sampled_arms
 from offline.samplers import Job, Key, Sample, SampledArm, job_seed
 from offline.verifiers.grading import Graded, grade_all, pass_at_k
 from server import config, sections
-
-
-class UsageError(Exception):
-    """The command cannot mean anything; the message names the fix."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,9 @@ class Run:
             name: {"model": arm.model, "source": arm.reference, "engine_args": list(arm.engine_args), **arm.fields}
             for name, arm in self.arms.items()
         }
+        for name, arm in self.arms.items():
+            prompts = {"system_prompt": arm.system_prompt, "prompt_suffix": arm.prompt_suffix}
+            arms[name] |= {field: text for field, text in prompts.items() if text}
         return {
             "benchmark": self.benchmark_name,
             "splits": self.splits,
@@ -112,6 +109,7 @@ class Run:
             "input_tokens": sample.input_tokens,
             "output_tokens": sample.output_tokens,
             **self._costs(sample.arm, sample.input_tokens, sample.output_tokens),
+            "truncated": sample.truncated,
             "metadata": rollout_problems.metadata_text(problem.metadata),
         }
 
@@ -143,18 +141,8 @@ def plan(args: Namespace) -> Run:
     """
     settings = config.load(args.config)
     benchmark = rollout_problems.benchmark(args)
-    splits = _pairs(args.split, "--split train=3000")
-    urls = _pairs(args.url, "--url small=http://127.0.0.1:8101/v1")
-    names = args.arms.split(",") if args.arms else list(settings.arms)
-    for name in (*names, *urls):
-        if name not in settings.arms:
-            near = difflib.get_close_matches(name, settings.arms, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"arms: {', '.join(settings.arms)}"
-            raise UsageError(f"unknown arm {name!r}: {hint}")
-    if args.runner == "vllm" and urls:
-        raise UsageError("--url goes with --runner endpoint")
-    if args.runner == "vllm" and find_spec("vllm") is None:
-        raise UsageError("--runner vllm needs vLLM: run `make install`, or sample from a server with --runner endpoint")
+    splits = pairs(args.split, "--split train=3000")
+    arms = sampled_arms(settings, args)
     # Last, for data may come from far away.
     problems = rollout_problems.problems(benchmark, splits, args.seed)
     source = benchmark.provenance()
@@ -164,74 +152,9 @@ def plan(args: Namespace) -> Run:
         problems={(problem.split, problem.problem_id): problem for problem in problems},
         splits=dict(Counter(problem.split for problem in problems)),
         data={**source, "sha256": rollout_problems.fingerprint(problems)} if source else {},
-        arms={name: _arm(settings, name, args, urls.get(name)) for name in names},
-        prices={name: settings.models[settings.arms[name].model].usd_per_million_tokens for name in names},
+        arms=arms,
+        prices={name: settings.models[arm.model].usd_per_million_tokens for name, arm in arms.items()},
         runner=args.runner,
         k=args.k,
         seed=args.seed,
     )
-
-
-def _arm(settings: config.Settings, name: str, args: Namespace, url: str | None) -> SampledArm:
-    arm = settings.arms[name]
-    model = settings.models[arm.model]
-    fields = dict(arm.defaults)
-    for field, value in (("temperature", args.temperature), ("max_tokens", args.max_tokens)):
-        if value is not None and arm.request.get(field, value) != value:
-            raise UsageError(f"arm {name!r} is defined by {field} {arm.request[field]}: leave out --{_flag(field)}")
-        if value is not None:
-            fields[field] = value
-    fields |= arm.request
-    for field in ("temperature", "max_tokens"):
-        if field not in fields:
-            raise UsageError(f"arm {name!r} has no {field}: give --{_flag(field)}, or set it in the arm's defaults")
-    if args.k > 1 and fields["temperature"] == 0:
-        raise UsageError(f"arm {name!r}: at temperature 0 all answers are the same: give --k 1, or a --temperature")
-    launches = [replica.launch for replica in model.replicas if replica.launch is not None]
-    replicas = [(url, "none")] if url else _endpoints(model)
-    if args.runner == "endpoint" and not replicas:
-        raise UsageError(f"arm {name!r}: no replica of {arm.model!r} has a url; give --url {name}=http://HOST:PORT/v1")
-    return SampledArm(
-        name=name,
-        model=arm.model,
-        reference=model.model,
-        source=settings.model_source(model.model),
-        max_context_tokens=model.max_context_tokens,
-        fields=fields,
-        urls=tuple(base_url for base_url, _ in replicas),
-        api_keys=tuple(key for _, key in replicas),
-        engine_args=tuple(launches[0].args) if launches else (),
-        env=_environment(launches[0]) if launches else {},
-    )
-
-
-def _endpoints(model: sections.Model) -> list[tuple[str, str]]:
-    """(base URL, API key) of each replica that runs already; servers without a key are sent a word."""
-    endpoints = []
-    for replica in model.replicas:
-        if replica.url is not None:
-            key = os.environ.get(replica.api_key_env, "") if replica.api_key_env else "none"
-            if not key:
-                raise UsageError(f"the environment variable {replica.api_key_env} holds no key for {replica.url}")
-            endpoints.append((replica.url, key))
-    return endpoints
-
-
-def _environment(launch: sections.Launch) -> dict[str, str]:
-    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu) for gpu in launch.gpus)} if launch.gpus else {}
-    return {**launch.env, **gpus}
-
-
-def _pairs(texts: Sequence[str], example: str) -> dict[str, str]:
-    """NAME=VALUE, each name once."""
-    pairs: dict[str, str] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if not name or not value or name in pairs:
-            raise UsageError(f"{text!r}: write NAME=VALUE, each name once, such as {example}")
-        pairs[name] = value
-    return pairs
-
-
-def _flag(field: str) -> str:
-    return field.replace("_", "-")

@@ -44,16 +44,19 @@ SCHEMA = pa.schema(
         ("input_cost_usd_once", pa.float64()),
         ("total_output_cost_usd", pa.float64()),
         ("total_cost_usd", pa.float64()),
+        ("truncated", pa.list_(pa.bool_())),
         ("metadata", pa.string()),
     ]
 )
 """One row per (arm, split, problem_id). Lists have k entries; costs are of all k answers, the input's once.
 
-`metadata` is a JSON object of what else is known of the problem, such as its level; null where that is nothing. Files
-written before there was this column lack it.
+`truncated` tells which answers max_tokens, or the context's end, cut off. `metadata` is a JSON object of what else is
+known of the problem, such as its level; null where that is nothing.
 """
 
-REQUIRED = tuple(name for name in SCHEMA.names if name != "metadata")
+OPTIONAL = ("truncated", "metadata")
+"""Null in rollouts from elsewhere; files written before there were these columns lack them."""
+REQUIRED = tuple(name for name in SCHEMA.names if name not in OPTIONAL)
 """The columns without which a file holds no rollouts."""
 
 METADATA = b"pika"
@@ -69,6 +72,10 @@ class StoreError(Exception):
     """The files at hand are not this run's, damaged, or in use; the message names the fix."""
 
 
+class WriteError(OSError):
+    """The disk takes no more; what is on it stays whole."""
+
+
 class Journal:
     """The samples of an unfinished run. A context manager; one process at a time."""
 
@@ -77,12 +84,13 @@ class Journal:
 
         Raises:
             StoreError: it was begun with other settings, is damaged, or another run is writing it.
+            WriteError: the disk is full.
         """
         self.path = journal_path(out)
         self.samples: dict[Key, Sample] = {}
         self._synced = time.monotonic()
         try:
-            self._file: IO[bytes] = self.path.open("a+b")
+            self._file: IO[bytes] = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror}") from error
         try:
@@ -91,7 +99,7 @@ class Journal:
         except BlockingIOError:
             self._file.close()
             raise StoreError(f"another run is writing {self.path}: wait for it, or give another --out") from None
-        except StoreError:
+        except (StoreError, WriteError):
             self._file.close()
             raise
 
@@ -112,17 +120,25 @@ class Journal:
             raise StoreError(f"{self.path} is damaged ({error}): delete it to start anew") from error
 
     def add(self, sample: Sample) -> None:
+        """
+        Raises:
+            WriteError: the disk is full; the sample is not kept.
+        """
         if sample.key in self.samples:
             raise ValueError(f"{sample.key} was sampled twice")
-        self.samples[sample.key] = sample
         self._write(asdict(sample))
+        self.samples[sample.key] = sample
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        # The system has the line even if this process is killed now; the disk has it within SYNC_S of work.
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_S:
-            self._sync()
+        left = json.dumps(line).encode() + b"\n"
+        try:
+            # The system has the line even if this process is killed now; the disk has it within SYNC_S of work.
+            while left:
+                left = left[self._file.write(left) :]
+            if time.monotonic() - self._synced > SYNC_S:
+                self._sync()
+        except OSError as error:
+            raise _full(self.path, error) from error
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -137,6 +153,11 @@ class Journal:
 
     def remove(self) -> None:
         self.path.unlink()
+
+
+def _full(path: Path, error: OSError) -> WriteError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return WriteError(f"cannot write {path}: {reason}; make room on its disk")
 
 
 def journal_path(out: Path) -> Path:
@@ -171,17 +192,23 @@ def to_table(rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> pa.Ta
 def conform(table: pa.Table) -> pa.Table:
     """The columns of the schema alone, those that the table may lack as nulls."""
     there = {name: table[name] if name in table.column_names else pa.nulls(len(table)) for name in SCHEMA.names}
-    return pa.table(there).cast(SCHEMA)
+    return pa.table(there).cast(SCHEMA).replace_schema_metadata(table.schema.metadata)
 
 
 def write(out: Path, table: pa.Table) -> None:
-    """Write the whole file or nothing."""
+    """Write the whole file or nothing.
+
+    Raises:
+        WriteError: the disk is full.
+    """
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         pq.write_table(table, unfinished, compression="zstd", compression_level=9)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(out)
+    except OSError as error:
+        raise _full(out, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -200,4 +227,4 @@ def read(out: Path, settings: Settings) -> pa.Table | None:
     except (OSError, pa.ArrowInvalid, ValueError, KeyError) as error:
         raise StoreError(f"{out} is there and was not written by `pika rollouts`: give another --out") from error
     same_settings(found, settings, out)
-    return table
+    return conform(table)

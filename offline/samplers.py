@@ -41,6 +41,10 @@ class SampledArm:
     """vLLM's command line, for in-process vLLM."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment of in-process vLLM."""
+    system_prompt: str | None = None
+    """Stands before the benchmark's own, if that has one."""
+    prompt_suffix: str = ""
+    """Appended to the problem as it stands."""
 
     @property
     def max_tokens(self) -> int:
@@ -72,6 +76,8 @@ class Sample:
     """Of the prompt, once."""
     output_tokens: list[int]
     """(k,), end tokens included."""
+    truncated: list[bool]
+    """(k,): whether max_tokens, or the context's end, cut the answer off."""
 
     @property
     def key(self) -> Key:
@@ -79,6 +85,18 @@ class Sample:
 
 
 Record = Callable[[Sample], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What endpoints are asked to bear, and we of them."""
+
+    concurrency: int = 32
+    """Requests at a time, to the endpoints of each model."""
+    timeout_s: float = 600.0
+    """For one request's answers."""
+    patience_s: float = 120.0
+    """How long all endpoints of a model may be away in mid-run before the run stops."""
 
 
 def job_seed(seed: int, problem_id: str) -> int:
@@ -89,10 +107,51 @@ def job_seed(seed: int, problem_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()[:4], "big") >> 1
 
 
+def conversation(job: Job, template: str | None) -> list[Message]:
+    """The job's messages with its arm's system prompt and suffix.
+
+    An arm's `reasoning_effort` is a request field: OpenAI-compatible servers take it, and vLLM hands it to the chat
+    template; gpt-oss's writes "Reasoning: low" into the system message. A template that does not know the field would
+    drop it without a word, and all efforts would be one arm: there the same line is put into the system message.
+
+    Args:
+        template: the model's chat template, where it is at hand.
+    """
+    messages = [dict(message) for message in job.messages]
+    messages[-1]["content"] += job.arm.prompt_suffix
+    system = [] if job.arm.system_prompt is None else [job.arm.system_prompt]
+    if "reasoning_effort" in job.arm.fields and not takes_effort(template):
+        system.insert(0, f"Reasoning: {job.arm.fields['reasoning_effort']}")
+    if system and messages[0]["role"] == "system":
+        system.append(messages.pop(0)["content"])
+    return [{"role": "system", "content": "\n\n".join(system)}, *messages] if system else messages
+
+
+def request_fields(arm: SampledArm, template: str | None) -> dict[str, Any]:
+    """The arm's fields as an endpoint is sent them; see `conversation`."""
+    return {name: value for name, value in arm.fields.items() if name != "reasoning_effort" or takes_effort(template)}
+
+
+def takes_effort(template: str | None) -> bool:
+    """Whether `reasoning_effort` shows in prompts: vLLM also turns it into `enable_thinking`."""
+    return template is None or "reasoning_effort" in template or "enable_thinking" in template
+
+
 def render(tokenizer: Any, arm: SampledArm, messages: Sequence[Message]) -> str:
     """The prompt's text after the model's chat template, as vLLM's server renders it for the arm's fields."""
     kwargs = dict(arm.fields.get("chat_template_kwargs", {}))
-    if "reasoning_effort" in arm.fields:
-        kwargs["reasoning_effort"] = arm.fields["reasoning_effort"]
+    if (effort := arm.fields.get("reasoning_effort")) is not None:
+        kwargs = {"enable_thinking": effort != "none", **kwargs, "reasoning_effort": effort}
     text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **kwargs)
     return text
+
+
+def local_tokenizer(source: str) -> Any:
+    """The model's tokenizer where it is on this machine, else None: nothing is downloaded for a column of text."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    return tokenizer if tokenizer.chat_template else None

@@ -1,17 +1,10 @@
 """`pika rollouts`, run as a user runs it, on the nano pool."""
 
 import json
-import os
 import random
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,53 +12,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from offline.rollout_store import METADATA, SCHEMA, Journal, StoreError
 from offline.rollouts import main
 from offline.samplers import Sample, job_seed
-
-ROOT = Path(__file__).parents[1]
-POOL = ROOT / "offline" / "nano_pool" / "pool.yaml"
-TIMEOUT_S = 170
-
-
-def command(out: Path, *options: str, splits: tuple[str, ...] = ("test=12",), k: int = 4) -> list[str]:
-    split_options = [option for split in splits for option in ("--split", split)]
-    return [str(POOL), "--benchmark", "running_total", *split_options, "--k", str(k), "--out", str(out), *options]
-
-
-def pika(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server", "rollouts", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-
-
-def rows(out: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    table = pq.read_table(out)
-    by_key = {(row["arm"], row["split"], row["problem_id"]): row for row in table.to_pylist()}
-    assert len(by_key) == len(table), "doubled rows"
-    return by_key
-
-
-def check_row(row: dict[str, Any], prices: tuple[float, float], k: int) -> None:
-    """A row agrees with itself."""
-    lists = ("generated_solutions", "extracted_answers", "correct", "output_tokens")
-    assert [len(row[name]) for name in lists] == [k] * 4
-    assert row["correct"] == [answer == row["ground_truth"] for answer in row["extracted_answers"]]
-    assert row["success_rate"] == sum(row["correct"]) / k
-    assert row["pass_at_k"] == float(any(row["correct"]))
-    assert row["majority_vote_is_correct"] == (row["majority_vote_answer"] == row["ground_truth"])
-    assert row["problem"] in row["formatted_prompt"]
-    assert row["formatted_prompt"].endswith("<|im_start|>assistant\n")
-    input_price, output_price = prices
-    assert row["input_cost_usd_once"] == pytest.approx(row["input_tokens"] * input_price / 1e6)
-    assert row["total_output_cost_usd"] == pytest.approx(sum(row["output_tokens"]) * output_price / 1e6)
-    assert row["total_cost_usd"] == pytest.approx(row["input_cost_usd_once"] + row["total_output_cost_usd"])
+from tests.support.rollouts import (
+    POOL,
+    ROOT,
+    TIMEOUT_S,
+    Picky,
+    changed_pool,
+    check_kept,
+    check_row,
+    command,
+    journalled,
+    picky_server,
+    pika,
+    rows,
+    start,
+    wait_for_lines,
+    wait_until_gone,
+)
 
 
 @pytest.mark.vllm
@@ -77,21 +44,17 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     result = pika(*command(whole, *options, splits=splits))
     assert result.returncode == 0, result.stderr
 
-    arguments = [sys.executable, "-m", "server", "rollouts", *command(killed, *options, splits=splits)]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = tmp_path / "killed.parquet.partial"
-    enough = random.randint(2, 300)
-    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < enough):
-        time.sleep(0.002)
+    process = start(*command(killed, *options, splits=splits))
+    wait_for_lines(journal, random.randint(2, 300), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     assert not killed.exists()
     assert children
     for child in children:
         wait_until_gone(int(child))
-    with journal.open("rb") as file:
-        done = [json.loads(line) for line in file.read().split(b"\n")[1:-1]]
+    done = journalled(journal)
     assert 0 < len(done) < 340
     with journal.open("ab") as file:
         file.write(b'{"arm": "nano-small", "spl')  # torn
@@ -105,9 +68,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not journal.exists()
     expected, resumed = rows(whole), rows(killed)
     assert list(resumed) == list(expected)
-    for sample in done:
-        row = resumed[sample["arm"], sample["split"], sample["problem_id"]]
-        assert row["generated_solutions"] == sample["solutions"]
+    check_kept(done, resumed)
     for row in resumed.values():
         check_row(row, {"nano-small": (0.025, 0.1), "nano-medium": (0.1, 0.4)}[row["arm"]], k=4)
     # Seeds belong to problems, so order and company hardly matter; rounding in other batches may turn a close draw.
@@ -124,19 +85,6 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert again.returncode == 0
     assert "complete already" in again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["rows"] == len(table)
-
-
-def wait_until_gone(pid: int) -> None:
-    """A process that is no zombie for long either."""
-    for _ in range(1000):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        if ") Z " in Path(f"/proc/{pid}/stat").read_text():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"process {pid} outlived its parent")
 
 
 @pytest.mark.vllm
@@ -156,52 +104,10 @@ def test_an_endpoint_gives_what_in_process_vllm_gives(tmp_path: Path, vllm_pool:
     assert sum(same) >= len(same) - 2
 
 
-class Picky(BaseHTTPRequestHandler):
-    """An endpoint that is busy at first and gives one answer per request."""
-
-    protocol_version = "HTTP/1.1"
-    requests: list[dict[str, Any]]
-    busy: list[float]
-
-    def do_GET(self) -> None:
-        self._reply(404, {"error": {"message": "no list here"}})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if not self.busy:
-            self.busy.append(time.monotonic())
-            self._reply(429, {"error": {"message": "busy"}}, {"retry-after": "1"})
-        elif "n" in body:
-            self._reply(400, {"error": {"message": "n is not supported"}})
-        else:
-            self.requests.append(body)
-            message = {"role": "assistant", "content": rf"so \boxed{{{body['seed'] % 50}}}"}
-            usage = {"prompt_tokens": 30, "completion_tokens": 5, "total_tokens": 35}
-            self._reply(200, {"choices": [{"index": 0, "message": message}], "usage": usage})
-
-    def _reply(self, code: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-        payload = json.dumps(body).encode()
-        self.send_response(code)
-        for name, value in {**(headers or {}), "content-type": "application/json"}.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def picky() -> Iterator[tuple[str, type[Picky]]]:
-    handler = type("Handler", (Picky,), {"requests": [], "busy": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with picky_server() as server:
+        yield server
 
 
 def test_a_busy_endpoint_without_n_is_asked_again_one_answer_at_a_time(
@@ -217,6 +123,7 @@ def test_a_busy_endpoint_without_n_is_asked_again_one_answer_at_a_time(
         seed = job_seed(0, problem_id)
         assert row["extracted_answers"] == [str((seed + index) % 50) for index in range(4)]
         assert (row["input_tokens"], row["output_tokens"]) == (30, [5, 5, 5, 5])
+        assert row["truncated"] == [(seed + index) % 2 == 1 for index in range(4)]
     assert len(handler.requests) == 12
     assert all(body["max_tokens"] == 9 and body["temperature"] == 0.7 for body in handler.requests)
     assert all(body["model"] == "nano-large" for body in handler.requests)
@@ -229,20 +136,10 @@ def test_an_endpoint_that_is_away_is_named_and_nothing_is_lost(
     options = ("--arms", "nano-large", "--runner", "endpoint", "--url")
     assert main(command(out, *options, "nano-large=http://127.0.0.1:9/v1")) == 1
     message = capsys.readouterr().err
-    assert "'nano-large': http://127.0.0.1:9/v1/ does not answer" in message
+    assert "'nano-large': http://127.0.0.1:9/v1 does not answer" in message
     assert "--url ARM=URL" in message
     assert main(command(out, *options, f"nano-large={picky[0]}")) == 0
     assert len(rows(out)) == 12
-
-
-def changed_pool(folder: Path, **changes: Any) -> Path:
-    """The nano pool's configuration, but for what is changed of nano-large's model."""
-    pool = yaml.safe_load(POOL.read_text())
-    for model in pool["models"].values():
-        model["model"] = str(POOL.parent / model["model"])
-    pool["models"]["nano-large"] |= changes
-    (folder / "pool.yaml").write_text(yaml.safe_dump(pool))
-    return folder / "pool.yaml"
 
 
 @pytest.fixture
@@ -354,7 +251,7 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.Ca
 
 
 def sample(index: int) -> Sample:
-    return Sample("arm", "test", f"test-{index}", "prompt\n", ["a\u2028b", ""], 3, [2, 1])
+    return Sample("arm", "test", f"test-{index}", "prompt\n", ["a\u2028b", ""], 3, [2, 1], [False, True])
 
 
 def test_the_journal_drops_a_torn_line_and_keeps_the_rest(tmp_path: Path) -> None:
