@@ -1,13 +1,8 @@
 """`pika data convert`: other people's results as rollouts, and rollouts as the research project's files."""
 
-import hashlib
-import platform
-import shlex
-import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +11,7 @@ from rich.table import Column, Table
 
 from offline.evaluate import DataError, split_name
 from offline.hub_cli import cell, parser, print_json, run
+from offline.provenance import provenance
 
 if TYPE_CHECKING:  # pyarrow comes with it
     from offline.conversion import Converted
@@ -121,7 +117,7 @@ def _to_research(files: Sequence[Path], args: Namespace, argv: Sequence[str]) ->
         rollouts = read_rollouts(files[0])
         before = noted(rollouts.schema)
         kept = {name: before[name] for name in ("tokens", "notes") if name in before}
-        written = write_research(rollouts, args.out, _provenance(argv, files, None) | kept)
+        written = write_research(rollouts, args.out, provenance("data convert", argv, None, files) | kept)
     table = Table(Column("file", overflow="fold"), "rows", box=None)
     for path, rows in written.items():
         table.add_row(cell(str(path)), f"{rows:,}")
@@ -147,7 +143,7 @@ def _to_rollouts(files: Sequence[Path], research: bool, args: Namespace, argv: S
             prices = pool_file.price_arms(prices, {row["arm"]: row["model"] for row in rows})
             rows = [{**row, **conversion.costs(row, prices[row["arm"]])} for row in rows]
         one_sided = conversion.one_sided(rows)
-        provenance = _provenance(argv, files, args.seed) | {
+        origin = provenance("data convert", argv, args.seed, files) | {
             "splits": shares or "kept",
             "tokens": converted.tokens,
             "notes": list(converted.notes),
@@ -160,7 +156,7 @@ def _to_rollouts(files: Sequence[Path], research: bool, args: Namespace, argv: S
         if args.pool is not None:
             text = pool_file.pool_text(rows, prices, one_sided, args.pool.stem, converted.notes)
             pool_file.write_whole(args.pool, text)
-        write(args.out, to_table(rows, provenance))
+        write(args.out, to_table(rows, origin))
     summary = {"out": str(args.out), "pool": None if args.pool is None else str(args.pool)}
     print_json(summary | report(replace(converted, rows=rows), one_sided, told))
     return 0
@@ -185,21 +181,6 @@ def _read(files: Sequence[Path], research: bool, args: Namespace) -> "tuple[Conv
     answers = read_answers(read_table(files), _pairs(args.column), args.models, args.threshold)
     told = {"columns": answers.used, "unused_columns": answers.unused}
     return conversion.rollouts(answers, arm_names(answers.models), sampled), told
-
-
-def _provenance(argv: Sequence[str], files: Sequence[Path], seed: int | None) -> dict[str, Any]:
-    return {
-        "command": shlex.join(["pika", "data", "convert", *argv]),
-        "versions": {"python": platform.python_version(), "pika-router": version("pika-router")},
-        "inputs": {str(file): _sha256(file) for file in files},
-        "seed": seed,
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:

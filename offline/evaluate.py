@@ -1,6 +1,5 @@
 """Outcomes of rollouts as matrices, and how sure one may be of a mean over problems."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from offline.provenance import sha256
 
 if TYPE_CHECKING:
     import pandas
@@ -63,11 +64,10 @@ def read_rollouts(file: Path, columns: Sequence[str], optional: Sequence[str] = 
             raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")
         wanted = [*columns, *(column for column in optional if column in names)]
         frame = pyarrow.parquet.read_table(file, columns=wanted).to_pandas()
-        with file.open("rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256(file)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {file} as parquet: {error}") from error
-    return frame, sha256
+    return frame, digest
 
 
 def read_outcomes(file: Path, split: str, arms: list[str]) -> Outcomes:

