@@ -10,11 +10,11 @@ from typing import Any
 
 from offline.answer_table import Answers
 from offline.evaluate import DataError, split_name
+from offline.provenance import RECORDED
 from server.sections import Prices
 
 CHARACTERS_PER_TOKEN = 4
 ESTIMATED = f"estimated: characters / {CHARACTERS_PER_TOKEN}"
-RECORDED = "recorded"
 OUTPUT_TOKENS = 256
 """Of an answer whose text and tokens are not on record."""
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}

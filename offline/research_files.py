@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from offline.answer_table import read_table
-from offline.conversion import ESTIMATED, RECORDED, Converted, Row, Sampled, assumed_tokens, estimate, same_text
+from offline.conversion import ESTIMATED, Converted, Row, Sampled, assumed_tokens, estimate, same_text
 from offline.evaluate import DataError, split_name
 from offline.foreign_rollouts import our_row
+from offline.provenance import METADATA, RECORDED, noted
 from offline.rollout_dataset import configurations, sampled_arms
-from offline.rollout_store import METADATA, write
+from offline.rollout_store import write
 
 LOST = "the arms' own names, the extracted answers, seeds and metadata"
 """What these files have no place for."""
@@ -64,7 +65,7 @@ def read_research(files: Sequence[Path], model: str | None, sampled: Sampled) ->
     tokens, notes = RECORDED, dict[str, None]()
     for file in files:
         table = read_table([file])
-        before = noted(table.schema)
+        before = noted(table.schema.metadata)
         notes |= dict.fromkeys(before.get("notes", []))
         for row, note in _rows_of(table, file, model, sampled):
             key = (row["arm"], same_text(row["problem"]))
@@ -78,14 +79,6 @@ def read_research(files: Sequence[Path], model: str | None, sampled: Sampled) ->
             if note is not None or before.get("tokens", RECORDED) != RECORDED:
                 tokens = ESTIMATED
     return Converted(rows, tokens, len(repeated), notes=tuple(notes))
-
-
-def noted(schema: pa.Schema) -> dict[str, Any]:
-    """What the file that we wrote says of where it comes from; nothing of another's."""
-    try:
-        return dict(json.loads((schema.metadata or {})[METADATA]))
-    except (ValueError, TypeError, KeyError):
-        return {}
 
 
 def _rows_of(table: pa.Table, file: Path, model: str | None, sampled: Sampled) -> Iterator[tuple[Row, str | None]]:

@@ -7,7 +7,6 @@
 The layout of CoffeeGitta/pika-math-generations, as `datasets` writes it.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from offline.evaluate import DataError
-from offline.rollout_store import METADATA, REQUIRED
+from offline.provenance import noted
+from offline.rollout_store import REQUIRED
 
 README = "README.md"
 MAX_LEN = "max_len"
@@ -102,7 +102,7 @@ def configurations(rollouts: pa.Table) -> dict[str, str]:
 def sampled_arms(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """What `pika rollouts` noted of each arm that was sampled together; empty where it did not write the rows."""
     try:
-        arms = json.loads((schema.metadata or {})[METADATA])["settings"]["arms"]
+        arms = noted(schema.metadata)["settings"]["arms"]
         return {str(name): dict(arm) for name, arm in arms.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}

@@ -16,6 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from offline.provenance import METADATA
 from offline.samplers import Key, Sample
 
 SCHEMA = pa.schema(
@@ -58,9 +59,6 @@ OPTIONAL = ("truncated", "metadata")
 """Null in rollouts from elsewhere; files written before there were these columns lack them."""
 REQUIRED = tuple(name for name in SCHEMA.names if name not in OPTIONAL)
 """The columns without which a file holds no rollouts."""
-
-METADATA = b"pika"
-"""Key of the parquet metadata that holds where the rows come from, as JSON."""
 
 SYNC_S = 1.0
 

@@ -18,7 +18,7 @@ from offline.conformal import SAYS, Guarantee, guarantee, reach
 from offline.evaluate import DataError, Outcomes, read_outcomes, split_name
 from offline.evaluation.known import saw, validation
 from offline.policy_search import RESAMPLES, SIMPLEST_FIRST, Target, TuneError, Tuning, tune
-from offline.provenance import provenance
+from offline.provenance import caveats, provenance
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
@@ -71,6 +71,8 @@ def main(argv: list[str]) -> int:
         return 1
     _show(tuning, list(settings.arms))
     _show_spread(tuning)
+    for note in caveats([options.data]).notes:
+        print(f"- {note}", file=sys.stderr)
     brief = {key: value for key, value in result.items() if key not in ("table", "provenance")}
     if held is not None:
         print(reach(held, options.guarantee))

@@ -25,8 +25,8 @@ from offline import disagreements
 from offline.benchmarks import base as benchmarks
 from offline.disagreements import Judged
 from offline.evaluate import DataError
-from offline.provenance import provenance
-from offline.rollout_store import METADATA, write
+from offline.provenance import METADATA, noted, provenance
+from offline.rollout_store import write
 from offline.verifiers.base import VerifierError, names
 from offline.verifiers.grading import Graded, grade_all, pass_at_k
 
@@ -202,7 +202,7 @@ def _regraded(table: pa.Table, rollouts: bool, graded: Sequence[Graded], origin:
         else:
             table = table.append_column(name, pa.array(values, pa.string()))
     metadata = table.schema.metadata or {}
-    before = json.loads(metadata.get(METADATA, b"{}"))
+    before = noted(metadata)
     now = before | {"verified": [*before.get("verified", []), origin]}
     return table.replace_schema_metadata(metadata | {METADATA: json.dumps(now, ensure_ascii=False).encode()})
 

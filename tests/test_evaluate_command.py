@@ -10,7 +10,9 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 
+from offline.data_convert import convert
 from offline.evaluation.command import main
+from offline.report.command import main as report
 from tests.support.probes import NANO_POOL
 from tests.test_tune import write_pool
 
@@ -80,6 +82,7 @@ def test_figures_are_those_of_the_rows(tmp_path: Path, file: Path, capsys: pytes
         "benchmark": "colours",
         "problems": {"validation": 120, "test": 60},
         "k": {"small": 4, "medium": 4, "large": 4},
+        "tokens": "recorded",
         "duplicates_removed": 0,
     }
     assert len(rows) == 60
@@ -314,6 +317,35 @@ def test_one_arm_alone_is_itself(tmp_path: Path, file: Path, capsys: pytest.Capt
     code, out, err = run(capsys, tmp_path / "one.yaml", "--data", file, "--out", tmp_path / "out", "--draws", "20")
     assert code == 0, err
     assert not json.loads(out.splitlines()[-1])["verdict"]["beats_controls"]
+
+
+def test_what_a_file_says_of_itself_is_said_of_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = rollouts(20, k=1)
+    answers = frame.assign(is_correct=[row[0] for row in frame["correct"]], response="word " * 8)
+    answers = answers[["problem_id", "problem", "split", "arm", "response", "is_correct"]]
+    pd.concat([answers, answers.assign(problem_id="again " + answers["problem_id"])]).to_csv(tmp_path / "set.csv")
+    prices = [word for arm in ARMS for word in ("--price", f"{arm}=1/2")]
+    converted = tmp_path / "converted.parquet"
+    assert convert([str(tmp_path / "set.csv"), "--keep-splits", "--out", str(converted), *prices]) == 0
+    for folder, files in (
+        ("alone", ("--data", converted)),
+        ("second", ("--data", tmp_path / "fresh.parquet", "--validation-data", converted)),
+    ):
+        fresh = rollouts(20, k=1, seed=9).query("split == 'test'")
+        fresh.assign(problem="fresh " + fresh["problem"]).to_parquet(tmp_path / "fresh.parquet")
+        code, _, err = run(capsys, write_pool(tmp_path), *files, "--out", tmp_path / folder, *QUICK)
+        assert code == 0, err
+        found = json.loads((tmp_path / folder / "evaluation.json").read_text())
+        assert found["data"]["tokens"] == "estimated: characters / 4"
+        assert found["data"]["duplicates_removed"] == 100
+        notes = " ".join(found["notes"])
+        assert "Costs are tokens (estimated: characters / 4) times the configured prices" in notes
+        assert "Costs are recorded tokens" not in notes
+        assert "Output tokens are estimated: the response's characters / 4." in notes
+        assert "Output tokens are estimated" in err
+        assert report([str(tmp_path / folder)]) == 0
+        for name in ("report.html", "report.md", "table.tex"):
+            assert "okens estimated: characters / 4" in (tmp_path / folder / "report" / name).read_text(), name
 
 
 def test_test_problems_cannot_choose_knobs(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from offline.evaluation.samples import Samples, check_leakage, read_samples
 from offline.evaluation.shown import table
 from offline.evaluation.verdict import verdict
 from offline.policy_search import Target
-from offline.provenance import provenance
+from offline.provenance import RECORDED, Caveats, caveats, provenance
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
@@ -113,14 +113,14 @@ def _result(
     argv: Sequence[str],
 ) -> dict[str, Any]:
     """`evaluation.json`."""
-    inputs = [Path(options.config), *(file for file in (options.data, options.validation_data) if file is not None)]
+    files = [file for file in (options.data, options.validation_data) if file is not None]
     hashes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
-    trial, samples = found.scale.trial, now.samples
+    trial, samples, told = found.scale.trial, now.samples, caveats(files)
     mixed = [one for one in found.methods if one.group == "policy" and one.arms is not None]
     return {
         "schema_version": 1,
         "provenance": {
-            **provenance("evaluate", argv, options.seed, inputs),
+            **provenance("evaluate", argv, options.seed, [Path(options.config), *files]),
             "draws": options.draws,
             "pool_sha256": pool_sha256(settings, hashes),
         },
@@ -132,11 +132,14 @@ def _result(
                 "test": len(samples.outcomes.problems),
             },
             "k": {arm.name: arm.k for arm in samples.arms},
-            "duplicates_removed": samples.duplicates_removed + before.samples.duplicates_removed,
+            "tokens": told.tokens,
+            "duplicates_removed": told.duplicates_removed
+            + samples.duplicates_removed
+            + before.samples.duplicates_removed,
         },
         "target": str(options.target),
         "prefill_usd": now.known.prefill_usd,
-        "notes": _notes(found, artifacts, before, now, options),
+        "notes": _notes(found, artifacts, now, told, options),
         "arms": [_arm(settings, artifacts, found, i, options) for i in range(len(trial.arms))],
         "best_single": trial.arms[trial.best_arm],
         "methods": [figures(method, found.scale) for method in found.methods],
@@ -169,13 +172,15 @@ def _arm(
 
 
 def _notes(
-    found: Evaluation, artifacts: "Mapping[str, Artifact]", before: Known, now: Known, options: Namespace
+    found: Evaluation, artifacts: "Mapping[str, Artifact]", now: Known, told: Caveats, options: Namespace
 ) -> list[str]:
     """What a reader must know."""
+    tokens = "recorded tokens" if told.tokens == RECORDED else f"tokens ({told.tokens})"
     trial, accuracy = found.scale.trial, now.samples.success_rate.mean(axis=0)
     notes = [
         "Knobs are chosen on validation problems by predicted accuracy, corrected by what was measured there.",
-        "Costs are recorded tokens times the configured prices; methods that read probes pay for the probes' prefill.",
+        f"Costs are {tokens} times the configured prices; methods that read probes pay for the probes' prefill.",
+        *told.notes,
         *found.notes,
     ]
     if any(saw(one, now.samples.outcomes.sha256, options.test_split) for one in artifacts.values()):

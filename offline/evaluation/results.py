@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from offline.evaluation.evaluation import Evaluation
-
-METADATA = b"pika"
-"""Key of the parquet metadata that holds where the rows come from, as JSON."""
+from offline.provenance import METADATA
 
 
 def to_table(found: Evaluation, provenance: Mapping[str, Any]) -> pa.Table:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from offline.evaluate import DataError
+from offline.provenance import RECORDED
 
 SCHEMA_VERSION = 1
 FILE, RESULTS = "evaluation.json", "results.parquet"
@@ -168,6 +169,7 @@ class Data(_Part):
     benchmark: Text
     problems: Problems
     k: dict[Text, int]
+    tokens: Text = RECORDED
     duplicates_removed: NonNegativeInt
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from offline.provenance import RECORDED
 from offline.report.curves import Frontier, frontier
 from offline.report.figures import Figure
 from offline.report.metrics import Column
@@ -128,9 +129,12 @@ def _about(evaluation: Evaluation) -> str:
     data = evaluation.data
     problems = f"{data.problems.test:,} test problems, knobs chosen on {data.problems.validation:,} others"
     repeated = f"; {data.duplicates_removed:,} duplicates removed" if data.duplicates_removed else ""
+    tokens = "" if data.tokens == RECORDED else f"; tokens {data.tokens}"
     k = sorted(set(data.k.values()))
     answers = f"k = {' to '.join(str(one) for one in dict.fromkeys((k[0], k[-1])))}" if k else ""
-    return ", ".join(filter(None, (data.benchmark, f"{len(evaluation.arms)} arms", answers, problems))) + repeated
+    return (
+        ", ".join(filter(None, (data.benchmark, f"{len(evaluation.arms)} arms", answers, problems))) + repeated + tokens
+    )
 
 
 def _tiles(method: str | None, among: list[Table]) -> tuple[Tile, ...]:

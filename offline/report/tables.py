@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from offline.provenance import RECORDED
 from offline.report.figures import FINE, PERCENT, POINTS, RATIO, WHOLE, Figure, Money, Unit, knob
 from offline.report.metrics import Column, metric
 from offline.report.model import Arm, Evaluation, Method
@@ -94,7 +95,7 @@ def _chosen(evaluation: Evaluation) -> Table:
     caption = (
         f"Test problems, each knob as chosen on validation problems, against always {evaluation.best_single}. Best in "
         "bold, oracles aside; of savings, the best of those not clearly less accurate: their difference's interval "
-        "reaches 0."
+        f"reaches 0.{_on_tokens(evaluation)}"
     )
     rows = _method_rows(ordered(evaluation), columns, units, lambda method: knob(method.knob))
     close = {method.name for method in evaluation.methods if method.accuracy_diff.high >= 0}
@@ -112,10 +113,16 @@ def _frontiers(evaluation: Evaluation) -> Table:
     methods = [m for m in ordered(evaluation) if any(getattr(m, name) is not None for name in have)]
     caption = (
         f"Over all knobs on the test problems, against always {evaluation.best_single}. Best in bold, oracles aside; a "
-        "dash where a figure is not defined."
+        f"dash where a figure is not defined.{_on_tokens(evaluation)}"
     )
     rows = _embolden(_method_rows(methods, columns, tuple(have.values())), columns)
     return Table("frontiers", "Whole frontiers", caption, ("method",), columns, rows)
+
+
+def _on_tokens(evaluation: Evaluation) -> str:
+    """A sentence where costs do not stand on a server's counts."""
+    tokens = evaluation.data.tokens
+    return "" if tokens == RECORDED else f" Costs: tokens {tokens}."
 
 
 def _method_rows(
