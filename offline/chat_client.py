@@ -165,7 +165,9 @@ class ChatClient:
     async def _post(self, replica: Replica, content: bytes) -> Any:
         url = replica.url
         try:
-            async with self._session.post(f"{url}/chat/completions", data=content, headers=replica.headers) as response:
+            async with self._session.post(
+                f"{url}/chat/completions", data=content, headers=replica.headers, proxy=replica.proxy
+            ) as response:
                 data, status = await response.read(), response.status
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _FailedError(f"{url} does not answer ({_reason(error)})", blames_request=False) from error

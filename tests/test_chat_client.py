@@ -200,6 +200,20 @@ def test_a_replica_that_hangs_holds_few_requests(quick: None) -> None:
     assert 4 <= len(hanging.requests) < 12
 
 
+def test_the_environments_proxy_is_asked_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def checked(client: ChatClient) -> Any:
+        await client.check()
+        return await client.complete(BODY)
+
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with running(in_turn(fails_with(404), answers)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        assert talk("http://models.invalid/v1", say=checked) == ANSWER
+    there = "http://models.invalid/v1"
+    assert [request.path for request in proxy.requests] == [f"{there}/models", f"{there}/chat/completions"]
+
+
 def test_nobody_there_is_said_at_once(away: str) -> None:
     with pytest.raises(UnavailableError, match=f"{away} does not answer .*; {away} does not answer"):
         talk(away, away, say=ChatClient.check)
