@@ -6,7 +6,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from pydantic import ValidationError
+
 from offline.samplers import SampledArm
+from probes.json_text import problems
 from server import config, sections
 
 EVERY_ARM = "*"
@@ -23,7 +26,8 @@ def sampled_arms(settings: config.Settings, args: Namespace) -> dict[str, Sample
     Raises:
         UsageError: an argument is wrong, or does not go with the configuration.
     """
-    urls = pairs(args.url, "--url small=http://127.0.0.1:8101/v1")
+    asked = pairs(args.url, "--url small=http://127.0.0.1:8101/v1")
+    urls = {arm: [_base_url(arm, url) for url in text.split(",")] for arm, text in asked.items()}
     systems = pairs(args.system, "--system small='You are a mathematician.'")
     suffixes = pairs(args.suffix, "--suffix small=' Think step by step.'")
     names = args.arms.split(",") if args.arms else list(settings.arms)
@@ -45,7 +49,7 @@ def sampled_arms(settings: config.Settings, args: Namespace) -> dict[str, Sample
             settings,
             name,
             args,
-            urls=urls.get(name),
+            urls=urls.get(name, []),
             system_prompt=systems.get(name, systems.get(EVERY_ARM)),
             prompt_suffix=suffixes.get(name, suffixes.get(EVERY_ARM, "")),
         )
@@ -57,7 +61,7 @@ def _arm(
     settings: config.Settings,
     name: str,
     args: Namespace,
-    urls: str | None,
+    urls: Sequence[str],
     system_prompt: str | None,
     prompt_suffix: str,
 ) -> SampledArm:
@@ -76,7 +80,7 @@ def _arm(
     if args.k > 1 and fields["temperature"] == 0:
         raise UsageError(f"arm {name!r}: at temperature 0 all answers are the same: give --k 1, or a --temperature")
     launches = [replica.launch for replica in model.replicas if replica.launch is not None]
-    replicas = [(url, "none") for url in urls.split(",")] if urls else []
+    replicas = [(url, "none") for url in urls]
     if args.runner != "vllm":
         replicas = replicas or _endpoints(model)
     if args.runner == "endpoint" and not replicas:
@@ -95,6 +99,14 @@ def _arm(
         system_prompt=system_prompt,
         prompt_suffix=prompt_suffix,
     )
+
+
+def _base_url(arm: str, url: str) -> str:
+    """Of an `--url`, as a configuration's would be."""
+    try:
+        return sections.Replica(url=url).url or ""
+    except ValidationError as error:
+        raise UsageError(f"--url of {arm}: {problems(error)}") from None
 
 
 def _endpoints(model: sections.Model) -> list[tuple[str, str]]:

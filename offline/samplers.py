@@ -35,11 +35,11 @@ class SampledArm:
     """Request fields: the arm's defaults and request, with temperature and max_tokens."""
     urls: tuple[str, ...] = ()
     """Base URLs of the replicas, ending in /v1."""
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     """One per URL."""
     engine_args: tuple[str, ...] = ()
     """vLLM's command line, for in-process vLLM."""
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Environment of in-process vLLM."""
     system_prompt: str | None = None
     """Stands before the benchmark's own, if that has one."""

@@ -78,6 +78,8 @@ class Replica(Section):
         _ = parts.port  # raises ValueError where it is no port
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no http(s) URL, such as http://127.0.0.1:8101/v1")
+        if "@" in parts.netloc:
+            raise ValueError("leave user and password out, which logs would show; api_key_env names a key's variable")
         if not url.rstrip("/").endswith("/v1"):
             raise ValueError(f"{url!r} must be the base URL of an OpenAI-compatible server, which ends in /v1")
         return url.rstrip("/")

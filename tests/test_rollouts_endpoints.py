@@ -265,6 +265,8 @@ def test_the_prompt_on_record_is_the_one_that_vllm_reads(tmp_path: Path, effort_
     [
         (("--system", "nano-larg=Hi"), "unknown arm 'nano-larg': did you mean 'nano-large'?"),
         (("--suffix", "Hi"), "'Hi': write NAME=VALUE"),
+        (("--url", "nano-small=http://me:secret@127.0.0.1:9/v1"), "leave user and password out"),
+        (("--url", "nano-small=http://127.0.0.1:9"), "ends in /v1"),
         (("--replicas", "2"), "--replicas goes with --runner vllm or ray"),
     ],
 )
