@@ -253,6 +253,17 @@ def test_bad_rollouts_are_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_answers_that_nobody_extracted_do_not_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = rollouts(20)
+    frame["extracted_answers"] = [[None] * 4] * len(frame)
+    frame.to_parquet(tmp_path / "rollouts.parquet")
+    words = ("--data", tmp_path / "rollouts.parquet", "--out", tmp_path / "out", *QUICK)
+    assert run(capsys, write_pool(tmp_path), *words)[0] == 0
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert "self_consistency" not in [method["name"] for method in found["methods"]]
+    assert any("Self-consistency is left out" in note for note in found["notes"])
+
+
 def test_a_repeated_text_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = rollouts(20)
     text = frame.loc[frame["problem_id"] == "test-0", "problem"].iloc[0]
@@ -363,6 +374,14 @@ def test_knobs_from_another_file(tmp_path: Path, file: Path, capsys: pytest.Capt
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert found["data"]["problems"] == {"validation": 120, "test": 40}
     assert set(found["provenance"]["inputs"]) == {"pool.yaml", "fresh.parquet", "rollouts.parquet"}
+    # What a split is called in its own file does not matter.
+    other = rollouts(20, seed=9).query("split == 'test'")
+    other.assign(problem="other " + other["problem"]).to_parquet(tmp_path / "other.parquet")
+    renamed = ("--validation-data", tmp_path / "other.parquet", "--validation-split", "test", *QUICK)
+    code, _, err = run(capsys, write_pool(tmp_path), "--data", file, *renamed, "--out", tmp_path / "renamed")
+    assert code == 0, err
+    found = json.loads((tmp_path / "renamed/evaluation.json").read_text())
+    assert found["data"]["problems"] == {"validation": 20, "test": 60}
     # The same problems in both files are leakage too.
     code, _, err = run(capsys, write_pool(tmp_path), "--data", file, "--test-split", "train", "--validation-data", file)
     assert code == 2

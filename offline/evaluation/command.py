@@ -93,14 +93,17 @@ def _read(settings: Settings, options: Namespace) -> tuple[Samples, Samples, Sam
         if test_split == validation_split:
             raise DataError(f"split {test_split!r} cannot both choose knobs and judge them: name two splits")
         found = read_samples(options.data, [test_split, validation_split], settings, ["train"])
+        test = found[test_split]
+        taken = {test_split, validation_split}
     else:
         found = read_samples(options.validation_data, [validation_split], settings, ["train"])
-        found = {**found, "test": read_samples(options.data, [test_split], settings)[test_split]}
-        test_split = "test"
-    train = found.get("train") if "train" not in (test_split, validation_split) else None
-    used = {"train": train, "validation": found[validation_split], "test": found[test_split]}
+        test = read_samples(options.data, [test_split], settings)[test_split]
+        taken = {validation_split}
+    validation = found[validation_split]
+    train = None if "train" in taken else found.get("train")
+    used = {"train": train, "validation": validation, "test": test}
     check_leakage({name: samples for name, samples in used.items() if samples is not None})
-    return found[test_split], found[validation_split], train
+    return test, validation, train
 
 
 def _result(

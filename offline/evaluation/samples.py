@@ -37,7 +37,7 @@ class Arm:
     output_usd: FloatArray
     """What each answer costs beside, (n, k)."""
     answers: list[list[str]] | None
-    """As extracted, n x k; None where the file has none."""
+    """As extracted, n x k; None where the file has none, as where only verdicts are on record."""
 
     @property
     def k(self) -> int:
@@ -151,7 +151,7 @@ def _arm(name: str, rows: "pandas.DataFrame", settings: Settings, outcomes: Outc
     if np.abs(correct.mean(axis=1) - rate).max() > 1e-6:
         raise DataError(f"{file}: arm {name!r} has rows whose success_rate is not the mean of correct: convert anew")
     answers = rows["extracted_answers"].tolist() if "extracted_answers" in rows else []
-    told = len(answers) > 0 and all(one is not None and len(one) == k for one in answers)
+    told = all(one is not None and len(one) == k for one in answers) and any(any(one) for one in answers)
     return Arm(
         name=name,
         model=str(rows["model"].iloc[0]),
