@@ -65,7 +65,7 @@ def make_card(
         mean_tokens=arm.mean_tokens,
         output_tokens=fitted.output_tokens,
         statistics=fitted.statistics,
-        training={**training, **fit.facts},
+        training={**training, "validation": fitted.validation, **fit.facts},
         versions={library: version(library) for library in LIBRARIES},
         probe_name=f"{arm.name}--{data.benchmark}--{kind}_probe--{label}--k{arm.k}-t{arm.temperature:g}",
         model_name=arm.model,
