@@ -44,8 +44,11 @@ def split_name(text: str) -> str:
     return "validation" if text == "val" else text
 
 
-def read_rollouts(file: Path, columns: Sequence[str]) -> tuple["pandas.DataFrame", str]:
+def read_rollouts(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> tuple["pandas.DataFrame", str]:
     """Some columns of a parquet of rollouts, and the SHA-256 of the whole file.
+
+    Args:
+        optional: columns that the file need not have.
 
     Raises:
         DataError: the file cannot be read, or lacks one of the columns.
@@ -54,10 +57,12 @@ def read_rollouts(file: Path, columns: Sequence[str]) -> tuple["pandas.DataFrame
     import pyarrow.parquet
 
     try:
-        missing = [column for column in columns if column not in pyarrow.parquet.read_schema(file).names]
+        names = pyarrow.parquet.read_schema(file).names
+        missing = [column for column in columns if column not in names]
         if missing:
             raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")
-        frame = pyarrow.parquet.read_table(file, columns=list(columns)).to_pandas()
+        wanted = [*columns, *(column for column in optional if column in names)]
+        frame = pyarrow.parquet.read_table(file, columns=wanted).to_pandas()
         with file.open("rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     except (OSError, pyarrow.ArrowException) as error:
@@ -75,7 +80,11 @@ def read_outcomes(file: Path, split: str, arms: list[str]) -> Outcomes:
             success rate or token count can have.
     """
     frame, sha256 = read_rollouts(file, COLUMNS)
+    return outcomes_of(frame, split, arms, file, sha256)
 
+
+def outcomes_of(frame: "pandas.DataFrame", split: str, arms: list[str], file: Path, sha256: str) -> Outcomes:
+    """The same of rollouts that are read already."""
     rows = frame[frame["split"] == split]
     if rows.empty:
         raise DataError(f"{file} has no rows of split {split!r}; its splits: {', '.join(sorted(set(frame['split'])))}")

@@ -1,9 +1,8 @@
 """Which policy, at which knob, serves a target best on validation problems.
 
-Accuracy is judged by the mean *predicted* success probability of the chosen arms, for that spreads a third as much as
-measured outcomes do, if probes are calibrated. Where they are not, choosing finds their errors first. So it is
-corrected by the chosen arms' mean residual, measured - predicted, as far as that exceeds its noise (`corrected`).
-All of it is in-sample, where the probes' site and calibration were chosen on the same problems.
+Accuracy is judged by the mean *predicted* success probability of the chosen arms, corrected by what was measured
+(`offline.evaluation.judge`). All of it is in-sample, where the probes' site and calibration were chosen on the same
+problems. How far another set of validation problems would have moved the choice, resampled ones tell (`Spread`).
 
 Of all policies `target_accuracy` is the optimum under the probabilities (a Lagrangian), but others say more simply what
 they do. So the simplest wins that is within one standard error of the best, paired by problem (Breiman et al.,
@@ -14,21 +13,23 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from offline.conformal import Guarantee
-from offline.evaluate import FloatArray, mean_interval
-from routing_policies.base import IndexArray, build, load
+from offline.evaluate import mean_interval
+from offline.evaluation.bootstrap import resampled
+from offline.evaluation.judge import Validation, judge
+from offline.evaluation.sweep import KNOBS, choices, grid, multipliers, of_chosen
+from routing_policies.base import FloatArray, IndexArray, load
 from routing_policies.costs import normalise
 
 SIMPLEST_FIRST = ("utility", "cascade", "min_success", "target_accuracy")
-KNOBS = 500
-"""Values of a knob that are tried."""
 TABLE_KNOTS = 50
 ROUNDING = 1e-9
+RESAMPLES = 200
+"""Sets of validation problems by which the spread of chosen knobs is told."""
 
 Table = list[tuple[float, float]]
 
@@ -68,36 +69,28 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Validation:
-    """What is known of n problems and k arms."""
+class Sweep:
+    """A policy at each of its knob's values that could make a difference, on the validation problems."""
 
-    success: FloatArray
-    """Predicted success probabilities, (n, k)."""
-    cost: FloatArray
-    """Expected USD of one answer, (n, k)."""
-    success_rate: FloatArray
-    """Measured, (n, k)."""
-    tier_cost: tuple[float, ...]
-    """Mean USD of one answer per arm, (k,)."""
-    prefill_usd: float = 0.0
-    """What the probes' own prefill costs per query, on average."""
+    policy: str
+    knobs: list[dict[str, Any]]
+    arms: IndexArray
+    """(settings, n)"""
+    accuracy: FloatArray
+    """As judged, (settings,)."""
+    cost_usd: FloatArray
+    """Mean expected USD, the probes' prefill included, (settings,)."""
 
-    @property
-    def best_arm(self) -> int:
-        """The single arm of the highest corrected accuracy."""
-        arms = range(self.success.shape[1])
-        return int(np.argmax([corrected(self.success[:, arm], self.success_rate[:, arm]) for arm in arms]))
 
-    def accuracy(self, arms: IndexArray) -> float:
-        """By which targets are judged, (n,) arm indices: the best single arm's accuracy, and what these gain on it.
+@dataclass(frozen=True)
+class Spread:
+    """How the choice of a knob varies over resampled sets of validation problems."""
 
-        Both are corrected by what was measured. The gain, a difference on the same problems, has far less noise than
-        either side of it.
-        """
-        best = np.full(len(arms), self.best_arm)
-        predicted, measured = of_chosen(self.success, best), of_chosen(self.success_rate, best)
-        gain = of_chosen(self.success, arms) - predicted, of_chosen(self.success_rate, arms) - measured
-        return min(max(corrected(predicted, measured) + corrected(*gain), 0.0), 1.0)
+    knob: tuple[float, float]
+    """95% of the chosen values lie between these."""
+    accuracy_sd: float
+    """Standard deviation of the accuracy, on the whole set, at the chosen values."""
+    saving_sd: float
 
 
 @dataclass(frozen=True)
@@ -118,6 +111,7 @@ class Candidate:
     """Mean expected cost of a query, the probes' prefill included."""
     saving_vs_best: float
     """1 - cost / cost of always using the best single arm, which pays for no probe."""
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -130,15 +124,6 @@ class Tuning:
     """What always using it gives, without any probe."""
     table: Table
     """(accuracy, mu), for `target_accuracy`."""
-
-
-@dataclass(frozen=True)
-class _Point:
-    policy: str
-    knobs: dict[str, float]
-    arms: IndexArray  # (n,)
-    accuracy: float
-    cost_usd: float
 
 
 def tune(
@@ -158,34 +143,29 @@ def tune(
         TuneError: no policy meets the target.
         PolicyError: a value is NaN, or shapes differ.
     """
-    best_arms = np.full(len(data.success), data.best_arm)
-    best_cost = float(of_chosen(data.cost, best_arms).mean())
-    best = _Point("always", {}, best_arms, data.accuracy(best_arms), best_cost)
-    goal = best.accuracy if target.value is None else target.value
     table = accuracy_table(data)
-    sweeps = (_sweep(policy, data, table, guarantee) for policy in policies)
-    points = [point for points in sweeps if (point := _best_point(points, target.measure, goal)) is not None]
-    if not points:
+    always = sweep("always", [{}], np.full((1, len(data.success)), data.best_arm), data)
+    best_cost = float(always.cost_usd[0]) - data.prefill_usd
+    found = []
+    for policy in policies:
+        swept = sweep_policy(policy, data, table, guarantee)
+        place = best_setting(swept.accuracy, swept.cost_usd, target, float(always.accuracy[0]))
+        if place is not None:
+            found.append((swept, place))
+    if not found:
+        goal = always.accuracy[0] if target.value is None else target.value
         lowest = float(data.cost.min(axis=1).mean()) + data.prefill_usd
         raise TuneError(
             f"no policy meets {target.measure}={goal:.6g}: by these probes accuracy is at most {table[-1][0]:.4f}, "
             f"and a query costs at least {lowest:.3g} USD; choose another target"
         )
-    always_best, *candidates = (_candidate(point, data, best.cost_usd, seed) for point in (best, *points))
-    chosen = candidates[_simplest(points, data, target.measure)]
-    return Tuning(chosen, candidates, data.best_arm, always_best, table)
-
-
-def corrected(predicted: FloatArray, measured: FloatArray) -> float:
-    """Mean of the predictions plus the part of their mean residual that exceeds its noise, (n,), (n,).
-
-    Empirical Bayes for one residual r with standard error s: its prior variance is estimated by max(0, r^2 - s^2), so
-    the share 1 - s^2 / r^2 of it is believed (Efron & Morris, JASA 68, 1973).
-    """
-    residual = measured - predicted
-    mean, variance = float(residual.mean()), float(residual.var()) / len(residual)
-    share = max(0.0, 1 - variance / mean**2) if mean else 0.0
-    return float(predicted.mean()) + share * mean
+    weights = resampled(len(data.success), RESAMPLES, seed)
+    candidates = [
+        _candidate(swept, place, data, best_cost, seed, _spread(swept, place, data, target, best_cost, weights))
+        for swept, place in found
+    ]
+    chosen = candidates[_simplest(found, data, target.measure)]
+    return Tuning(chosen, candidates, data.best_arm, _candidate(always, 0, data, best_cost, seed, None), table)
 
 
 def accuracy_table(data: Validation) -> Table:
@@ -195,10 +175,10 @@ def accuracy_table(data: Validation) -> Table:
     does, and at the bottom, where mu has a long tail.
     """
     mus = multipliers(data.success, data.cost)  # (m,)
-    arms = [(data.success - mu * data.cost).argmax(axis=1) for mu in mus]
-    spent = np.array([of_chosen(data.cost, chosen).mean() for chosen in arms])
+    accuracy, cost, _ = judge(data, np.stack([(data.success - mu * data.cost).argmax(axis=1) for mu in mus]))
+    spent = cost[0]
     # What a larger mu seems to add is noise. Of equals the largest is the cheapest.
-    reached = np.minimum.accumulate([data.accuracy(chosen) for chosen in arms]).round(6)
+    reached = np.minimum.accumulate(accuracy[0]).round(6)
     falls = np.append(np.diff(reached) < 0, True)
     mus, spent, reached = mus[falls], spent[falls], reached[falls]
     steps = np.hypot(np.diff(reached) / (np.ptp(reached) or 1), np.diff(spent) / (np.ptp(spent) or 1))
@@ -212,37 +192,18 @@ def accuracy_table(data: Validation) -> Table:
     return [(float(reached[i]), float(mus[i])) for i in reversed(knots)]
 
 
-def multipliers(success: FloatArray, cost: FloatArray) -> FloatArray:
-    """Cost weights between which choices change, rising from 0: quantiles of where two arms of a problem draw level.
+def sweep(policy: str, knobs: list[dict[str, Any]], arms: IndexArray, data: Validation) -> Sweep:
+    """What the choices at some settings, (settings, n), come to."""
+    accuracy, cost, _ = judge(data, arms)
+    return Sweep(policy, knobs, arms, accuracy[0], cost[0])
 
-    Args:
-        success: (n, k).
-        cost: (n, k), or (k,) where it is the same for all problems.
+
+def sweep_policy(policy: str, data: Validation, table: Table, guarantee: Guarantee | None = None) -> Sweep:
+    """A policy at each of its knob's values that could make a difference.
+
+    Raises:
+        PolicyError: a value is NaN, or shapes differ.
     """
-    cost = np.broadcast_to(cost, success.shape)
-    crossings = [np.zeros(0)]
-    for i, j in combinations(range(success.shape[1]), 2):
-        gain, price = success[:, i] - success[:, j], cost[:, i] - cost[:, j]
-        crossings.append(gain[price != 0] / price[price != 0])
-    weights = np.concatenate(crossings)
-    weights = weights[np.isfinite(weights) & (weights > 0)]
-    return _grid(weights, 0.0, 2 * weights.max()) if len(weights) else np.zeros(1)
-
-
-def of_chosen(values: FloatArray, arms: IndexArray) -> FloatArray:
-    """Each problem's value for its chosen arm: (n, k), (n,) -> (n,)."""
-    chosen: FloatArray = values[np.arange(len(arms)), arms]
-    return chosen
-
-
-def _grid(values: FloatArray, low: float, high: float) -> FloatArray:
-    """Quantiles of values between two ends, to six digits: what is written is what was tried."""
-    inner = np.quantile(values, np.linspace(0, 1, KNOBS))
-    return np.unique([float(f"{value:.6g}") for value in (low, *inner, high)])
-
-
-def _sweep(policy: str, data: Validation, table: Table, guarantee: Guarantee | None) -> list[_Point]:
-    """A policy at each of its knob's values that could make a difference."""
     if policy == "utility":
         values = multipliers(data.success, normalise(data.tier_cost))
     elif policy == "target_accuracy":
@@ -250,48 +211,76 @@ def _sweep(policy: str, data: Validation, table: Table, guarantee: Guarantee | N
     elif policy == "min_success" and guarantee is not None:
         values = np.array([0.0, *(target for target, _ in guarantee)])
     else:  # thresholds on success probabilities
-        values = _grid(data.success.ravel(), 0.0, 1.0)
+        values = grid(data.success.ravel(), 0.0, 1.0)
     knob = load(policy).knob
     assert knob is not None
-    points = []
-    for value in values.tolist():
-        knobs = {knob: value, "table": table, "guarantee": guarantee}
-        arms = build(policy, knobs, data.tier_cost).choose(data.success, data.cost)
-        cost_usd = float(of_chosen(data.cost, arms).mean()) + data.prefill_usd
-        points.append(_Point(policy, {knob: value}, arms, data.accuracy(arms), cost_usd))
-    return points
+    knobs = [{knob: value} for value in values.tolist()]
+    beside = {"table": table, "guarantee": guarantee}
+    arms = choices(policy, [one | beside for one in knobs], data.success, data.cost, data.tier_cost)
+    return sweep(policy, knobs, arms, data)
 
 
-def _best_point(points: list[_Point], measure: str, goal: float) -> _Point | None:
-    """The least cost that reaches the accuracy, or the most accuracy within the cost; None where nothing does."""
-    if measure == "accuracy":
-        met = [point for point in points if point.accuracy >= goal - ROUNDING]
-        return min(met, key=lambda point: (point.cost_usd, -point.accuracy), default=None)
-    met = [point for point in points if point.cost_usd <= goal * (1 + ROUNDING)]
-    return min(met, key=lambda point: (-point.accuracy, point.cost_usd), default=None)
+def best_setting(accuracy: FloatArray, cost_usd: FloatArray, target: Target, always_best: float) -> int | None:
+    """The least cost that reaches the accuracy, or the most accuracy within the cost; None where nothing does.
+
+    Args:
+        accuracy: of each setting, (settings,).
+        cost_usd: (settings,).
+        always_best: accuracy of the best single arm.
+    """
+    if target.measure == "accuracy":
+        met = accuracy >= (always_best if target.value is None else target.value) - ROUNDING
+        order = np.lexsort((-accuracy, cost_usd))
+    else:
+        assert target.value is not None
+        met = cost_usd <= target.value * (1 + ROUNDING)
+        order = np.lexsort((cost_usd, -accuracy))
+    met_in_order = order[met[order]]
+    return int(met_in_order[0]) if len(met_in_order) else None
 
 
-def _candidate(point: _Point, data: Validation, best_cost: float, seed: int) -> Candidate:
-    measured = of_chosen(data.success_rate, point.arms)
+def resampled_settings(swept: Sweep, data: Validation, target: Target, weights: FloatArray) -> list[int]:
+    """Which settings resampled validation problems choose, (draws, n) weights; draws in which none serves are left
+    out."""
+    found = judge(data, swept.arms, weights)
+    chosen = [best_setting(accuracy, cost, target, float(best)) for accuracy, cost, best in zip(*found, strict=True)]
+    return [place for place in chosen if place is not None]
+
+
+def _spread(
+    swept: Sweep, place: int, data: Validation, target: Target, best_cost: float, weights: FloatArray
+) -> Spread:
+    places = resampled_settings(swept, data, target, weights) or [place]
+    values = [next(iter(swept.knobs[i].values())) for i in places]
+    low, high = np.quantile(values, [0.025, 0.975]).tolist()
+    saving_sd = float(swept.cost_usd[places].std()) / best_cost if best_cost > 0 else 0.0
+    return Spread((low, high), float(swept.accuracy[places].std()), saving_sd)
+
+
+def _candidate(
+    swept: Sweep, place: int, data: Validation, best_cost: float, seed: int, spread: Spread | None
+) -> Candidate:
+    arms = swept.arms[place]
+    measured = of_chosen(data.success_rate, arms)
+    cost_usd = float(swept.cost_usd[place]) if swept.knobs[place] else best_cost  # an arm alone pays for no probe
     return Candidate(
-        policy=point.policy,
-        knobs=point.knobs,
-        accuracy=point.accuracy,
-        predicted_accuracy=float(of_chosen(data.success, point.arms).mean()),
+        policy=swept.policy,
+        knobs=swept.knobs[place],
+        accuracy=float(swept.accuracy[place]),
+        predicted_accuracy=float(of_chosen(data.success, arms).mean()),
         measured_accuracy=float(measured.mean()),
         measured_interval=mean_interval(measured, seed=seed),
-        cost_usd=point.cost_usd,
-        saving_vs_best=1 - point.cost_usd / best_cost if best_cost > 0 else 0.0,
+        cost_usd=cost_usd,
+        saving_vs_best=1 - cost_usd / best_cost if best_cost > 0 else 0.0,
+        spread=spread,
     )
 
 
-def _simplest(points: list[_Point], data: Validation, measure: str) -> int:
+def _simplest(found: Sequence[tuple[Sweep, int]], data: Validation, measure: str) -> int:
     """The simplest policy whose mean loss is within one standard error of the least."""
-    if measure == "accuracy":
-        losses = np.stack([of_chosen(data.cost, point.arms) for point in points])  # (candidates, n)
-    else:
-        losses = -np.stack([of_chosen(data.success, point.arms) for point in points])
+    arms = np.stack([swept.arms[place] for swept, place in found])
+    losses = of_chosen(data.cost, arms) if measure == "accuracy" else -of_chosen(data.success, arms)  # (candidates, n)
     excess = losses - losses[losses.mean(axis=1).argmin()]
     noise = excess.std(axis=1) / math.sqrt(excess.shape[1])
     within: list[int] = np.flatnonzero(excess.mean(axis=1) <= noise).tolist()
-    return min(within, key=lambda i: SIMPLEST_FIRST.index(points[i].policy))
+    return min(within, key=lambda i: SIMPLEST_FIRST.index(found[i][0].policy))

@@ -7,24 +7,21 @@ saving is in-sample; test problems, which neither has seen, tell what to count o
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from offline.conformal import SAYS, Guarantee, guarantee, reach
 from offline.evaluate import DataError, Outcomes, read_outcomes, split_name
-from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, Validation, tune
+from offline.evaluation.known import saw, validation
+from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, Tuning, tune
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
-from routing_policies.costs import expected_cost, tier_cost
-from server.config import ConfigError, Settings, load, pool_sha256, prefill_usd_per_token
-from server.sections import MeanTokens
+from server.config import ConfigError, load, pool_sha256
 
 if TYPE_CHECKING:
     from probes.artifact import Artifact
@@ -136,65 +133,6 @@ def _policies(text: str) -> tuple[str, ...]:
     return names
 
 
-def validation(settings: Settings, artifacts: "Mapping[str, Artifact]", outcomes: Outcomes) -> Validation:
-    """What the gateway would know of these problems, and what came of them.
-
-    Raises:
-        ProbeError: a probe does not fit its probe model.
-        ConfigError: a pool model's path leads nowhere, or an arm's mean tokens are not known.
-    """
-    means = _mean_tokens(settings, artifacts)
-    output = [count.output for count in means]
-    prices = [settings.models[arm.model].usd_per_million_tokens for arm in settings.arms.values()]
-    per_input, per_output = [price.input for price in prices], [price.output for price in prices]
-    from offline.label import predict
-
-    predicted = predict(settings, artifacts, outcomes.problems, settings.engine.device)
-    expected = np.where(np.isnan(predicted.output_tokens), output, predicted.output_tokens)  # (n, k)
-    return Validation(
-        success=predicted.success,
-        cost=expected_cost(outcomes.input_tokens, expected, per_input, per_output),
-        success_rate=outcomes.success_rate,
-        tier_cost=tuple(tier_cost([count.input for count in means], output, per_input, per_output).tolist()),
-        prefill_usd=_prefill_usd(settings, list(artifacts.values()), outcomes.problems),
-    )
-
-
-def _mean_tokens(settings: Settings, artifacts: "Mapping[str, Artifact]") -> list[MeanTokens]:
-    """Of every arm: the artifact's, which was measured where the probe was trained, else the configuration's."""
-    means: list[MeanTokens] = []
-    for name, arm in settings.arms.items():
-        card = artifacts[name].card.mean_tokens if name in artifacts else None
-        if card is not None:
-            means.append(MeanTokens(input=card.input, output=card.output))
-        elif arm.mean_tokens is not None:
-            means.append(arm.mean_tokens)
-        else:
-            raise ConfigError(f"arms.{name} needs mean_tokens: {{input: ..., output: ...}}: its probe has none")
-    return means
-
-
-def _prefill_usd(settings: Settings, artifacts: "list[Artifact]", problems: list[str]) -> float:
-    """What the probe models' prefill of one problem costs, on average."""
-    from probes.artifact import distinct_passes
-    from probes.prompt import Renderer
-
-    total = 0.0
-    # As the gateway charges it: a probe that reads no activation only counts tokens.
-    for pass_ in distinct_passes([one for one in artifacts if one.probe.site is not None]):
-        price = prefill_usd_per_token(settings, pass_.probe_model)
-        if price is None:
-            print(
-                f"pika tune: the prefill of {pass_.probe_model} counts as free: set engine.usd_per_million_tokens",
-                file=sys.stderr,
-            )
-            continue
-        renderer = Renderer(pass_)
-        rendered = [renderer.render([{"role": "user", "content": problem}]) for problem in problems]
-        total += price * sum(len(prompt.token_ids) for prompt in rendered) / len(rendered)
-    return total
-
-
 def _result(
     pool_hash: str, arms: list[str], tuning: Tuning, outcomes: Outcomes, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -231,7 +169,7 @@ def _guarantee(
     held: Guarantee, artifacts: "list[Artifact]", outcomes: Outcomes, options: argparse.Namespace
 ) -> dict[str, Any]:
     """What the file says of `min_success`; the gateway reads level and table."""
-    seen = any(_saw(artifact, outcomes.sha256, options.split) for artifact in artifacts)
+    seen = any(saw(artifact, outcomes.sha256, options.split) for artifact in artifacts)
     if seen:
         print(
             f"pika tune: the {options.split} problems chose or calibrated probes, so the guarantee holds only as far "
@@ -247,33 +185,31 @@ def _guarantee(
     }
 
 
-def _saw(artifact: "Artifact", sha256: str, split: str) -> bool:
-    """Whether a probe was fitted, chosen or calibrated on these problems."""
-    training = artifact.card.training
-    calibrated_on = training.get("calibrated_on")
-    if not isinstance(calibrated_on, dict):  # a card may hold anything there
-        calibrated_on = {}
-    return (sha256, split) == (calibrated_on.get("sha256"), calibrated_on.get("split")) or (
-        sha256 == training.get("rollouts_sha256") and split in ("train", "validation")
-    )
-
-
 def _show(tuning: Tuning, arms: list[str]) -> None:
-    table = Table(box=None, header_style="bold", title="Policies at the target, per query", padding=(0, 1, 0, 0))
+    table = Table(
+        box=None,
+        header_style="bold",
+        title="Policies at the target, per query",
+        caption="resampled: where 95% of the knobs lie that resampled problems choose; ±: how far their savings spread",
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("policy")
-    for heading in ("knob", "predicted", "corrected", "measured [95%]", "USD", "saving"):
+    for heading in ("knob", "resampled", "predicted", "corrected", "measured [95%]", "USD", "saving", "±"):
         table.add_column(heading, justify="right", no_wrap=True)
     for candidate in (*tuning.candidates, tuning.always_best):
         low, high = candidate.measured_interval
+        spread = candidate.spread
         always = candidate is tuning.always_best
         table.add_row(
             f"always {arms[tuning.best_arm]}" if always else candidate.policy,
             " ".join(f"{value:.3g}" for value in candidate.knobs.values()),
+            "" if spread is None else f"{spread.knob[0]:.3g} to {spread.knob[1]:.3g}",
             f"{candidate.predicted_accuracy:.3f}",
             f"{candidate.accuracy:.3f}",
             f"{candidate.measured_accuracy:.3f} [{low:.3f}, {high:.3f}]",
             f"{candidate.cost_usd:.2e}",
             "" if always else f"{candidate.saving_vs_best:.1%}",
+            "" if spread is None else f"{spread.saving_sd:.1%}",
             style="bold green" if candidate is tuning.chosen else None,
         )
     Console().print(table)

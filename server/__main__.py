@@ -12,6 +12,7 @@ COMMANDS = {
     "rollouts": ("offline.rollouts:main", "sample k answers per problem and verify them"),
     "train": ("offline.train:main", "train and calibrate a probe per arm from rollouts"),
     "tune": ("offline.tune:main", "choose policy and knob on validation data"),
+    "evaluate": ("offline.evaluation.command:main", "every policy, baseline and control on the same test problems"),
     "probes": ("offline.probes_cli:main", "list, show, verify, download, push, convert, calibrate probes"),
     "label": ("offline.label_command:main", "success probability and difficulty of every problem in a file"),
     "data": ("offline.data_commands:main", "rollouts to and from the Hub"),

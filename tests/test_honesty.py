@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from offline.evaluate import read_outcomes
+from offline.evaluation.judge import Validation
+from offline.evaluation.known import validation
+from offline.evaluation.sweep import of_chosen
 from offline.label import load_probes
-from offline.policy_search import Validation, of_chosen
-from offline.tune import validation
 from probes.measures import ece
 from routing_policies.base import Policy
 from routing_policies.min_success import MinSuccess

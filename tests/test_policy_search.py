@@ -3,19 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offline.evaluate import FloatArray
-from offline.policy_search import (
-    SIMPLEST_FIRST,
-    Target,
-    TuneError,
-    Validation,
-    accuracy_table,
-    corrected,
-    multipliers,
-    of_chosen,
-    tune,
-)
-from routing_policies.base import build
+from offline.evaluation.judge import Validation, corrected
+from offline.evaluation.sweep import multipliers, of_chosen
+from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, accuracy_table, tune
+from routing_policies.base import FloatArray, build
 
 TIER = (1e-6, 4e-6, 8e-5)
 

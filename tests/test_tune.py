@@ -9,9 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from offline.evaluate import FloatArray, paired_bootstrap, read_outcomes
+from offline.evaluation.known import prefill_usd, saw, validation
+from offline.evaluation.sweep import of_chosen
 from offline.label import load_probes
-from offline.policy_search import of_chosen
-from offline.tune import _prefill_usd, _saw, main, validation
+from offline.tune import main
 from probes.artifact import load_artifact
 from probes.length import Length
 from server.config import load, pool_sha256
@@ -264,9 +265,9 @@ def test_a_probe_that_reads_no_activation_costs_no_prefill() -> None:
     problems = ["Take 3. Add 4.", "Take 5. Add 6. Add 7."]
     reads = load_artifact(NANO / "probes" / "nano-large")
     counts = replace(reads, probe=Length(np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.float32)))
-    assert _prefill_usd(settings, [reads], problems) > 0
-    assert _prefill_usd(settings, [counts], problems) == 0
-    assert _prefill_usd(settings, [counts, reads], problems) == _prefill_usd(settings, [reads], problems)
+    assert prefill_usd(settings, [reads], problems) > 0
+    assert prefill_usd(settings, [counts], problems) == 0
+    assert prefill_usd(settings, [counts, reads], problems) == prefill_usd(settings, [reads], problems)
 
 
 @pytest.mark.parametrize("calibrated_on", [None, "rollouts.parquet", ["a"], {}])
@@ -274,5 +275,5 @@ def test_what_a_probe_was_calibrated_on_may_be_told_in_any_form(calibrated_on: o
     probe = load_artifact(NANO / "probes" / "nano-large")
     training = {"rollouts_sha256": "other", "calibrated_on": calibrated_on}
     probe = replace(probe, card=probe.card.model_copy(update={"training": training}))
-    assert not _saw(probe, "mine", "validation")
-    assert _saw(probe, "other", "validation")
+    assert not saw(probe, "mine", "validation")
+    assert saw(probe, "other", "validation")

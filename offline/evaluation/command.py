@@ -1,0 +1,275 @@
+"""`pika evaluate`: every policy, baseline, control and oracle on the same test problems, knobs from validation."""
+
+import json
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from offline.evaluate import DataError, split_name
+from offline.evaluation import probe_figures
+from offline.evaluation.evaluation import TEXT, Ask, Evaluation, Known, evaluate
+from offline.evaluation.figures import figures
+from offline.evaluation.known import saw, validation
+from offline.evaluation.policies import LABELS
+from offline.evaluation.results import to_table, write
+from offline.evaluation.samples import Samples, check_leakage, read_samples
+from offline.evaluation.shown import table
+from offline.evaluation.verdict import verdict
+from offline.policy_search import Target, TuneError
+from offline.provenance import provenance
+from probes.base import ProbeError
+from probes.hub_errors import HubAwayError
+from routing_policies.base import PolicyError
+from server.config import ConfigError, Settings, load, pool_sha256
+
+if TYPE_CHECKING:
+    from probes.artifact import Artifact
+
+EXAMPLES = """examples:
+  pika evaluate pool.yaml --data rollouts.parquet --out evaluation
+  pika evaluate pool.yaml --data fresh.parquet --validation-data rollouts.parquet --out evaluation
+  pika evaluate pool.yaml --data rollouts.parquet --methods utility,cascade --target accuracy=0.9
+
+DIR/evaluation.json holds every figure with its interval, DIR/results.parquet every test problem with what each method
+did; `pika report DIR` makes plots and tables of them. The last line is JSON: the verdict, and the figures of the policy
+that `pika tune` would choose.
+"""
+
+
+def main(argv: list[str]) -> int:
+    options = _parser().parse_args(argv)
+    try:
+        settings = load(options.config)
+        test, chosen_on, train = _read(settings, options)
+        from offline.label import load_probes  # torch: after all that can fail at once
+
+        with _bar(len(options.methods) + len(TEXT) + 6) as on_step:
+            on_step("probes")
+            artifacts = load_probes(settings)
+            on_step("scoring validation problems")
+            before = Known(chosen_on, validation(settings, artifacts, chosen_on.outcomes))
+            on_step("scoring test problems")
+            now = Known(test, validation(settings, artifacts, test.outcomes))
+            texts = [kind for kind in TEXT if not _all_are(artifacts, kind)]
+            ask = Ask(options.target, options.methods, texts, options.seed, options.draws)
+            found = evaluate(train, before, now, ask, on_step)
+            on_step("figures")
+            result = _result(settings, artifacts, found, before, now, options, argv)
+    except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
+        print(f"pika evaluate: {error}", file=sys.stderr)
+        return 1 if isinstance(error, HubAwayError) else 2
+    try:
+        write(options.out, result, to_table(found, result["provenance"]))
+    except OSError as error:
+        print(f"pika evaluate: cannot write {options.out}: {error.strerror}; choose another --out", file=sys.stderr)
+        return 1
+    console = Console(stderr=True)
+    console.print(table(result))
+    for note in result["notes"]:
+        console.print(f"- {note}", highlight=False)
+    console.print(result["verdict"]["sentence"], highlight=False, style="bold")
+    print(json.dumps(_brief(result, options.out)))
+    return 0
+
+
+def _read(settings: Settings, options: Namespace) -> tuple[Samples, Samples, Samples | None]:
+    """Test, validation and, where there are any, train problems.
+
+    Raises:
+        DataError: see `read_samples` and `check_leakage`.
+    """
+    test_split, validation_split = options.test_split, options.validation_split
+    if options.validation_data is None:
+        if test_split == validation_split:
+            raise DataError(f"split {test_split!r} cannot both choose knobs and judge them: name two splits")
+        found = read_samples(options.data, [test_split, validation_split], settings, ["train"])
+    else:
+        found = read_samples(options.validation_data, [validation_split], settings, ["train"])
+        found = {**found, "test": read_samples(options.data, [test_split], settings)[test_split]}
+        test_split = "test"
+    train = found.get("train") if "train" not in (test_split, validation_split) else None
+    used = {"train": train, "validation": found[validation_split], "test": found[test_split]}
+    check_leakage({name: samples for name, samples in used.items() if samples is not None})
+    return found[test_split], found[validation_split], train
+
+
+def _result(
+    settings: Settings,
+    artifacts: "Mapping[str, Artifact]",
+    found: Evaluation,
+    before: Known,
+    now: Known,
+    options: Namespace,
+    argv: Sequence[str],
+) -> dict[str, Any]:
+    """`evaluation.json`."""
+    inputs = [Path(options.config), *(file for file in (options.data, options.validation_data) if file is not None)]
+    hashes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
+    trial, samples = found.scale.trial, now.samples
+    mixed = [one for one in found.methods if one.group == "policy" and one.arms is not None]
+    return {
+        "schema_version": 1,
+        "provenance": {
+            **provenance("evaluate", argv, options.seed, inputs),
+            "draws": options.draws,
+            "pool_sha256": pool_sha256(settings, hashes),
+        },
+        "data": {
+            "file": options.data.name,
+            "benchmark": samples.benchmark,
+            "problems": {
+                "validation": len(before.samples.outcomes.problems),
+                "test": len(samples.outcomes.problems),
+            },
+            "k": {arm.name: arm.k for arm in samples.arms},
+            "duplicates_removed": samples.duplicates_removed + before.samples.duplicates_removed,
+        },
+        "target": str(options.target),
+        "prefill_usd": now.known.prefill_usd,
+        "notes": _notes(found, artifacts, before, now, options),
+        "arms": [_arm(settings, artifacts, found, i, options) for i in range(len(trial.arms))],
+        "best_single": trial.arms[trial.best_arm],
+        "methods": [figures(method, found.scale) for method in found.methods],
+        "mix_by_difficulty": [probe_figures.mix_by_difficulty(method, trial) for method in mixed],
+        "human_difficulty": probe_figures.human_difficulty(trial, options.seed, options.draws),
+        "verdict": verdict(found.router, found.shuffled, found.texts, found.scale, options.target),
+    }
+
+
+def _arm(
+    settings: Settings, artifacts: "Mapping[str, Artifact]", found: Evaluation, i: int, options: Namespace
+) -> dict[str, Any]:
+    trial = found.scale.trial
+    arm, single = trial.samples.arms[i], figures(found.scale.singles[i], found.scale)
+    probe = None
+    if arm.name in artifacts:
+        reference, rate = settings.probes[arm.name], trial.samples.success_rate[:, i]
+        p = trial.known.success[:, i]
+        probe = probe_figures.probe(artifacts[arm.name], str(reference), p, rate, options.seed, options.draws)
+    return {
+        "name": arm.name,
+        "model": arm.model,
+        "accuracy": single["accuracy"],
+        "cost_usd": single["cost_usd"],
+        "tier_cost_usd": trial.known.tier_cost[i],
+        "mean_input_tokens": float(trial.samples.outcomes.input_tokens[:, i].mean()),
+        "mean_output_tokens": float(arm.output_tokens.mean()),
+        "probe": probe,
+    }
+
+
+def _notes(
+    found: Evaluation, artifacts: "Mapping[str, Artifact]", before: Known, now: Known, options: Namespace
+) -> list[str]:
+    """What a reader must know."""
+    trial, accuracy = found.scale.trial, now.samples.success_rate.mean(axis=0)
+    notes = [
+        "Knobs are chosen on validation problems by predicted accuracy, corrected by what was measured there.",
+        "Costs are recorded tokens times the configured prices; methods that read probes pay for the probes' prefill.",
+        *found.notes,
+    ]
+    if any(saw(one, now.samples.outcomes.sha256, options.test_split) for one in artifacts.values()):
+        notes.append("In-sample: these test problems fitted or chose the probes, so the figures flatter them.")
+    if accuracy.argmax() != trial.best_arm:
+        notes.append(
+            f"Validation problems name {trial.arms[trial.best_arm]} the best single arm; on the test problems "
+            f"{trial.arms[int(accuracy.argmax())]} is more accurate."
+        )
+    for arm, rate in zip(trial.arms, accuracy, strict=True):
+        if rate in (0, 1):
+            what = "right" if rate else "wrong"
+            notes.append(f"All answers of {arm} are {what}: nothing to rank, so its probe has no AUROC.")
+    if now.known.prefill_usd == 0 and any(one.probe.site is not None for one in artifacts.values()):
+        notes.append("The probes' prefill counts as free: set engine.usd_per_million_tokens in the configuration.")
+    return notes
+
+
+def _brief(result: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The last line."""
+    router = next(one for one in result["methods"] if one["name"] == result["verdict"]["method"])
+    keys = ("name", "knob", "accuracy", "cost_usd", "accuracy_diff", "saving", "parity_saving", "limit_share")
+    return {
+        "out": str(out),
+        "problems": result["data"]["problems"],
+        "best_single": result["best_single"],
+        **{key: router[key] for key in keys},
+        "verdict": result["verdict"],
+    }
+
+
+def _all_are(artifacts: "Mapping[str, Artifact]", kind: str) -> bool:
+    return bool(artifacts) and all(artifact.card.kind == kind for artifact in artifacts.values())
+
+
+def _bar(steps: int) -> AbstractContextManager[Callable[[str], None]]:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def shown() -> Any:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("", total=steps, completed=-1)
+            yield lambda what: progress.update(task, advance=1, description=what)
+
+    return shown()
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="pika evaluate",
+        description="Every policy, baseline, control and oracle on the same test problems; knobs from validation.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="the pool's YAML file")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="rollouts with the test problems")
+    parser.add_argument(
+        "--validation-data",
+        type=Path,
+        metavar="FILE",
+        help="rollouts whose validation problems choose knobs and whose train problems fit text probes "
+        "(default: those of --data)",
+    )
+    parser.add_argument("--test-split", type=split_name, default="test", metavar="NAME", help="default: test")
+    parser.add_argument("--validation-split", type=split_name, default="validation", metavar="NAME")
+    parser.add_argument(
+        "--target", type=_target, default="accuracy=always-best", help="accuracy=always-best | accuracy=0..1 | cost=USD"
+    )
+    parser.add_argument(
+        "--methods",
+        type=_methods,
+        default=tuple(LABELS),
+        metavar="A,B",
+        help=f"policies, of {','.join(LABELS)} (default: all); baselines and controls always run",
+    )
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="default: evaluation")
+    parser.add_argument("--draws", type=_draws, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, halvings and text probes (default: 0)")
+    return parser
+
+
+def _target(text: str) -> Target:
+    try:
+        return Target.parse(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in LABELS:
+            raise ArgumentTypeError(f"{name!r} is no policy here: choose of {','.join(LABELS)}")
+    return names
+
+
+def _draws(text: str) -> int:
+    if not text.isdigit() or not 10 <= int(text) <= 100_000:
+        raise ArgumentTypeError(f"{text!r} draws make no interval: a whole number from 10 to 100000")
+    return int(text)

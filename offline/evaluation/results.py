@@ -1,0 +1,63 @@
+"""The two files of an evaluation: every figure as JSON, and every test problem as a row of parquet."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from offline.evaluation.evaluation import Evaluation
+
+METADATA = b"pika"
+"""Key of the parquet metadata that holds where the rows come from, as JSON."""
+
+
+def to_table(found: Evaluation, provenance: Mapping[str, Any]) -> pa.Table:
+    """One row per test problem, from which all figures can be recomputed.
+
+    Columns: `problem_id, problem`; per arm `success:ARM` (predicted probability), `cost:ARM` (measured mean USD),
+    `expected_cost:ARM` (USD), `success_rate:ARM`; per method at its chosen setting `correct:METHOD` (probability that
+    the answer is right), `usd:METHOD` (probes' prefill included), and `arm:METHOD` where one arm answers each problem.
+    """
+    trial = found.scale.trial
+    arms = np.array(trial.arms)
+    columns: dict[str, Any] = {
+        "problem_id": trial.samples.outcomes.problem_ids,
+        "problem": trial.samples.outcomes.problems,
+    }
+    for arm, name in enumerate(trial.arms):
+        columns[f"success:{name}"] = trial.known.success[:, arm]
+        columns[f"cost:{name}"] = trial.samples.usd[:, arm]
+        columns[f"expected_cost:{name}"] = trial.known.cost[:, arm]
+        columns[f"success_rate:{name}"] = trial.samples.success_rate[:, arm]
+    for method in found.methods:
+        if method.arms is not None:
+            columns[f"arm:{method.name}"] = arms[method.arms]
+        columns[f"correct:{method.name}"] = method.correct
+        columns[f"usd:{method.name}"] = method.usd
+    return pa.table(columns).replace_schema_metadata({METADATA: json.dumps(provenance).encode()})
+
+
+def write(folder: Path, figures: Mapping[str, Any], table: pa.Table) -> None:
+    """`evaluation.json` and `results.parquet`, each whole or not at all.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+    _whole(folder / "results.parquet", lambda path: pq.write_table(table, path, compression="zstd"))
+    _whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
