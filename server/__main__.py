@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("offline.evaluation.command:main", "every policy, baseline and control on the same test problems"),
     "probes": ("offline.probes_cli:main", "list, show, verify, download, push, convert, calibrate probes"),
     "label": ("offline.label_command:main", "success probability and difficulty of every problem in a file"),
+    "report": ("offline.report.command:main", "a page, plots and tables of what an evaluation found"),
     "data": ("offline.data_commands:main", "rollouts to and from the Hub"),
     "bench": ("offline.bench.cli:main", "measurements, ratios side by side in one run"),
 }
