@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": ("offline.demo:main", "the nano pool with real vLLM: what routing saves, on this machine"),
     "rollouts": ("offline.rollouts:main", "sample k answers per problem and verify them"),
     "train": ("offline.train:main", "train and calibrate a probe per arm from rollouts"),
+    "sweep": ("offline.sweep:main", "train many probes side by side, the best chosen on validation data"),
     "tune": ("offline.tune:main", "choose policy and knob on validation data"),
     "evaluate": ("offline.evaluation.command:main", "every policy, baseline and control on the same test problems"),
     "probes": ("offline.probes_cli:main", "list, show, verify, download, push, convert, calibrate probes"),
