@@ -185,8 +185,14 @@ def _finish(plan: Plan, failed: dict[str, str], argv: Sequence[str]) -> int:
     show(rows, winners, plan.axes)
     for id_, words in failed.items():
         print(f"{plan.out / 'cells' / id_} failed: {words}", file=sys.stderr)
-    brief = {key: result[key] for key in ("failed", "winners")}
-    print(json.dumps({"file": str(plan.out / "sweep.json"), "cells": len(plan.cells), "done": len(done), **brief}))
+    named = ("data_name", "arm", "cell", "validation_auroc", "test_auroc", "folder")
+    summary = {
+        "file": str(plan.out / "sweep.json"),
+        "cells": len(plan.cells),
+        "failed": failed,
+        "winners": [{name: row[name] for name in named} for row in result["winners"]],
+    }
+    print(json.dumps(summary))
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""What a sweep trains, from its YAML file: every option of `pika train`, where a list means each of its values.
+"""What a sweep trains, from its YAML file: options of `pika train`, where a list means each of its values in turn.
 
 pool: pool.yaml
 out: sweep
@@ -9,8 +9,9 @@ next-token: [false, true]
 seed: [0, 1, 2]
 test-on: [math.parquet, gsm8k.parquet]
 
-`test-on` is no axis: each cell is tested on all of its files but the one that it is trained on. Options that a kind of
-probe has no use for are left out, and cells that then are the same are one. Paths stand against the file's folder.
+Lists of arms, layers and positions mean all of them together. Each cell is tested on all files of `test-on` but the one
+that it is trained on. Options that a kind of probe has no use for are left out, and cells that then are the same are
+one. Paths stand against the file's folder.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from offline.evaluate import DataError
-from offline.options import actions, read_yaml, repeatable, to_argv, unknown
+from offline.options import actions, read_yaml, to_argv, unknown
 from offline.probe_card import LIBRARIES
 from offline.provenance import sha256, versions
 from offline.train_options import train_parser
@@ -30,6 +31,8 @@ from probes.base import load as load_kind
 from probes.fingerprint import fingerprint
 
 OWN = ("pool", "out")
+TOGETHER = ("arms", "layers", "positions", "test-on")
+"""Options of which a list is one value."""
 USELESS = {
     "text": ("probe-model", "layers", "positions", "next-token", "dtype"),
     "length": ("layers", "positions", "next-token"),
@@ -87,7 +90,7 @@ def read_plan(file: Path) -> Plan:
             continue
         if key not in known or known[key].dest in ("config", "options", "out"):
             raise DataError(f"{file}: {unknown(key, {**known, 'pool': None})}")
-        lists[key] = [value] if not isinstance(value, list) or repeatable(known[key]) else value
+        lists[key] = value if isinstance(value, list) and key not in TOGETHER else [value]
     folder, out = file.resolve().parent, Path(str(options["out"]))
     cells: dict[str, Cell] = {}
     for values in product(*lists.values()):

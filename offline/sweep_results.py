@@ -56,19 +56,28 @@ def choose(rows: Sequence[Row], axes: Sequence[str]) -> list[Row]:
 
     Test figures have no say.
     """
-    groups: dict[tuple[str, str], dict[tuple[str, ...], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    best: dict[tuple[str, str], list[Row]] = {}
+    for (data, arm, *_), seeds in by_setting(rows, axes).items():
+        there = best.setdefault((data, arm), seeds)
+        if _mean(seeds, "validation_auroc") > _mean(there, "validation_auroc"):
+            best[data, arm] = seeds
+    return [max(seeds, key=lambda row: float(row["validation_auroc"])) for seeds in best.values()]
+
+
+def by_setting(rows: Sequence[Row], axes: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Rows that differ in the seed alone, by data set, arm and what else distinguishes them."""
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["data_name"], row["arm"]][_setting(row, axes)].append(row)
-    winners = []
-    for settings in groups.values():
-        best = max(settings.values(), key=lambda seeds: statistics.mean(row["validation_auroc"] for row in seeds))
-        winners.append(max(best, key=lambda row: row["validation_auroc"]))
-    return winners
+        groups[row["data_name"], row["arm"], *(str(row.get(axis, "")) for axis in _distinguishing(axes))].append(row)
+    return groups
 
 
-def _setting(row: Row, axes: Sequence[str]) -> tuple[str, ...]:
-    """What distinguishes a row but for data and seed."""
-    return tuple(str(row.get(axis, "")) for axis in axes if axis not in ("data", "dataset", "seed"))
+def _distinguishing(axes: Sequence[str]) -> list[str]:
+    return [axis for axis in axes if axis not in ("data", "dataset", "seed")]
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return statistics.mean(row[name] for row in rows)
 
 
 def keep_winners(plan: Plan, winners: Sequence[Row]) -> list[Path]:
@@ -98,21 +107,22 @@ def write_csv(file: Path, rows: Sequence[Row]) -> None:
 
 
 def show(rows: Sequence[Row], winners: Sequence[Row], axes: Sequence[str]) -> None:
-    """A table of all cells, winners in green; where probes were tested on others' problems, train x test."""
-    shown = [axis for axis in axes if axis not in ("data", "dataset")]
-    caption = "chosen on validation (mean over seeds); test figures have no say [95% interval]"
-    table = Table("data", "arm", *shown, title="Sweep", caption=caption, box=None, header_style="bold")
+    """A table of all settings, winners in green; where probes were tested on others' problems, train x test."""
+    caption = "means over seeds; the best on validation is chosen, its test figure [95% interval] has no say"
+    table = Table(title="Sweep", caption=caption, box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("data", "arm", *_distinguishing(axes)):
+        table.add_column(heading, overflow="fold")
     for heading in ("validation AUROC", "test AUROC", "test ECE"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in sorted(rows, key=lambda row: (row["data_name"], row["arm"], -row["validation_auroc"])):
+        table.add_column(heading, justify="right")
+    ordered = sorted(by_setting(rows, axes).items(), key=lambda one: (one[0][:2], -_mean(one[1], "validation_auroc")))
+    for setting, seeds in ordered:
+        winner = next((row for row in winners if row in seeds), None)
         table.add_row(
-            row["data_name"],
-            row["arm"],
-            *(str(row.get(axis, "")) for axis in shown),
-            f"{row['validation_auroc']:.3f}",
-            _interval(row, "test_auroc"),
-            _interval(row, "test_ece"),
-            style="bold green" if row in winners else None,
+            *setting,
+            f"{_mean(seeds, 'validation_auroc'):.3f}",
+            f"{_mean(seeds, 'test_auroc'):.3f}" if winner is None else _interval(winner, "test_auroc"),
+            f"{_mean(seeds, 'test_ece'):.3f}",
+            style="bold green" if winner else None,
         )
     Console().print(table)
     if any(row["transfer"] for row in winners):

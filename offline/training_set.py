@@ -18,7 +18,9 @@ COLUMNS = (
 )  # fmt: skip
 PROBLEM = ["split", "problem_id"]
 """What names a problem."""
-NUMBERS = ("k", "temperature", "max_tokens", "input_tokens", "output_tokens", "majority_vote_is_correct")
+NUMBERS = (
+    "k", "temperature", "max_tokens", "success_rate", "majority_vote_is_correct", "input_tokens", "output_tokens",
+)  # fmt: skip
 SPLITS = ("train", "validation", "test")
 
 

@@ -9,6 +9,7 @@ COMMANDS = {
     "up": ("server.commands:up", "start the pool's vLLM servers on this machine, then the gateway"),
     "check": ("server.check:main", "say whether configuration, probes and replicas fit together"),
     "demo": ("offline.demo:main", "the nano pool with real vLLM: what routing saves, on this machine"),
+    "run": ("offline.pipeline:main", "a whole chain from one file, each step where its inputs changed"),
     "rollouts": ("offline.rollouts:main", "sample k answers per problem and verify them"),
     "train": ("offline.train:main", "train and calibrate a probe per arm from rollouts"),
     "sweep": ("offline.sweep:main", "train many probes side by side, the best chosen on validation data"),

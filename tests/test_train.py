@@ -269,7 +269,7 @@ FLAWS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
     ),
     "two splits": (repeat_in_test, "one problem stands under several ids or in several splits"),
     "k": (change(of("nano-small", "test"), k=4), "arm 'nano-small' mixes k 4, 8"),
-    "NaN": (change(of("nano-small", "test"), success_rate=np.nan), "success_rate must lie in [0, 1]"),
+    "NaN": (change(of("nano-small", "test"), success_rate=np.nan), "success_rate is missing in some rows: it must"),
     "no temperature": (change(of("nano-small", "test"), temperature=np.nan), "temperature is missing in some rows"),
     "all wrong": (
         change(lambda data: data["arm"] != "nano-small", success_rate=0.0, majority_vote_is_correct=False),
