@@ -77,7 +77,7 @@ def _distinguishing(axes: Sequence[str]) -> list[str]:
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:
-    return statistics.mean(row[name] for row in rows)
+    return statistics.mean(float(row[name]) for row in rows)
 
 
 def keep_winners(plan: Plan, winners: Sequence[Row]) -> list[Path]:
