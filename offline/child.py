@@ -3,15 +3,14 @@
 python -P -m offline.child PARENT COMMAND [options]
 """
 
-import ctypes
 import os
 import runpy
+import select
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-
-PR_SET_PDEATHSIG = 1
 
 
 def command(argv: Sequence[str]) -> list[str]:
@@ -25,17 +24,24 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
-    """Ask Linux for a signal when the parent ends; nothing elsewhere."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
+def end_with(pid: int) -> None:
+    """Have this process killed as soon as another one has ended."""
+    try:
+        other = os.pidfd_open(pid)
+    except ProcessLookupError:  # it has already
+        os.kill(os.getpid(), signal.SIGKILL)
+        return
+
+    def watch() -> None:
+        select.select([other], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:
     parent, *argv = sys.argv[1:]
-    die_with_parent()
-    if os.getppid() != int(parent):  # it ended before
-        sys.exit(1)
+    end_with(int(parent))
     sys.argv = ["pika", *argv]
     runpy.run_module("server", run_name="__main__")
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from offline.child import die_with_parent
+from offline.child import end_with
 from offline.evaluate import DataError
 from offline.provenance import provenance
 from offline.sweep_plan import Cell, Plan, read_plan
@@ -133,7 +133,7 @@ def _run_cell(plan: Plan, cell: Cell, running: set[BaseProcess]) -> str | None:
     folder = plan.cell_folder(cell)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    process = FORKS.Process(target=_train, args=(plan.folder, cell.argv, folder / "log.txt"))
+    process = FORKS.Process(target=_train, args=(os.getpid(), plan.folder, cell.argv, folder / "log.txt"))
     running.add(process)
     process.start()
     process.join()
@@ -146,9 +146,9 @@ def _run_cell(plan: Plan, cell: Cell, running: set[BaseProcess]) -> str | None:
     return None
 
 
-def _train(folder: Path, argv: list[str], log: Path) -> None:
+def _train(sweep: int, folder: Path, argv: list[str], log: Path) -> None:
     """What a cell's process does."""
-    die_with_parent()
+    end_with(sweep)
     with log.open("w") as opened:
         for stream in (1, 2):
             os.dup2(opened.fileno(), stream)
