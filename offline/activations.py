@@ -31,11 +31,6 @@ TRIAL_PROMPTS = 16
 PROGRESS = "progress"
 
 
-def default_cache() -> Path:
-    """Where activations are kept, under XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pika" / "activations"
-
-
 def harvest(
     pass_: Pass,
     prompts: Sequence[Sequence[int]],

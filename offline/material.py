@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.activations import harvest
 from probes import statistics
 from probes.base import Inputs, Probe, ProbeError
 from probes.card import Dtype, Site
-from probes.engine.probe_model import Reading, n_layers
 from probes.prompt import Renderer, bounded, new_pass
 from probes.source import resolve_model
 
@@ -70,6 +68,9 @@ def gather(
     prompts = [renderer.render([{"role": "user", "content": problem}]).token_ids for problem in problems]
     if kind.reads in ("text", "length"):
         return Material(Inputs(texts=texts, prompt_tokens=np.array([len(ids) for ids in prompts])), renderer)
+    from offline.activations import harvest  # torch: text probes need none
+    from probes.engine.probe_model import Reading, n_layers
+
     last_layer = n_layers(renderer.pass_)
     tried = {"layers": _layers(layers, last_layer, renderer)}
     if kind.reads == "sequence":

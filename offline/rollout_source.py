@@ -1,10 +1,10 @@
 """Where rollouts come from: a file, or a dataset on the Hub, of which a copy is kept."""
 
-import os
 import sys
 from pathlib import Path
 
 from offline import dataset_hub
+from offline.caches import cache_folder
 from offline.evaluate import DataError
 from offline.hub_cli import repository
 from probes.base import ProbeError
@@ -27,7 +27,7 @@ def find_rollouts(text: str) -> Path:
     except ProbeError:
         raise DataError(f"there is no file {text}: name one, or a dataset on the Hub as owner/name") from None
     listing, layout = dataset_hub.find(repo.repo, repo.revision, None)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pika" / "rollouts"
+    folder = cache_folder("rollouts")
     kept = folder / f"{repo.repo.replace('/', '--')}@{listing.commit[:12]}.parquet"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from offline.caches import cache_folder
 from offline.evaluate import DataError
 from offline.options import with_file
 from offline.rollout_source import find_rollouts
@@ -67,7 +68,6 @@ def _train(
     args: Namespace, settings: Settings, data: TrainingSet, command: str
 ) -> tuple[dict[str, ProbeCard], Transfer]:
     """The whole story: prompts -> activations -> probes -> artifacts."""
-    from offline.activations import default_cache
     from offline.fit import finish, fit_arms, fit_baselines
     from offline.material import gather
     from offline.probe_card import make_card
@@ -87,7 +87,7 @@ def _train(
             next_token=args.next_token,
             dtype=args.dtype,
             device=args.device,
-            cache=args.cache or default_cache(),
+            cache=args.cache or cache_folder("activations"),
             on_batch=advance,
         )
     if material.statistics_site is not None and data.rows("validation").sum() < LEAST_HELD_OUT:

@@ -19,6 +19,8 @@ from probes.artifact import load_artifact
 from tests.support.probes import NANO_POOL
 from tests.support.processes import until
 
+pytestmark = pytest.mark.timeout(600)  # many processes, each of which loads its libraries
+
 ROOT = Path(__file__).parents[1]
 QUICK = NANO_POOL / "quick"
 PROBLEMS = {"train": 200, "validation": 120, "test": 100}
@@ -46,11 +48,9 @@ def write(folder: Path, chain: dict[str, Any]) -> Path:
     return file
 
 
-def run(folder: Path, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "server", "run", str(folder / "run.yaml"), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stderr
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([str(folder / "run.yaml")]) == 0
+    summary: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return summary
 
 
@@ -67,21 +67,21 @@ def test_a_killed_chain_goes_on_and_then_has_nothing_to_do(folder: Path, capsys:
     killed = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    until(lambda: (folder / awaited).exists() or killed.poll() is not None, 150, awaited)
+    until(lambda: (folder / awaited).exists() or killed.poll() is not None, 300, awaited)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    summary = run(folder)
+    summary = run(folder, capsys)
     assert summary["ran"][-1] == "tune"
     tuned = (folder / "policy.tuned.json").read_bytes()
     weights = {arm: load_artifact(folder / "probes" / arm).predictions_sha256 for arm in ("nano-small", "nano-large")}
 
     assert would_run(folder, capsys) == []
-    assert run(folder)["skipped"] == ["train", "tune"]
+    assert run(folder, capsys)["skipped"] == ["train", "tune"]
     # Undisturbed, it makes the same.
     for made in ("run.state.json", "policy.tuned.json"):
         (folder / made).unlink()
     shutil.rmtree(folder / "probes")
-    assert run(folder)["ran"] == ["train", "tune"]
+    assert run(folder, capsys)["ran"] == ["train", "tune"]
     assert (folder / "policy.tuned.json").read_bytes() == tuned
     assert weights == {arm: load_artifact(folder / "probes" / arm).predictions_sha256 for arm in weights}
 
