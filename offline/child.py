@@ -25,7 +25,9 @@ def environment() -> dict[str, str]:
 
 
 def end_with(pid: int) -> None:
-    """Have this process killed as soon as another one has ended."""
+    """Have this process killed as soon as another one has ended; where there is no Linux, nothing."""
+    if sys.platform != "linux":
+        return
     try:
         other = os.pidfd_open(pid)
     except ProcessLookupError:  # it has already

@@ -151,10 +151,9 @@ def _run(steps: list[Step], state: State, options: argparse.Namespace) -> int:
         inputs, started = step.inputs(), time.monotonic()
         for argv in step.argvs:
             print(f"pika run: {step.name} ({reason})\n  {step.typed(argv)}", file=sys.stderr, flush=True)
-            # Its last line, JSON, is the step's; ours is to be the last on stdout.
-            code = subprocess.run(
-                child.command([*step.name.split(), *argv]), cwd=step.folder, env=child.environment(), stdout=sys.stderr
-            ).returncode
+            words = child.command([*step.name.split(), *argv])
+            # All that it says goes to stderr: the last line on stdout is to be ours.
+            code = subprocess.run(words, cwd=step.folder, env=child.environment(), stdout=2).returncode
             if code != 0:
                 print(
                     f"pika run: {step.name} failed with exit code {code}; by hand, in {step.folder}:\n"
