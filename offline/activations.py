@@ -27,7 +27,7 @@ prompts are divided into other micro-batches: an unfinished harvest counts them.
 GB = 10**9
 SYNC_S = 10.0
 """What a harvest that is killed loses at most."""
-TRIAL_PROMPTS = 16
+TRIAL_PROMPTS = 64
 PROGRESS = "progress"
 
 
@@ -42,12 +42,13 @@ def harvest(
     """All that is to be read of n prompts (token ids); arrays are memory maps where there is a cache.
 
     Args:
-        cache: a folder; what stands there of the same model, prompts and reading is not computed again.
+        cache: a folder; what stands there of the same model, prompts and reading is not computed again. A harvest
+            that was killed goes on where it was; what is unfinished has a name with a dot in front.
         on_batch: called after each micro-batch with its number of prompts, for progress bars.
 
     Raises:
         ProbeError: the probe model cannot be loaded, or has no such layer.
-        OSError: the cache's disk lacks the space; found out before the model reads a prompt.
+        OSError: the cache's disk lacks the space; found out before more than a few prompts are read.
     """
     if cache is None:
         return ProbeModel(pass_, reading, device).read(prompts, on_batch)

@@ -43,16 +43,16 @@ def _probes(cards: dict[str, ProbeCard]) -> Table:
 
 
 def _transfer(cards: dict[str, ProbeCard], transfer: Transfer) -> Table:
-    table = Table(title="Tested on others' problems", caption="[95% interval]", box=None, header_style="bold")
+    own = next(iter(cards.values())).benchmark
+    title = f"Trained on {own}, tested on others' problems"
+    table = Table(title=title, caption="[95% interval]", box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("arm", no_wrap=True)
-    table.add_column("trained on", no_wrap=True)
-    table.add_column("tested on", no_wrap=True)
+    table.add_column("tested on", overflow="fold")
     for heading in ("AUROC", "ECE", "Spearman"):
         table.add_column(heading, justify="right", no_wrap=True)
     for arm, card in cards.items():
-        for name, metrics in [("its own", card.metrics[-1]), *((name, found[arm]) for name, found in transfer.items())]:
-            figures = (metrics.auroc, metrics.ece, metrics.spearman)
-            table.add_row(arm, card.benchmark, name, *map(with_interval, figures))
+        for name, metrics in [(own, card.metrics[-1]), *((name, found[arm]) for name, found in transfer.items())]:
+            table.add_row(arm, name, *map(with_interval, (metrics.auroc, metrics.ece, metrics.spearman)))
     return table
 
 

@@ -27,7 +27,7 @@ SITES = Reading(tuple(Site(layer=layer, position=-1) for layer in (0, 1, 2)))
 TOKENS = Reading(sequence_layers=(0, 1, 2))
 
 
-TRIAL = activations.TRIAL_PROMPTS + 2
+TRIAL = 2 * activations.TRIAL_PROMPTS
 """Prompts that tell how long it takes."""
 
 

@@ -360,7 +360,7 @@ def test_tested_on_other_problems_too(
     options = (*QUICK, "--test-on", str(tmp_path / "fresh.parquet"), "--arms", "nano-small,nano-large")
     assert train(rollouts, tmp_path, *options) == 0
     out = capsys.readouterr().out
-    assert "Tested on others' problems" in out
+    assert "Trained on running_total, tested on others' problems" in out
     result = json.loads(out.splitlines()[-1])["arms"]
     for arm in ("nano-small", "nano-large"):
         card = load_artifact(tmp_path / "probes" / arm).card
