@@ -146,12 +146,7 @@ def tune(
     table = accuracy_table(data)
     always = sweep("always", [{}], np.full((1, len(data.success)), data.best_arm), data)
     best_cost = float(always.cost_usd[0]) - data.prefill_usd
-    found = []
-    for policy in policies:
-        swept = sweep_policy(policy, data, table, guarantee)
-        place = best_setting(swept.accuracy, swept.cost_usd, target, float(always.accuracy[0]))
-        if place is not None:
-            found.append((swept, place))
+    found = meeting(data, target, policies, table, guarantee)
     if not found:
         goal = always.accuracy[0] if target.value is None else target.value
         lowest = float(data.cost.min(axis=1).mean()) + data.prefill_usd
@@ -164,7 +159,7 @@ def tune(
         _candidate(swept, place, data, best_cost, seed, _spread(swept, place, data, target, best_cost, weights))
         for swept, place in found
     ]
-    chosen = candidates[_simplest(found, data, target.measure)]
+    chosen = candidates[simplest(found, data, target.measure)]
     return Tuning(chosen, candidates, data.best_arm, _candidate(always, 0, data, best_cost, seed, None), table)
 
 
@@ -276,7 +271,21 @@ def _candidate(
     )
 
 
-def _simplest(found: Sequence[tuple[Sweep, int]], data: Validation, measure: str) -> int:
+def meeting(
+    data: Validation,
+    target: Target,
+    policies: Sequence[str],
+    table: Table,
+    guarantee: Guarantee | None = None,
+) -> list[tuple[Sweep, int]]:
+    """The policies that meet the target, each with the setting that does so best."""
+    always_best = data.accuracy(np.full(len(data.success), data.best_arm))
+    swept = [sweep_policy(policy, data, table, guarantee) for policy in policies]
+    places = [best_setting(one.accuracy, one.cost_usd, target, always_best) for one in swept]
+    return [(one, place) for one, place in zip(swept, places, strict=True) if place is not None]
+
+
+def simplest(found: Sequence[tuple[Sweep, int]], data: Validation, measure: str) -> int:
     """The simplest policy whose mean loss is within one standard error of the least."""
     arms = np.stack([swept.arms[place] for swept, place in found])
     losses = of_chosen(data.cost, arms) if measure == "accuracy" else -of_chosen(data.success, arms)  # (candidates, n)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from offline.bench import cli, training, training_data
+from offline.bench import cli, policies, training, training_data
 from offline.bench.training_data import Shape
 from probes.card import Site
 
@@ -59,3 +59,18 @@ def test_the_command_lists_and_names(capsys: pytest.CaptureFixture[str]) -> None
     assert "training" in capsys.readouterr().out
     assert cli.main(["speed"]) == 2
     assert "one of: training" in capsys.readouterr().err
+
+
+def test_the_policy_sweep_and_the_pandas_loop_come_to_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["policies", "--problems", "60", "--knobs", "20", "--draws", "30"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["same"]
+    assert last["ratio"] > 0
+    assert last["parity_saving"]["low"] <= last["parity_saving"]["value"] <= last["parity_saving"]["high"]
+
+
+def test_a_sweep_that_differs_is_told_from_the_loop() -> None:
+    pool, lambdas = policies.synthetic(40, 4, seed=1), np.array([0.0, 0.3, 1.0])
+    looped = policies.pandas_loop(pool, lambdas)
+    np.testing.assert_allclose(policies.measured(pool, lambdas)[1], looped)
+    assert not np.allclose(policies.measured(pool, lambdas / 2)[1], looped)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offline.evaluation.judge import Validation, corrected
+from offline.evaluation.judge import Validation, corrected, judge
 from offline.evaluation.sweep import multipliers, of_chosen
 from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, accuracy_table, tune
 from routing_policies.base import FloatArray, build
@@ -178,3 +178,34 @@ def test_multipliers_are_where_choices_change() -> None:
     success: FloatArray = np.array([[0.5, 0.7], [0.6, 0.5]])
     # Row 0 draws level at .2 / .1 = 2; row 1 never prefers the dearer arm.
     np.testing.assert_array_equal(multipliers(success, np.array([0.1, 0.2])), [0, 2, 4])
+
+
+def test_knobs_spread_as_they_do_over_fresh_problems() -> None:
+    """What resampled problems tell of a knob's spread is near to what fresh sets of as many problems show."""
+    told = tune(DATA, Target.parse("accuracy=0.8"), ["cascade"]).candidates[0].spread
+    assert told is not None
+    fresh = [tune(calibrated(seed=seed), Target.parse("accuracy=0.8"), ["cascade"]) for seed in range(100, 112)]
+    knobs = [tuning.candidates[0].knobs["thresholds"] for tuning in fresh]
+    low, high = told.knob
+    assert low <= tune(DATA, Target.parse("accuracy=0.8"), ["cascade"]).candidates[0].knobs["thresholds"] <= high
+    assert 0.3 < np.std(knobs) / ((high - low) / 4) < 3
+    assert 0 < told.saving_sd < 0.1
+
+
+def test_settings_are_judged_in_resampled_sets_as_in_sets_of_their_own() -> None:
+    """Weights of a set drawn with replacement come to the same as the set itself, problems repeated."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(800, size=800)
+    weights = np.bincount(drawn, minlength=800)[None] / 800
+    arms = np.stack([(DATA.success - mu * DATA.cost).argmax(axis=1) for mu in (0.0, 1e3, 1e4)])
+    accuracy, cost, best = judge(DATA, arms, weights)
+    rows = replace(DATA, success=DATA.success[drawn], cost=DATA.cost[drawn], success_rate=DATA.success_rate[drawn])
+    own_accuracy, own_cost, own_best = judge(rows, arms[:, drawn])
+    np.testing.assert_allclose(accuracy, own_accuracy)
+    np.testing.assert_allclose(cost, own_cost)
+    np.testing.assert_allclose(best, own_best)
+    single = np.full(800, rows.best_arm)
+    p, rate = of_chosen(rows.success, single), of_chosen(rows.success_rate, single)
+    assert own_best[0] == pytest.approx(corrected(p, rate))
+    gain = of_chosen(rows.success, arms[1][drawn]) - p, of_chosen(rows.success_rate, arms[1][drawn]) - rate
+    assert own_accuracy[0, 1] == pytest.approx(corrected(p, rate) + corrected(*gain))

@@ -5,6 +5,7 @@ from importlib import import_module
 
 COMMANDS = {
     "training": ("offline.bench.training:main", "fitting linear probes: our sweep against a loop over scikit-learn"),
+    "policies": ("offline.bench.policies:main", "a policy over its knob: our sweep against a loop with pandas"),
 }
 
 USAGE = """\
@@ -18,6 +19,7 @@ Each compares two ways on the same input in the same run, prints a table, and on
 
 examples:
   pika bench training --quick
+  pika bench policies
 """
 
 

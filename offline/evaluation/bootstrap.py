@@ -9,6 +9,8 @@ from routing_policies.base import FloatArray
 
 CHUNK = 4_000_000
 """Indices drawn at once, so that memory stays at some 50 MB beside the weights."""
+ROUNDING = 1e-13
+"""Differences this small are none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def interval(figure: FloatArray) -> Interval | None:
 
     Draws in which it is not defined are left out.
     """
+    figure = np.where(np.abs(figure) < ROUNDING, 0.0, figure)
     value, drawn = float(figure[0]), figure[1:]
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(value):

@@ -39,7 +39,8 @@ def _search(p: FloatArray, value: FloatArray) -> list[float]:
             if reached.any():
                 thresholds[step] = _cut(p[reached, step], (value[:, step] - going)[reached])
             going = np.where(p[:, step] > thresholds[step], value[:, step], going)
-    return thresholds.tolist()
+    found: list[float] = thresholds.tolist()
+    return found
 
 
 def _cut(p: FloatArray, gain: FloatArray) -> float:

@@ -3,8 +3,8 @@
 import json
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from offline.evaluate import DataError, split_name
 from offline.evaluation import probe_figures
 from offline.evaluation.evaluation import TEXT, Ask, Evaluation, Known, evaluate
-from offline.evaluation.figures import figures
+from offline.evaluation.figures import figures, to_json
 from offline.evaluation.known import saw, validation
 from offline.evaluation.policies import LABELS
 from offline.evaluation.results import to_table, write
@@ -27,6 +27,9 @@ from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
 from server.config import ConfigError, Settings, load, pool_sha256
+
+WIDTH = 160
+"""Columns of a table that no terminal shows."""
 
 if TYPE_CHECKING:
     from probes.artifact import Artifact
@@ -70,6 +73,8 @@ def main(argv: list[str]) -> int:
         print(f"pika evaluate: cannot write {options.out}: {error.strerror}; choose another --out", file=sys.stderr)
         return 1
     console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(table(result))
     for note in result["notes"]:
         console.print(f"- {note}", highlight=False)
@@ -138,7 +143,7 @@ def _result(
         "methods": [figures(method, found.scale) for method in found.methods],
         "mix_by_difficulty": [probe_figures.mix_by_difficulty(method, trial) for method in mixed],
         "human_difficulty": probe_figures.human_difficulty(trial, options.seed, options.draws),
-        "verdict": verdict(found.router, found.shuffled, found.texts, found.scale, options.target),
+        "verdict": verdict(found.router, found.rivals, found.scale, options.target),
     }
 
 
@@ -146,17 +151,17 @@ def _arm(
     settings: Settings, artifacts: "Mapping[str, Artifact]", found: Evaluation, i: int, options: Namespace
 ) -> dict[str, Any]:
     trial = found.scale.trial
-    arm, single = trial.samples.arms[i], figures(found.scale.singles[i], found.scale)
+    arm, single = trial.samples.arms[i], found.scale.singles[i]
     probe = None
     if arm.name in artifacts:
-        reference, rate = settings.probes[arm.name], trial.samples.success_rate[:, i]
+        reference, rate = settings.arms[arm.name].probe, trial.samples.success_rate[:, i]
         p = trial.known.success[:, i]
         probe = probe_figures.probe(artifacts[arm.name], str(reference), p, rate, options.seed, options.draws)
     return {
         "name": arm.name,
         "model": arm.model,
-        "accuracy": single["accuracy"],
-        "cost_usd": single["cost_usd"],
+        "accuracy": to_json(single.accuracy[:, 0]),
+        "cost_usd": to_json(single.cost_usd[:, 0]),
         "tier_cost_usd": trial.known.tier_cost[i],
         "mean_input_tokens": float(trial.samples.outcomes.input_tokens[:, i].mean()),
         "mean_output_tokens": float(arm.output_tokens.mean()),
@@ -207,17 +212,13 @@ def _all_are(artifacts: "Mapping[str, Artifact]", kind: str) -> bool:
     return bool(artifacts) and all(artifact.card.kind == kind for artifact in artifacts.values())
 
 
-def _bar(steps: int) -> AbstractContextManager[Callable[[str], None]]:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def shown() -> Any:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("", total=steps, completed=-1)
-            yield lambda what: progress.update(task, advance=1, description=what)
-
-    return shown()
+@contextmanager
+def _bar(steps: int) -> Iterator[Callable[[str], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=steps, completed=-1)  # told of a step when it begins
+        yield lambda what: progress.update(task, advance=1, description=what)
+        progress.update(task, completed=steps, description="done")
 
 
 def _parser() -> ArgumentParser:

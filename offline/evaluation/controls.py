@@ -1,9 +1,11 @@
 """What any router is compared with and needs no probe: each arm alone, and ways to choose at random."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from offline.evaluation.judge import Validation
-from offline.evaluation.methods import Method, Trial, measured, routed
+from offline.evaluation.methods import Method, Setting, Trial, measured, routed
 from offline.evaluation.policies import Judged
 from routing_policies.base import FloatArray
 
@@ -40,7 +42,7 @@ def mixture(trial: Trial, validation: Validation, cost_usd: float) -> Method:
                     mix = np.eye(len(rate))[i] * (1 - share) + np.eye(len(rate))[j] * share
     if cost_usd > usd.max():
         mix = np.eye(len(rate))[rate.argmax()]
-    return _by_mix(trial, "random_mixture", "random mixture of two arms at the router's cost", mix[None], 0, 0.0)
+    return _by_mix(trial, "random_mixture", "random mixture of arms, equal cost", mix[None], 0, 0.0)
 
 
 def shuffled(trial: Trial, router: Judged) -> Method:
@@ -51,7 +53,7 @@ def shuffled(trial: Trial, router: Judged) -> Method:
     """
     k = len(trial.arms)
     mixes = np.stack([(router.arms == arm).mean(axis=1) for arm in range(k)], axis=1)  # (settings, arms)
-    label = f"shuffled: {router.method.label}, probabilities permuted"
+    label = f"shuffled {router.method.label}"
     method = router.method
     return _by_mix(trial, "shuffled", label, mixes, method.chosen, trial.known.prefill_usd, method.settings)
 
@@ -63,7 +65,7 @@ def _by_mix(
     mixes: FloatArray,
     chosen: int,
     prefill_usd: float,
-    settings: "tuple[None, ...] | list[object]" = (None,),
+    settings: Sequence[Setting] = (None,),
 ) -> Method:
     """Arms drawn at random in the same shares for every problem, in expectation: mixes (settings, arms)."""
     correct = mixes @ trial.samples.success_rate.T

@@ -3,21 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from offline.evaluation import controls, oracles, policies
 from offline.evaluation.bootstrap import resampled, weights
 from offline.evaluation.figures import Scale
+from offline.evaluation.frontier import frontier
 from offline.evaluation.judge import Validation
 from offline.evaluation.methods import Method, Trial
 from offline.evaluation.samples import Samples
 from offline.evaluation.self_consistency import self_consistency
 from offline.evaluation.text_probes import text_router
-from offline.policy_search import SIMPLEST_FIRST, Target, TuneError, accuracy_table, tune
+from offline.policy_search import SIMPLEST_FIRST, Table, Target, accuracy_table, meeting, simplest
+from routing_policies.base import FloatArray
 
 TEXT = {"length": "length probes", "tfidf": "TF-IDF probes"}
 RESAMPLES = 200
 """Sets of validation problems by which the spread of chosen knobs is told."""
-PLAIN = ("singles", "random", "mixture", "shuffled", "self-consistency", "in-sample oracle", "research oracle", "limit")
-"""What is measured beside policies and text probes."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Evaluation:
     scale: Scale
     router: Method
     """The policy that `pika tune` would choose, which the verdict is about."""
-    shuffled: Method
-    texts: list[Method]
+    rivals: dict[str, FloatArray]
+    """Accuracy of what knows less, at the router's cost: by name, (1 + draws,) each."""
     notes: list[str]
 
 
@@ -64,7 +66,6 @@ def evaluate(
 
     Raises:
         PolicyError: a probability or cost is NaN.
-        ProbeError: text probes cannot be fitted.
     """
     data, notes = validation.known, []
     trial = Trial(
@@ -73,7 +74,7 @@ def evaluate(
     resamples = resampled(len(data.success), RESAMPLES, ask.seed)
     table = accuracy_table(data)
     found: dict[str, policies.Judged] = {}
-    router_name = _router(data, ask)
+    router_name = _router(data, ask, table)
     for name in dict.fromkeys((*policies.possible(ask.policies, data.tier_cost), router_name)):
         on_step(policies.LABELS[name])
         found[name] = policies.run(name, data, trial, ask.target, table, resamples)
@@ -81,21 +82,31 @@ def evaluate(
 
     on_step("controls")
     singles = controls.singles(trial)
+    mixture = controls.mixture(trial, data, router.validation_usd)
     shuffled = controls.shuffled(trial, router)
-    plain = [controls.random(trial), controls.mixture(trial, data, router.validation_usd), shuffled]
+    plain = [controls.random(trial), shuffled, mixture]
 
+    usd = router.method.cost_usd[:, router.method.chosen]
+    rivals = {
+        "shuffled": shuffled.accuracy[:, shuffled.chosen],  # it sends as many problems to each arm as the router does
+        "random_mixture": _at_cost(
+            np.stack([one.cost_usd[:, 0] for one in singles], axis=1),
+            np.stack([one.accuracy[:, 0] for one in singles], axis=1),
+            usd,
+        ),
+    }
     texts = []
     for kind in ask.texts if train is not None else ():
         on_step(TEXT[kind])
         assert train is not None
         chosen_on, judged_on = text_router(kind, train, validation.samples, test.samples, (data, test.known), ask.seed)
-        policy = _router(chosen_on, ask)
-        called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
-        texts.append(
-            policies.run(
-                policy, chosen_on, trial, ask.target, accuracy_table(chosen_on), resamples, judged_on, called
-            ).method
-        )
+        text_table = accuracy_table(chosen_on)
+        policy = _router(chosen_on, ask, text_table)
+        called: policies.Called = (kind, f"{TEXT[kind]}, {policies.LABELS[policy]}", "baseline")
+        text = policies.run(policy, chosen_on, trial, ask.target, text_table, resamples, judged_on, called)
+        corners = text.corners
+        rivals[kind] = _at_cost(text.method.cost_usd[:, corners], text.method.accuracy[:, corners], usd)
+        texts.append(text.method)
     if train is None:
         notes.append("There are no train problems, so routing by length and TF-IDF is left out.")
 
@@ -122,16 +133,18 @@ def evaluate(
         ],
         scale=Scale(trial, singles, limit),
         router=router.method,
-        shuffled=shuffled,
-        texts=texts,
+        rivals=rivals,
         notes=notes,
     )  # fmt: skip
 
 
-def _router(data: Validation, ask: Ask) -> str:
+def _router(data: Validation, ask: Ask, table: Table) -> str:
     """The policy that `pika tune` chooses; the simplest where none reaches the target."""
     names = [name for name in SIMPLEST_FIRST if name in ask.policies] or list(SIMPLEST_FIRST)
-    try:
-        return tune(data, ask.target, names, ask.seed).chosen.policy
-    except TuneError:
-        return names[0]
+    found = meeting(data, ask.target, names, table)
+    return found[simplest(found, data, ask.target.measure)][0].policy if found else names[0]
+
+
+def _at_cost(cost_usd: FloatArray, accuracy: FloatArray, usd: FloatArray) -> FloatArray:
+    """The most accurate mixture of settings at a cost: (1 + draws, settings) twice, (1 + draws,) -> (1 + draws,)."""
+    return frontier(cost_usd, accuracy).accuracy_at(usd)

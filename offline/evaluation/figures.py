@@ -38,9 +38,13 @@ class Scale:
     def best_usd(self) -> FloatArray:
         return self.best.cost_usd[:, 0]
 
-    def parity_saving(self, method: Method) -> FloatArray:
-        """Cost saved where the frontier crosses the best single arm's accuracy, (1 + draws,); NaN: it stays below."""
-        saving: FloatArray = 1 - hull(method).cost_at(self.best_accuracy) / self.best_usd
+    @cached_property
+    def limit_parity_saving(self) -> FloatArray:
+        return np.full_like(self.best_usd, np.nan) if self.limit is None else self.parity_saving(hull(self.limit))
+
+    def parity_saving(self, corners: Frontier) -> FloatArray:
+        """Cost saved where a frontier crosses the best single arm's accuracy, (1 + draws,); NaN: it stays below."""
+        saving: FloatArray = 1 - corners.cost_at(self.best_accuracy) / self.best_usd
         return saving
 
     def peak_gain(self, method: Method) -> FloatArray:
@@ -49,12 +53,12 @@ class Scale:
         gain: FloatArray = method.accuracy[:, place] - self.best_accuracy
         return gain
 
-    def area(self, method: Method) -> FloatArray:
+    def area(self, corners: Frontier) -> FloatArray:
         """AIQ over the costs of the single arms, (1 + draws,)."""
         usd = np.stack([one.cost_usd[:, 0] for one in self.singles])  # (arms, 1 + draws)
         accuracy = np.stack([one.accuracy[:, 0] for one in self.singles])
         cheapest = usd[:, 0].argmin()
-        return hull(method).area(usd[cheapest], usd.max(axis=0), accuracy[cheapest])
+        return corners.area(usd[cheapest], usd.max(axis=0), accuracy[cheapest])
 
 
 def hull(method: Method) -> Frontier:
@@ -65,37 +69,35 @@ def figures(method: Method, scale: Scale) -> dict[str, Any]:
     """As `evaluation.json` holds them."""
     accuracy, usd = method.accuracy[:, method.chosen], method.cost_usd[:, method.chosen]
     saving = 1 - usd / scale.best_usd
-    parity, peak, area = scale.parity_saving(method), scale.peak_gain(method), scale.area(method)
-    gap = share = np.full_like(parity, np.nan)
-    if scale.limit is not None:
-        gap = _quotient(peak, scale.peak_gain(scale.limit))
-        share = _quotient(parity, scale.parity_saving(scale.limit))
+    corners = hull(method)
+    parity, peak, area = scale.parity_saving(corners), scale.peak_gain(method), scale.area(corners)
+    gap = np.full_like(peak, np.nan) if scale.limit is None else _quotient(peak, scale.peak_gain(scale.limit))
+    share = _quotient(parity, scale.limit_parity_saving)
     return {
         "name": method.name,
         "label": method.label,
         "group": method.group,
         "knob": method.settings[method.chosen] or None,
-        "accuracy": _json(accuracy),
-        "cost_usd": _json(usd),
-        "accuracy_diff": _json(accuracy - scale.best_accuracy),
-        "saving": _json(saving),
-        "parity_saving": _json(parity),
-        "peak_accuracy_gain": _json(peak),
-        "aiq": _json(area),
-        "gap_closed": _json(gap),
-        "limit_share": _json(share),
+        "accuracy": to_json(accuracy),
+        "cost_usd": to_json(usd),
+        "accuracy_diff": to_json(accuracy - scale.best_accuracy),
+        "saving": to_json(saving),
+        "parity_saving": to_json(parity),
+        "peak_accuracy_gain": to_json(peak),
+        "aiq": to_json(area),
+        "gap_closed": to_json(gap),
+        "limit_share": to_json(share),
         **_two_models(method, scale),
         "mix": dict(zip(scale.trial.arms, method.mix.tolist(), strict=True)),
-        "frontier": points(method),
+        "frontier": points(method, corners),
         "knob_spread": _spread(method, scale),
     }
 
 
-def points(method: Method) -> list[dict[str, Any]]:
+def points(method: Method, corners: Frontier) -> list[dict[str, Any]]:
     """The frontier's corners, the chosen setting, and some between, in the knob's order."""
     count = len(method.settings)
-    corners = hull(method).cost[0]
-    at_corner = np.flatnonzero(np.isin(method.cost_usd[0], corners))
+    at_corner = np.flatnonzero(np.isin(method.cost_usd[0], corners.cost[0]))
     shown = {*np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int).tolist(), *at_corner.tolist()}
     rows = sorted(shown | {method.chosen})
     low, high = np.quantile(method.accuracy[1:, rows], [0.025, 0.975], axis=0)
@@ -135,7 +137,7 @@ def _two_models(method: Method, scale: Scale) -> dict[str, Any]:
         return {"apgr": None, "cpt50": None, "cpt80": None}
     weak = scale.singles[1 - scale.trial.best_arm].accuracy[:, 0]
     pgr = recovered(method.best_arm_share, method.accuracy, weak, scale.best_accuracy)
-    return {"apgr": _json(apgr(pgr)), "cpt50": cpt(pgr[0], 0.5), "cpt80": cpt(pgr[0], 0.8)}
+    return {"apgr": to_json(apgr(pgr)), "cpt50": cpt(pgr[0], 0.5), "cpt80": cpt(pgr[0], 0.8)}
 
 
 def _quotient(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -144,6 +146,6 @@ def _quotient(a: FloatArray, b: FloatArray) -> FloatArray:
     return share
 
 
-def _json(figure: FloatArray) -> dict[str, float] | None:
+def to_json(figure: FloatArray) -> dict[str, float] | None:
     found = interval(figure)
     return None if found is None else found.to_json()

@@ -29,13 +29,13 @@ def limit(trial: Trial, seed: int) -> Method:
         halves = [np.array_split(rng.permutation(arm.k), 2) for arm in trial.samples.arms]
         first, second = (_half(trial.samples.arms, [half[side] for half in halves]) for side in (0, 1))
         pairs += [(first, second), (second, first)]
-    return _omniscient(trial, "limit", "limit (chosen on half of the answers, judged on the other)", pairs)
+    return _omniscient(trial, "limit", "limit (half the answers choose, half judge)", pairs)
 
 
 def in_sample(trial: Trial) -> Method:
     """Chosen and judged on the same answers: it takes luck for knowledge, so it promises more than can be had."""
     every = _half(trial.samples.arms, [np.arange(arm.k) for arm in trial.samples.arms])
-    label = "in-sample oracle (chosen and judged on the same answers)"
+    label = "oracle, in-sample"
     return _omniscient(trial, "oracle_in_sample", label, [(every, every)])
 
 
@@ -51,7 +51,7 @@ def research(trial: Trial) -> Method:
         correct += of_chosen(right, chosen) / k
         cost += of_chosen(usd, chosen) / k
         mix += shares(chosen, len(arms)) / k
-    label = "research oracle (the cheapest arm whose answer is right)"
+    label = "oracle, cheapest right answer"
     return measured(trial, "oracle_research", label, "oracle", correct[None], cost[None], mix)
 
 

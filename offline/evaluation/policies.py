@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from offline.evaluation.cascade_search import step_thresholds
+from offline.evaluation.frontier import frontier
 from offline.evaluation.judge import Validation
 from offline.evaluation.methods import Group, Method, Trial, routed
 from offline.evaluation.sweep import choices, multipliers
@@ -17,8 +18,8 @@ from routing_policies.utility import QUOTIENTS
 
 LABELS = {
     "utility": "utility (lambda)",
-    "cascade": "cascade (one threshold)",
-    "cascade:steps": "cascade (a threshold per step)",
+    "cascade": "cascade",
+    "cascade:steps": "cascade (per step)",
     "min_success": "min_success",
     "target_accuracy": "target_accuracy",
     "max_success": "max_success (lambda 0)",
@@ -29,6 +30,8 @@ LABELS = {
     "utility:threshold": "utility (threshold)",
     "utility:sigmoid": "utility (sigmoid)",
 }
+Called = tuple[str, str, Group]
+"""A method's name, label and group."""
 VALUE_AT_0 = 1e9
 """Instead of an infinite `value`, which ignores cost."""
 
@@ -39,8 +42,19 @@ class Judged:
 
     method: Method
     arms: IndexArray
-    validation_usd: float
-    """Mean expected USD of a validation problem at the chosen setting, the probes' prefill included."""
+    swept: Sweep
+    """The same settings on the validation problems."""
+
+    @property
+    def validation_usd(self) -> float:
+        """Mean expected USD of a validation problem at the chosen setting, the probes' prefill included."""
+        return float(self.swept.cost_usd[self.method.chosen])
+
+    @property
+    def corners(self) -> IndexArray:
+        """The settings at the corners of the frontier on validation problems."""
+        corners = frontier(self.swept.cost_usd[None], self.swept.accuracy[None])
+        return np.flatnonzero(np.isin(self.swept.cost_usd, corners.cost[0]))
 
 
 def settings_of(name: str, data: Validation, table: Table) -> list[dict[str, Any]]:
@@ -68,13 +82,13 @@ def run(
     table: Table,
     resamples: FloatArray,
     known: Validation | None = None,
-    called: tuple[str, str, Group] | None = None,
+    called: Called | None = None,
 ) -> Judged:
     """
     Args:
         resamples: weights of resampled validation problems, (draws, n).
         known: what is known of the test problems; None: what the trial's probes say.
-        called: name, label and group; None: the policy's own.
+        called: None: as the policy is called.
     """
     known = trial.known if known is None else known
     policy, beside = name.partition(":")[0], {"table": table}
@@ -96,7 +110,7 @@ def run(
         peak=int(swept.accuracy.argmax()),
         resampled=resampled_settings(swept, validation, target, resamples) if len(settings) > 1 else (),
     )
-    return Judged(method, arms, float(swept.cost_usd[chosen]))
+    return Judged(method, arms, swept)
 
 
 def choose(swept: Sweep, validation: Validation, target: Target) -> int:

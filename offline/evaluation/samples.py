@@ -41,7 +41,7 @@ class Arm:
 
     @property
     def k(self) -> int:
-        return self.correct.shape[1]
+        return len(self.correct[0])
 
     @cached_property
     def usd(self) -> FloatArray:

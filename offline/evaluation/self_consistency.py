@@ -37,12 +37,12 @@ def self_consistency(trial: Trial, validation: Samples, target: Target) -> Metho
     to compare."""
     best_arm = trial.best_arm
     known: list[tuple[int, Votes, Votes]] = []
-    for arm, (before, now) in enumerate(zip(validation.arms, trial.samples.arms, strict=True)):
-        k = min(before.k, now.k)
+    for arm, (first, second) in enumerate(zip(validation.arms, trial.samples.arms, strict=True)):
+        k = min(first.k, second.k)
         if trial.known.tier_cost[arm] >= trial.known.tier_cost[best_arm] or k < 2:
             continue
-        if before.answers is not None and now.answers is not None:
-            known.append((arm, votes(before, before.answers, k), votes(now, now.answers, k)))
+        if first.answers is not None and second.answers is not None:
+            known.append((arm, votes(first, first.answers, k), votes(second, second.answers, k)))
     if not known:
         return None
     goal = float(validation.success_rate[:, best_arm].mean())

@@ -7,7 +7,7 @@ import numpy as np
 from offline.evaluation.judge import Validation
 from offline.evaluation.samples import Samples
 from probes import calibration
-from probes.base import Examples, Inputs, load
+from probes.base import Examples, Inputs, ProbeError, load
 from routing_policies.base import FloatArray
 
 
@@ -16,23 +16,23 @@ def text_router(
 ) -> tuple[Validation, Validation]:
     """What probes of text would know of the validation and the test problems; they pay for no prefill.
 
+    Where nothing can be learnt of an arm, it has its mean success rate.
+
     Args:
         kind: `length` or `tfidf`.
         known: of the validation and the test problems, with the costs to expect.
-
-    Raises:
-        ProbeError: the texts hold nothing to fit.
     """
     fitting, choosing, judging = (_inputs(samples) for samples in (train, validation, test))
     success = [np.empty(samples.success_rate.shape) for samples in (validation, test)]
     for arm in range(len(test.arms)):
-        labels = train.success_rate[:, [arm]]
-        if np.ptp(labels) == 0:  # nothing to learn: what it always was
+        labels, rate = train.success_rate[:, [arm]], validation.success_rate[:, arm]
+        examples = Examples(fitting, labels), Examples(choosing, rate[:, None])
+        try:
+            (fit,) = load(kind).fit(*examples, "regression", seed=seed)
+        except ProbeError:  # labels or texts are all alike: nothing tells one problem from another
             for predicted in success:
-                predicted[:, arm] = labels[0, 0]
+                predicted[:, arm] = rate.mean()
             continue
-        rate = validation.success_rate[:, arm]
-        (fit,) = load(kind).fit(Examples(fitting, labels), Examples(choosing, rate[:, None]), "regression", seed=seed)
         fitted = calibration.choose(fit.held_out, rate, seed)
         success[0][:, arm] = calibration.apply(fitted, fit.held_out)
         success[1][:, arm] = calibration.apply(fitted, fit.probe.raw(judging))

@@ -9,6 +9,7 @@ import numpy as np
 
 from routing_policies.base import FloatArray
 
+ROUNDING = 1e-9
 SHARES = np.linspace(0, 1, 101)
 
 
@@ -30,11 +31,14 @@ def recovered(strong_share: FloatArray, accuracy: FloatArray, weak: FloatArray, 
 
 def apgr(pgr: FloatArray) -> FloatArray:
     """Average performance gap recovered, (draws, shares) -> (draws,); .5 is what random routing has."""
-    area: FloatArray = np.trapezoid(pgr, SHARES, axis=1)
+    area: FloatArray = ((pgr[:, 1:] + pgr[:, :-1]) / 2) @ np.diff(SHARES)
     return area
 
 
 def cpt(pgr: FloatArray, level: float) -> float | None:
     """Call-performance threshold of one curve, (shares,): the least share that recovers `level` of the gap."""
-    reaches = np.flatnonzero(pgr >= level)
-    return float(SHARES[reaches[0]]) if len(reaches) else None
+    reaches = np.flatnonzero(pgr >= level - ROUNDING)
+    if not len(reaches):
+        return None
+    place = reaches[0]
+    return float(np.interp(level, pgr[place - 1 : place + 1], SHARES[place - 1 : place + 1]) if place else 0.0)

@@ -3,12 +3,10 @@
 import argparse
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from offline.evaluate import DataError
+from offline.provenance import versions
 from offline.report import model
 from offline.report.curves import frontier
 from offline.report.html import html
@@ -23,7 +22,7 @@ from offline.report.latex import latex
 from offline.report.markdown import markdown
 from offline.report.page import Page, page
 from offline.report.panels import panels
-from offline.report.plots import FORMATS, drawing, frontier_plot, grid, inline, saved
+from offline.report.plots import FORMATS, PANEL, WIDE_PANEL, drawing, frontier_plot, grid, inline, saved
 
 EXAMPLES = """examples:
   pika evaluate pool.yaml --data rollouts.parquet --out evaluation
@@ -46,12 +45,12 @@ def main(argv: list[str]) -> int:
         return 2
     provenance: dict[str, Any] = {
         "command": shlex.join(["pika", "report", *argv]),
-        "versions": {name: version(name) for name in ("pika-router", "matplotlib")}
-        | {"python": platform.python_version()},
+        "versions": versions(("pika-router", "matplotlib")),
         "inputs": dict(sha256),
     }
-    files = {model.RESULTS: results, **render(evaluation, provenance)}
     try:
+        out.mkdir(parents=True, exist_ok=True)  # before the work: nothing is drawn for a folder that cannot be
+        files = {model.RESULTS: results, **render(evaluation, provenance)}
         _write(out, files)
     except OSError as error:
         print(f"pika report: cannot write {out}: {error.strerror}; choose another --out", file=sys.stderr)
@@ -96,11 +95,14 @@ def render(evaluation: model.Evaluation, provenance: Mapping[str, Any]) -> dict[
         task = progress.add_task("", total=1 + len(small))
         for name in ("frontier", *small):
             progress.update(task, description=name)
-            figure = grid(list(small[name].values())) if name in small else frontier_plot(curves)
+            width = WIDE_PANEL if name == "mix" else PANEL
+            figure = grid(list(small[name].values()), width) if name in small else frontier_plot(curves)
             for form in FORMATS:
                 files[f"{name}.{form}"] = saved(figure, form, about)
             if name in small:
-                drawings[name] = {one: inline(grid([draw]), f"{name} {one}") for one, draw in small[name].items()}
+                drawings[name] = {
+                    one: inline(grid([draw], width), f"{name} {one}") for one, draw in small[name].items()
+                }
             else:
                 drawings[name] = {name: inline(figure, name)}
             progress.advance(task)
@@ -139,7 +141,6 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         OSError: one cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         unfinished = folder / f".{name}.{os.getpid()}"
         try:

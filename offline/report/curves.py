@@ -38,6 +38,8 @@ class Curve:
     short: str
     """The label's first words, where those are no other's too."""
     group: str
+    variant: bool
+    """Whether it is another form of a policy, and at first not shown."""
     style: Style
     chosen: Spot
     """At the knob that validation problems chose."""
@@ -51,6 +53,9 @@ class Frontier:
     logarithmic: bool | None
     """What to show first; None where a cost is 0, which has no logarithm."""
     best: str
+    """The best single arm."""
+    router: str | None
+    """The method of the verdict."""
     curves: tuple[Curve, ...]
 
     @property
@@ -60,7 +65,8 @@ class Frontier:
 
 def frontier(evaluation: Evaluation) -> Frontier:
     usd, methods = money(evaluation), ordered(evaluation)
-    style, names = styles(methods), short_names(methods)
+    names, variants = short_names(methods), evaluation.variants
+    style = styles(sorted(methods, key=lambda method: method.name in variants))
 
     def spot(cost: float, accuracy: float, low: float, high: float, knob_text: str) -> Spot:
         best_usd = evaluation.best.cost_usd.value
@@ -83,18 +89,26 @@ def frontier(evaluation: Evaluation) -> Frontier:
             for p in thinned(method.frontier)
         ]
         return Curve(
-            method.name, method.label, names[method.name], method.group, style[method.name], chosen, tuple(points)
+            name=method.name,
+            label=method.label,
+            short=names[method.name],
+            group=method.group,
+            variant=method.name in variants,
+            style=style[method.name],
+            chosen=chosen,
+            points=tuple(points),
         )
 
     curves = tuple(curve(method) for method in methods)
     costs = [spot.cost for one in curves for spot in (one.chosen, *one.points)]
     wide = None if min(costs) <= 0 else max(costs) > WIDE * min(costs)
-    return Frontier(usd.per, wide, evaluation.best_single, curves)
+    return Frontier(usd.per, wide, evaluation.best_single, evaluation.verdict.method, curves)
 
 
 def short_names(methods: list[Method]) -> dict[str, str]:
-    """Labels up to their first bracket, colon or comma, where that tells methods apart; names of arms stay whole."""
-    heads = {m.name: m.label if m.group == "single" else re.split(r" \(|[:,]", m.label)[0] for m in methods}
+    """Labels up to their first bracket, colon or comma, where that tells methods apart; of single arms the arm's."""
+    heads = {m.name: re.split(r" \(|[:,]", m.label)[0] for m in methods}
+    heads |= {m.name: max(m.mix, key=lambda arm: m.mix[arm]) for m in methods if m.group == "single" and m.mix}
     counts = Counter(heads.values())
     return {m.name: heads[m.name] if counts[heads[m.name]] == 1 else m.label for m in methods}
 

@@ -83,7 +83,7 @@ def knob(value: JsonValue) -> str:
     """A knob's value, as short as it can be read."""
     if isinstance(value, Mapping):
         named = {name: one for name, one in value.items() if name != "variant"}  # which stands in the method's label
-        return ", ".join(f"{NAMES.get(name, name)} = {knob(one)}" for name, one in named.items())
+        return ", ".join(f"{NAMES.get(name, name)} = {knob(one)}" for name, one in named.items()) or DASH
     if isinstance(value, list | tuple):
         return f"({', '.join(map(knob, value))})"
     if isinstance(value, float):

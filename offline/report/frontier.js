@@ -4,9 +4,9 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const box = document.getElementById("frontier");
   const spoken = document.getElementById("spoken");
-  const GROUPS = { policy: "Policies", baseline: "Baselines", control: "Controls", single: "Single arms", oracle: "Oracles" };
+  const GROUPS = { policy: "Policies", variant: "Variants", baseline: "Baselines", control: "Controls", single: "Single arms", oracle: "Oracles" };
   const NEAR = 36; // pixels from the pointer to the point that it means
-  const hidden = new Set();
+  const hidden = new Set(data.curves.filter((curve) => curve.variant).map((curve) => curve.name));
   let logarithmic = data.logarithmic === true;
   let here = null; // {curve, i}: the point that is looked at
   let plot = null;
@@ -29,7 +29,7 @@
     return element("path", { d, style: `stroke: ${colour(curve)}`, "stroke-width": width, "stroke-dasharray": dash.join(" "), ...attributes }, parent);
   }
 
-  const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+  const short = (text, most) => (text.length > most ? `${text.slice(0, most - (most >> 1) - 1)}…${text.slice(-(most >> 1))}` : text);
 
   // Axes
 
@@ -82,11 +82,12 @@
     box.replaceChildren();
     const svg = element("svg", { viewBox: `0 0 ${full} ${height + margin.top + margin.bottom}`, "aria-hidden": "true" }, box);
     const root = element("g", { transform: `translate(${margin.left} ${margin.top})` }, svg);
-    plot = { margin, width, height, full, groups: new Map(), ...(curves.length ? scales(curves, width, height) : {}) };
+    plot = { margin, width, height, full, roomy, groups: new Map(), ...(curves.length ? scales(curves, width, height) : {}) };
     if (curves.length) {
       axes(root);
       for (const curve of curves) draw(root, curve);
-      if (roomy) label(root, curves.filter((curve) => curve.group !== "single"));
+      name(curves);
+      if (roomy) label(root, curves.filter((curve) => curve.points.length));
       plot.mark = element("circle", { class: "here", r: 7, visibility: "hidden" }, root);
     }
     plot.tip = element("div", { class: "tip" }, box);
@@ -110,13 +111,11 @@
   }
 
   function draw(root, curve) {
-    const { x, y, width } = plot, at = curve.chosen;
+    const { x, y } = plot, at = curve.chosen;
     const group = element("g", { class: "curve" }, root);
     plot.groups.set(curve.name, group);
     if (curve.group === "single") {
       element("rect", { class: "single", x: x(at.cost) - 5, y: y(at.accuracy) - 5, width: 10, height: 10, style: `fill: ${colour(curve)}` }, group);
-      const right = x(at.cost) > 0.6 * width;
-      element("text", { class: "name", x: x(at.cost) + (right ? -9 : 9), y: y(at.accuracy) + 17, "text-anchor": right ? "end" : "start" }, group, short(curve.short, 26));
       return;
     }
     const path = (points, value) => points.map((spot) => `${x(spot.cost).toFixed(1)} ${y(value(spot)).toFixed(1)}`).join("L");
@@ -129,10 +128,30 @@
     element("circle", { cx: x(at.cost), cy: y(at.accuracy), r: curve.group === "policy" ? 5.5 : 4.5, style: `fill: ${colour(curve)}` }, group);
   }
 
+  // Beside methods that have no curve: in the corner around the point where least lies under the name.
+  function name(curves) {
+    const dots = curves.flatMap(spots).map((spot) => [plot.x(spot.cost), plot.y(spot.accuracy)]);
+    const names = [], height = 15;
+    for (const curve of curves) {
+      if (curve.points.length || !(plot.roomy || curve.group === "single")) continue;
+      const text = short(curve.short, 24), width = 7 * text.length;
+      const px = plot.x(curve.chosen.cost), py = plot.y(curve.chosen.accuracy);
+      const under = ({ left, top }) =>
+        dots.filter(([x, y]) => x > left && x < left + width && y > top && y < top + height).length +
+        50 * names.filter((box) => box.left < left + width && left < box.left + box.width && Math.abs(box.top - top) < height).length +
+        100 * (left < 0 || left + width > plot.width) + 0.4 * Math.abs(top + height / 2 - py);
+      const corners = [px + 8, px - 8 - width].flatMap((left) => [py + 5, py - 5 - height, py + 5 + height, py - 5 - 2 * height].map((top) => ({ left, top, width })));
+      const box = corners.reduce((best, corner) => (under(corner) < under(best) ? corner : best));
+      names.push(box);
+      const right = box.left < px, at = { x: right ? box.left + width : box.left, y: box.top + 12, "text-anchor": right ? "end" : "start" };
+      element("text", { class: "name", style: `fill: ${colour(curve)}`, ...at }, plot.groups.get(curve.name), text);
+    }
+  }
+
   // Names in the right margin, in the order in which curves end.
   function label(root, curves) {
     const { x, y, width, height } = plot;
-    const end = (curve) => curve.points.at(-1) ?? curve.chosen;
+    const end = (curve) => curve.points.at(-1);
     const ends = [...curves].sort((a, b) => end(b).accuracy - end(a).accuracy || b.chosen.accuracy - a.chosen.accuracy);
     const heights = apart(ends.map((curve) => y(end(curve).accuracy)), 17, height);
     ends.forEach((curve, i) => {
@@ -205,17 +224,18 @@
   function swatch(button, curve) {
     const svg = element("svg", { viewBox: "0 0 26 12", "aria-hidden": "true" }, button);
     if (curve.group === "single") element("rect", { x: 8, y: 1, width: 10, height: 10, style: `fill: ${colour(curve)}` }, svg);
+    else if (!curve.points.length) element("circle", { cx: 13, cy: 6, r: 4.5, style: `fill: ${colour(curve)}` }, svg);
     else line(svg, "M0 6H26", curve, { "stroke-width": Math.max(curve.style.width, 1.6) });
   }
 
   function legend() {
     for (const [group, title] of Object.entries(GROUPS)) {
-      const curves = data.curves.filter((curve) => curve.group === group);
+      const curves = data.curves.filter((curve) => (curve.variant ? "variant" : curve.group) === group);
       if (!curves.length) continue;
       const row = element("div", { role: "group", "aria-label": title }, document.getElementById("legend"));
       element("span", {}, row, title);
       for (const curve of curves) {
-        const button = element("button", { type: "button", "aria-pressed": "true" }, row);
+        const button = element("button", { type: "button", "aria-pressed": String(!hidden.has(curve.name)) }, row);
         swatch(button, curve);
         element("span", {}, button, curve.short);
         button.addEventListener("click", () => {

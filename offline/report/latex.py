@@ -83,7 +83,9 @@ def _heading(text: str) -> str:
 
 
 def _rows(rows: Sequence[Row]) -> str:
-    return "\n".join(" & ".join([*map(escape, row.heads), *map(_cell, row.figures)]) + r" \\" for row in rows)
+    lines = (" & ".join([*map(escape, row.heads), *map(_cell, row.figures)]) + r" \\" for row in rows)
+    # What begins with one of these would be read as the argument of the \\ before it.
+    return "\n".join(re.sub(r"^[*[]", r"{\g<0>}", line) for line in lines)
 
 
 def _cell(figure: Figure) -> str:
@@ -95,8 +97,7 @@ def _cell(figure: Figure) -> str:
 
 def escape(text: str) -> str:
     """As TeX typesets it in any font of 8 bits: what it cannot hold becomes its nearest ASCII letters, or `?`."""
-    # A row that began with one of these would be read as the argument of the \\ before it.
-    return re.sub(r"^[*[]", r"{\g<0>}", "".join(map(_escaped, text)))
+    return "".join(map(_escaped, text))
 
 
 def _escaped(character: str) -> str:

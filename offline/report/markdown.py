@@ -10,7 +10,7 @@ from offline.report.figures import Figure
 from offline.report.page import Page, Section
 from offline.report.tables import Row, Table
 
-_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@:-])")
+_MARKS = re.compile(r"[\\`*_\[\]<>|~$&@]|:(?=//)|(?<=www)\.|^[#+-]|(?<=^\d)[.)]")
 
 
 def markdown(page: Page) -> str:
@@ -26,7 +26,10 @@ def _section(section: Section) -> str:
     for picture in section.pictures:
         parts += [f"![{escape(picture.title)}]({picture.name}.png)", escape(picture.caption)]
     for table in section.tables:
-        parts += [f"### {escape(table.title)}", _table(table), escape(table.caption)]
+        shown = [f"### {escape(table.title)}", _table(table), escape(table.caption)]
+        if table.key == "mix_by_difficulty":  # long, and the plots above show it
+            shown = ["<details><summary>The figures of the plots above</summary>", *shown, "</details>"]
+        parts += shown
     return "\n\n".join(parts)
 
 
@@ -45,7 +48,7 @@ def _cells(row: Row) -> list[str]:
 
 def _cell(figure: Figure) -> str:
     text = f"**{figure.text}**" if figure.best else figure.text
-    return f"{text} {escape(figure.interval)}".rstrip()
+    return f"{text} {figure.interval}".rstrip()
 
 
 def _list(items: Sequence[str]) -> str:
@@ -59,4 +62,4 @@ def _fenced(content: Mapping[str, JsonValue]) -> str:
 
 def escape(text: str) -> str:
     """Text that stays text: nothing in it is a mark, a tag or a table's bar."""
-    return _MARKS.sub(r"\\\1", " ".join(text.split()))
+    return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))

@@ -206,6 +206,12 @@ class Evaluation(_Part):
         return next(arm for arm in self.arms if arm.name == self.best_single)
 
     @property
+    def variants(self) -> set[str]:
+        """Policies `NAME:VARIANT` beside a policy NAME: tables show them, plots only that of the verdict."""
+        names = {method.name for method in self.methods if method.group == "policy"}
+        return {name for name in names if name.partition(":")[0] in names - {name}} - {self.verdict.method}
+
+    @property
     def cheapest_first(self) -> list[Arm]:
         return sorted(self.arms, key=lambda arm: arm.cost_usd.value)
 

@@ -60,7 +60,7 @@ PICTURES = {
         "frontier",
         "Cost-accuracy frontier",
         "Test problems. Each curve is a method over all its knobs, its dot the knob that validation problems chose; "
-        "squares are single arms, bands 95% intervals. Better is up and to the left.",
+        "squares are single arms, the band a 95% interval. Better is up and to the left. Variants are in the tables.",
     ),
     "reliability": Picture(
         "reliability",

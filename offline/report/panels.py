@@ -22,14 +22,18 @@ def panels(evaluation: Evaluation) -> dict[str, dict[str, Draw]]:
     """By what they are about, then by arm or method; without those that this evaluation has no figures for."""
     arms = evaluation.cheapest_first
     probed = [arm for arm in arms if arm.probe is not None]
-    labels = {method.name: method.label for method in evaluation.methods}
+    shown = {method.name: method for method in evaluation.methods if method.name not in evaluation.variants}
     found = {
         "reliability": {arm.name: reliability(arm) for arm in probed},
         "roc": {arm.name: roc(arm, probed) for arm in probed},
         "mix": {
-            one.method: mix(labels[one.method], one.bins, arms) for one in evaluation.mix_by_difficulty if one.bins
+            one.method: mix(shown[one.method].label, one.bins, arms)
+            for one in evaluation.mix_by_difficulty
+            if one.method in shown and one.bins
         },
-        "knobs": {method.name: knobs(method) for method in evaluation.methods if _numbers(method)},
+        "knobs": {
+            name: knobs(method) for name, method in shown.items() if method.group == "policy" and _numbers(method)
+        },
     }
     return {about: made for about, made in found.items() if made}
 
@@ -82,7 +86,7 @@ def _unit_square(axes: "Axes", title: str, x: str, y: str) -> None:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
     axes.set_xticks(*HALVES)
     axes.set_yticks(*HALVES)
-    axes.set_title(short(title, 32), loc="left")
+    axes.set_title(short(title, 30), loc="left")
 
 
 def mix(title: str, bins: Sequence[DifficultyBin], arms: Sequence[Arm]) -> Draw:
@@ -102,10 +106,10 @@ def mix(title: str, bins: Sequence[DifficultyBin], arms: Sequence[Arm]) -> Draw:
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="problems, easiest first", ylabel="share of problems")
         axes.set_xticks(*HALVES)
         axes.set_yticks(*HALVES)
-        axes.set_title(short(title, 32), loc="left")
+        axes.set_title(short(title, 30), loc="left")
         for shade, arm, height in zip(shades, arms, _label_heights(bins[-1], arms), strict=True):
             axes.plot([1.06], [height], "s", markersize=4.5, color=shade, transform=axes.transAxes, clip_on=False)
-            axes.text(1.11, height, short(arm.name, 18), va="center", transform=axes.transAxes)
+            axes.text(1.12, height, short(arm.name, 18), va="center", transform=axes.transAxes)
 
     return draw
 
@@ -121,15 +125,15 @@ def _label_heights(last: DifficultyBin, arms: Sequence[Arm]) -> list[float]:
 
 
 def knobs(method: Method) -> Draw:
-    """How often resampled validation problems would have chosen which knob; a line at the one chosen."""
+    """How often resampled validation problems would have chosen which knob; a line at the one in use."""
 
     def draw(axes: "Axes") -> None:
         axes.hist(_numbers(method), bins=20, color=BLUE, alpha=0.75)
         chosen = [value for value in (method.knob or {}).values() if isinstance(value, float)]
         if len(chosen) == 1:
             axes.axvline(chosen[0], color=INK, linewidth=1.2)
-        axes.set(xlabel=", ".join(method.knob or ()) or "knob", ylabel="resampled sets")
-        axes.set_title(short(method.label, 32), loc="left")
+        axes.set(xlabel="knob", ylabel="resampled sets")
+        axes.set_title(short(method.label, 30), loc="left")
 
     return draw
 
@@ -154,4 +158,6 @@ def apart(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """Without its middle where it is longer: names of models differ at their ends."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[: most - half - 1]}…{text[-half:]}"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.transforms import Affine2D, Bbox
 
-from offline.report.curves import Curve, Frontier, Spot
+from offline.report.curves import Curve, Frontier
 from offline.report.palette import LIGHT_DARK
 from offline.report.panels import INK, MUTE, PAPER, Draw, apart, short
 
@@ -21,6 +22,8 @@ FORMATS = ("png", "svg", "pdf")
 RULE = LIGHT_DARK["rule"][0]
 PANEL = 2.5
 """Side of a small panel, inches."""
+WIDE_PANEL = 3.0
+"""Where names stand beside it."""
 SETTINGS: Any = {
     "axes.edgecolor": MUTE,
     "axes.labelcolor": INK,
@@ -85,34 +88,46 @@ def inline(figure: Figure, name: str) -> str:
     return svg
 
 
-def grid(draws: Sequence[Draw]) -> Figure:
-    """One small panel each, at most three beside each other."""
+def grid(draws: Sequence[Draw], width: float = PANEL) -> Figure:
+    """One small panel each, so many inches wide, at most three beside each other."""
     across = min(3, len(draws))
     down = -(-len(draws) // across)
-    figure = Figure(figsize=(PANEL * across, PANEL * down * 1.08), layout="constrained")
+    figure = Figure(figsize=(width * across, PANEL * down * 1.08), layout="constrained")
     for i, draw in enumerate(draws):
         draw(figure.add_subplot(down, across, i + 1))
+    _lay_out(figure)
     return figure
 
 
 def frontier_plot(frontier: Frontier) -> Figure:
-    """Cost against accuracy: curves over all knobs, a dot at each chosen knob, and single arms as squares."""
+    """Cost against accuracy: curves over all knobs, a dot at each chosen knob, single arms as squares; no variants."""
     figure = Figure(figsize=(7.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(color=RULE, linewidth=0.5)
     axes.set_axisbelow(True)
     if frontier.logarithmic:
         axes.set_xscale("log")
-    for curve in frontier.curves:
+    curves = [curve for curve in frontier.curves if not curve.variant]
+    for curve in curves:
         _draw_curve(axes, curve)
+        if curve.name == frontier.router and curve.points:
+            cost, low, high = zip(*((spot.cost, spot.low, spot.high) for spot in curve.points), strict=True)
+            axes.fill_between(cost, low, high, color=LIGHT_DARK[curve.style.colour][0], alpha=0.12, linewidth=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
     axes.set_xlabel(f"cost, {frontier.cost_unit}")
     axes.set_ylabel("accuracy, %")
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-    _label_singles(axes, [curve for curve in frontier.curves if curve.group == "single"])
-    _label_curves(axes, [curve for curve in frontier.curves if curve.group != "single"])
+    _label_curves(axes, [curve for curve in curves if curve.points])
+    _lay_out(figure)
+    _label_points(axes, curves)
     return figure
+
+
+def _lay_out(figure: Figure) -> None:
+    """Once, so that points have their places, and not again for each format."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def _draw_curve(axes: "Axes", curve: Curve) -> None:
@@ -125,42 +140,60 @@ def _draw_curve(axes: "Axes", curve: Curve) -> None:
         dashes: Any = (0, curve.style.dash) if curve.style.dash else "-"
         x, y = [spot.cost for spot in curve.points], [spot.accuracy for spot in curve.points]
         axes.plot(x, y, color=colour, linewidth=0.75 * curve.style.width, linestyle=dashes, zorder=front)
-        if curve.group == "policy":
-            low, high = [spot.low for spot in curve.points], [spot.high for spot in curve.points]
-            axes.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
     axes.plot([at.cost], [at.accuracy], "o", color=colour, markersize=4.5, markeredgecolor=PAPER, zorder=front + 0.5)
 
 
-def _label_singles(axes: "Axes", singles: Sequence[Curve]) -> None:
-    """Below their squares, towards the middle of the plot."""
-    for curve in singles:
-        at = (curve.chosen.cost, curve.chosen.accuracy)
-        right = (axes.transData + axes.transAxes.inverted()).transform(at)[0] > 0.6
+def _label_points(axes: "Axes", curves: Sequence[Curve]) -> None:
+    """Beside methods that have no curve."""
+    to_points = 72 / axes.figure.dpi
+    spots = [spot for curve in curves for spot in (*curve.points, curve.chosen)]
+    dots = axes.transData.transform([(spot.cost, spot.accuracy) for spot in spots]) * to_points  # (n, 2)
+    plot = axes.bbox.transformed(Affine2D().scale(to_points))
+    names: list[Bbox] = []
+    for curve in curves:
+        if curve.points:
+            continue
+        text, (x, y) = short(curve.short, 24), dots[spots.index(curve.chosen)]
+        box = _beside(x, y, 5.2 * len(text), dots, names, plot)
+        names.append(box)
+        right = box.x0 > x
         axes.annotate(
-            short(curve.short, 28),
-            xy=at,
-            xytext=(-7 if right else 7, -4),
+            text,
+            xy=(curve.chosen.cost, curve.chosen.accuracy),
+            xytext=((box.x0 if right else box.x1) - x, box.y0 - y),
             textcoords="offset points",
-            ha="right" if right else "left",
-            va="top",
+            ha="left" if right else "right",
+            color=LIGHT_DARK[curve.style.colour][0],
             bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
             zorder=6,
         )
 
 
+def _beside(x: float, y: float, width: float, dots: Any, names: Sequence[Bbox], plot: Bbox) -> Bbox:
+    """The corner around (x, y), in points, where a name hides least of the dots (n, 2) and names, and is near."""
+    height = 10.0
+
+    def hides(box: Bbox) -> float:
+        outside = 100 * (box.x0 < plot.x0 or box.x1 > plot.x1)
+        return float(box.count_contains(dots) + 50 * box.count_overlaps(names) + outside + 0.6 * abs(box.y0 + 5 - y))
+
+    rows = (y - height - 3, y + 3, y - 2 * height - 3, y + height + 3)
+    return min(
+        (Bbox.from_bounds(left, low, width, height) for left in (x + 5, x - 5 - width) for low in rows), key=hides
+    )
+
+
 def _label_curves(axes: "Axes", curves: Sequence[Curve]) -> None:
     """In the right margin, in the order in which the curves end, each led to by a thin line."""
-    ends = sorted(
-        ((_end(curve), curve) for curve in curves), key=lambda pair: (pair[0].accuracy, pair[1].chosen.accuracy)
-    )
+    ranked = sorted(curves, key=lambda curve: (curve.points[-1].accuracy, curve.chosen.accuracy))
     bottom, top = axes.get_ylim()
-    wanted = [(spot.accuracy - bottom) / (top - bottom) for spot, _ in ends]
-    for height, (spot, curve) in zip(apart(wanted, 0.046), ends, strict=True):
+    wanted = [(curve.points[-1].accuracy - bottom) / (top - bottom) for curve in ranked]
+    for height, curve in zip(apart(wanted, 0.046), ranked, strict=True):
         colour = LIGHT_DARK[curve.style.colour][0]
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6, "relpos": (0, 0.5), "shrinkB": 2}
         axes.annotate(
             short(curve.short, 28),
-            xy=(spot.cost, spot.accuracy),
+            xy=(curve.points[-1].cost, curve.points[-1].accuracy),
             xytext=(1.03, height),
             textcoords="axes fraction",
             color=colour,
@@ -168,7 +201,3 @@ def _label_curves(axes: "Axes", curves: Sequence[Curve]) -> None:
             annotation_clip=False,
             arrowprops=line,
         )
-
-
-def _end(curve: Curve) -> Spot:
-    return curve.points[-1] if curve.points else curve.chosen

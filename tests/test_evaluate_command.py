@@ -1,0 +1,312 @@
+"""`pika evaluate` as people type it: its files' figures are recomputed from the parquet by other code."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pytest
+
+from offline.evaluation.command import main
+from tests.support.probes import NANO_POOL
+from tests.test_tune import write_pool
+
+QUICK = ("--draws", "20", "--methods", "utility")
+ARMS = {"small": 0.5, "medium": 0.8, "large": 0.9}
+
+
+def rollouts(n: int = 60, k: int = 4, seed: int = 0) -> pd.DataFrame:
+    """Problems with a colour; where it is red, small is as good as large."""
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    for split, size in (("train", 2 * n), ("validation", 2 * n), ("test", n)):
+        for i in range(size):
+            red = i % 2 == 0
+            for arm, p in ARMS.items():
+                correct = rng.random(k) < (0.9 if red else 0.15 if arm == "small" else p)
+                rows.append(
+                    {
+                        "arm": arm,
+                        "split": split,
+                        "problem_id": f"{split}-{i}",
+                        "problem": f"{split} question {i} is {'red' if red else 'blue'}?",
+                        "benchmark": "colours",
+                        "model": f"model of {arm}",
+                        "k": k,
+                        "correct": correct.tolist(),
+                        "success_rate": correct.mean(),
+                        "input_tokens": 20 + i % 3,
+                        "output_tokens": [10 if arm == "small" else 40] * k,
+                        "extracted_answers": ["7" if right else str(j) for j, right in enumerate(correct)],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str, str]:
+    code = main([str(word) for word in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    rollouts().to_parquet(tmp_path / "rollouts.parquet")
+    return tmp_path / "rollouts.parquet"
+
+
+def test_figures_are_those_of_the_rows(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = write_pool(tmp_path)
+    code, out, err = run(capsys, pool, "--data", file, "--out", tmp_path / "out", "--draws", "100")
+    assert code == 0, err
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())
+    rows = pd.read_parquet(tmp_path / "out/results.parquet")
+    assert found["data"] == {
+        "file": "rollouts.parquet",
+        "benchmark": "colours",
+        "problems": {"validation": 120, "test": 60},
+        "k": {"small": 4, "medium": 4, "large": 4},
+        "duplicates_removed": 0,
+    }
+    assert len(rows) == 60
+    best = found["best_single"]
+    always = (rows[f"success_rate:{best}"].mean(), rows[f"cost:{best}"].mean())
+    names = [method["name"] for method in found["methods"]]
+    for name in ("utility", "cascade:steps", "always:small", "random", "shuffled", "tfidf", "length", "limit"):
+        assert name in names
+    assert "self_consistency" in names
+    for method in found["methods"]:
+        name = method["name"]
+        accuracy, usd = rows[f"correct:{name}"].mean(), rows[f"usd:{name}"].mean()
+        assert method["accuracy"]["value"] == pytest.approx(accuracy)
+        assert method["cost_usd"]["value"] == pytest.approx(usd)
+        assert method["accuracy_diff"]["value"] == pytest.approx(accuracy - always[0])
+        assert method["saving"]["value"] == pytest.approx(1 - usd / always[1])
+        for figure in ("accuracy", "cost_usd", "saving"):
+            assert method[figure]["low"] <= method[figure]["value"] <= method[figure]["high"]
+        assert sum(method["mix"].values()) == pytest.approx(1)
+        if f"arm:{name}" in rows:
+            picked = [row[f"success_rate:{row[f'arm:{name}']}"] for _, row in rows.iterrows()]
+            cost = [row[f"cost:{row[f'arm:{name}']}"] for _, row in rows.iterrows()]
+            assert accuracy == pytest.approx(np.mean(picked))
+            assert usd == pytest.approx(np.mean(cost) + (found["prefill_usd"] if method["group"] == "policy" else 0))
+            shares = rows[f"arm:{name}"].value_counts(normalize=True)
+            for arm, share in method["mix"].items():
+                assert share == pytest.approx(shares.get(arm, 0.0))
+        assert any(point["accuracy"] == pytest.approx(accuracy) for point in method["frontier"])
+    # Measured cost: tokens x prices per million, by hand.
+    assert rows["cost:large"].iloc[0] == pytest.approx((20 * 0.5 + 40 * 2.0) / 1e6)
+    # This pool's probabilities are constants: they know nothing of single problems, and the verdict says so.
+    assert not found["verdict"]["beats_controls"]
+    last = json.loads(out.splitlines()[-1])
+    assert last["verdict"] == found["verdict"]
+    assert found["verdict"]["sentence"].split()[0] == "Routing"
+    assert found["verdict"]["sentence"][:40] in err.replace("\n", " ")
+    assert len(found["provenance"]["inputs"]["rollouts.parquet"]) == 64
+    metadata = pyarrow.parquet.read_schema(tmp_path / "out/results.parquet").metadata
+    assert json.loads(metadata[b"pika"]) == found["provenance"]
+
+
+def test_the_same_seed_gives_the_same_figures(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool, found = write_pool(tmp_path), []
+    for name in ("a", "b"):
+        assert run(capsys, pool, "--data", file, "--out", tmp_path / name, *QUICK)[0] == 0
+        found.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
+    for one in found:
+        del one["provenance"]
+    assert found[0] == found[1]
+
+
+def test_two_arms_have_apgr_and_cpt(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = write_pool(tmp_path).read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("  medium:")]
+    (tmp_path / "two.yaml").write_text("\n".join(lines))
+    code, _, err = run(capsys, tmp_path / "two.yaml", "--data", file, "--out", tmp_path / "out", "--draws", "50")
+    assert code == 0, err
+    methods = {one["name"]: one for one in json.loads((tmp_path / "out/evaluation.json").read_text())["methods"]}
+    # TF-IDF sees the colour: red ones go to small, and half of the gap needs far less than half of the calls.
+    assert methods["tfidf"]["apgr"]["low"] > 0.5
+    assert methods["tfidf"]["cpt50"] < 0.4
+    assert methods["tfidf"]["cpt50"] <= methods["tfidf"]["cpt80"]
+    assert methods["limit"]["apgr"] is None
+
+
+def test_human_difficulty_is_correlated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = rollouts()
+    frame["metadata"] = [json.dumps({"human_difficulty": "red" not in text, "level": 1}) for text in frame["problem"]]
+    frame["metadata"] = [text.replace("true", "2.5").replace("false", "1.0") for text in frame["metadata"]]
+    frame.to_parquet(tmp_path / "rollouts.parquet")
+    words = ("--data", tmp_path / "rollouts.parquet", "--out", tmp_path / "out", *QUICK)
+    assert run(capsys, write_pool(tmp_path), *words)[0] == 0
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())["human_difficulty"]
+    assert found["column"] == "metadata.human_difficulty"
+    assert found["spearman"]["small"]["low"] > 0.7
+    assert found["spearman"]["large"]["value"] < 0.4
+
+
+def nano(problems: int) -> pd.DataFrame:
+    """The first problems of each split of the nano pool's rollouts."""
+    frame = pd.read_parquet(NANO_POOL / "rollouts.parquet")
+    first = frame.groupby("split")["problem_id"].unique().map(lambda ids: ids[:problems]).explode()
+    return frame[frame["problem_id"].isin(first)]
+
+
+def test_nano_pool_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The committed probes save half and more on problems that they have not seen, and their figures say how good they
+    are."""
+    nano(800).to_parquet(tmp_path / "rollouts.parquet")
+    words = ("--data", tmp_path / "rollouts.parquet", "--out", tmp_path, "--draws", "200", "--methods", "utility")
+    code, out, _ = run(capsys, NANO_POOL / "pool.yaml", *words)
+    assert code == 0
+    last = json.loads(out.splitlines()[-1])
+    assert last["saving"]["low"] > 0.5
+    assert last["accuracy_diff"]["high"] > 0
+    assert last["verdict"]["beats_controls"]
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["prefill_usd"] > 0
+    for arm in found["arms"]:
+        probe = arm["probe"]
+        assert probe["auroc"]["low"] > 0.85
+        assert probe["roc"][0] == [0, 0]
+        assert probe["roc"][-1] == [1, 1]
+        # The area under the points is the AUROC.
+        x, y = np.array(probe["roc"]).T
+        assert np.trapezoid(y, x) == pytest.approx(probe["auroc"]["value"], abs=0.005)
+        assert sum(bin_["problems"] for bin_ in probe["reliability"]) == pytest.approx(800, abs=15)
+    (mix,) = found["mix_by_difficulty"]
+    small = [bin_["mix"]["nano-small"] for bin_ in mix["bins"]]
+    assert small[0] > 0.4
+    assert small[-1] < 0.1
+
+
+def _leak(frame: pd.DataFrame) -> pd.DataFrame:
+    text = frame.loc[frame["problem_id"] == "validation-0", "problem"].iloc[0]
+    frame.loc[frame["problem_id"] == "test-1", "problem"] = f"  {text} "
+    return frame
+
+
+def _mixed_k(frame: pd.DataFrame) -> pd.DataFrame:
+    row = frame.index[(frame["problem_id"] == "test-0") & (frame["arm"] == "large")][0]
+    frame.at[row, "k"] = 2
+    frame.at[row, "correct"] = [True, True]
+    frame.at[row, "success_rate"] = 1.0
+    return frame
+
+
+def _nan(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(success_rate=frame["success_rate"].where(frame["problem_id"] != "test-0"))
+
+
+def _no_tokens(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(output_tokens=[[] for _ in range(len(frame))])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="correct"), "lacks the columns correct; `pika rollouts` writes them"),
+        (lambda frame: frame[frame["split"] != "test"], "no rows of split 'test'; its splits: train, validation"),
+        (lambda frame: frame[frame["arm"] != "large"], "arm 'large' lacks"),
+        (_leak, "leakage: 1 test problems stand in validation too"),
+        (_mixed_k, "arm 'large' has 2 and 4 answers per problem: sample all problems of a split alike"),
+        (_nan, "success_rate must lie in [0, 1]"),
+        (_no_tokens, "rows without 4 values in output_tokens"),
+        (lambda frame: frame.assign(success_rate=0.5), "success_rate is not the mean of correct"),
+        (lambda frame: pd.concat([frame, frame.tail(1)]), "1 rows stand twice"),
+    ],
+)
+def test_bad_rollouts_are_one_clear_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[pd.DataFrame], pd.DataFrame],
+    message: str,
+) -> None:
+    change(rollouts(10)).to_parquet(tmp_path / "rollouts.parquet")
+    words = ("--data", tmp_path / "rollouts.parquet", "--out", tmp_path / "out")
+    code, _, err = run(capsys, write_pool(tmp_path), *words)
+    assert code == 2
+    assert err.startswith("pika evaluate: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_repeated_text_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = rollouts(20)
+    text = frame.loc[frame["problem_id"] == "test-0", "problem"].iloc[0]
+    frame.loc[frame["problem_id"] == "test-2", "problem"] = text
+    frame.to_parquet(tmp_path / "rollouts.parquet")
+    words = ("--data", tmp_path / "rollouts.parquet", "--out", tmp_path / "out", *QUICK)
+    assert run(capsys, write_pool(tmp_path), *words)[0] == 0
+    data = json.loads((tmp_path / "out/evaluation.json").read_text())["data"]
+    assert (data["duplicates_removed"], data["problems"]["test"]) == (1, 19)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_labels_that_are_all_alike_have_no_auroc(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], right: bool
+) -> None:
+    """On the nano pool, whose probes would be measured: all answers of one arm are right, or all wrong."""
+    frame = nano(100)
+    same = (frame["arm"] == "nano-large").to_numpy()
+    frame["correct"] = [
+        [right] * 8 if alike else one.tolist() for one, alike in zip(frame["correct"], same, strict=True)
+    ]
+    frame.loc[same, "success_rate"] = float(right)
+    frame.to_parquet(tmp_path / "rollouts.parquet")
+    words = ("--data", tmp_path / "rollouts.parquet", "--out", tmp_path / "out", *QUICK)
+    code, _, err = run(capsys, NANO_POOL / "pool.yaml", *words)
+    assert code == 0, err
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())
+    large = next(arm for arm in found["arms"] if arm["name"] == "nano-large")
+    assert (large["probe"]["auroc"], large["probe"]["spearman"], large["probe"]["roc"]) == (None, None, [])
+    assert any(f"All answers of nano-large are {'right' if right else 'wrong'}" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "utility,fancy"], "'fancy' is no policy here: choose of utility,"),
+        (["--target", "best"], "'best' is no target"),
+        (["--draws", "3"], "'3' draws make no interval"),
+    ],
+)
+def test_words_that_are_none(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["pool.yaml", "--data", "rollouts.parquet", *words])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_test_problems_cannot_choose_knobs(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, write_pool(tmp_path), "--data", file, "--validation-split", "test")
+    assert code == 2
+    assert "cannot both choose knobs and judge them" in err
+
+
+def test_knobs_from_another_file(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh = rollouts(40, seed=9)
+    fresh = fresh[fresh["split"] == "test"].assign(problem=lambda frame: "fresh " + frame["problem"])
+    fresh.to_parquet(tmp_path / "fresh.parquet")
+    words = ("--data", tmp_path / "fresh.parquet", "--validation-data", file, "--out", tmp_path / "out", *QUICK)
+    assert run(capsys, write_pool(tmp_path), *words)[0] == 0
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert found["data"]["problems"] == {"validation": 120, "test": 40}
+    assert set(found["provenance"]["inputs"]) == {"pool.yaml", "fresh.parquet", "rollouts.parquet"}
+    # The same problems in both files are leakage too.
+    code, _, err = run(capsys, write_pool(tmp_path), "--data", file, "--test-split", "train", "--validation-data", file)
+    assert code == 2
+    assert "leakage: 120 test problems stand in train too" in err
+
+
+def test_a_folder_that_cannot_be_written_says_so(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    words = ("--data", file, "--out", tmp_path / "taken", *QUICK)
+    code, _, err = run(capsys, write_pool(tmp_path), *words)
+    assert code == 1
+    assert "choose another --out" in err
