@@ -281,6 +281,25 @@ def test_words_that_are_none(capsys: pytest.CaptureFixture[str], words: list[str
     assert message in capsys.readouterr().err
 
 
+def test_a_pool_in_which_nothing_costs_has_nothing_to_save(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_pool(tmp_path).read_text().replace("{input: 0.5, output: 2.0}", "{input: 0, output: 0}")
+    (tmp_path / "free.yaml").write_text(text)
+    code, _, err = run(capsys, tmp_path / "free.yaml", "--data", file, "--out", tmp_path / "out", *QUICK)
+    assert code == 2
+    assert "always large costs nothing by the configured prices" in err
+
+
+def test_one_arm_alone_is_itself(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = write_pool(tmp_path).read_text()
+    lines = [line for line in text.splitlines() if not line.startswith(("  medium:", "  small: {model: small"))]
+    (tmp_path / "one.yaml").write_text("\n".join(lines))
+    code, out, err = run(capsys, tmp_path / "one.yaml", "--data", file, "--out", tmp_path / "out", "--draws", "20")
+    assert code == 0, err
+    assert not json.loads(out.splitlines()[-1])["verdict"]["beats_controls"]
+
+
 def test_test_problems_cannot_choose_knobs(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, write_pool(tmp_path), "--data", file, "--validation-split", "test")
     assert code == 2

@@ -21,7 +21,7 @@ from offline.evaluation.results import to_table, write
 from offline.evaluation.samples import Samples, check_leakage, read_samples
 from offline.evaluation.shown import table
 from offline.evaluation.verdict import verdict
-from offline.policy_search import Target, TuneError
+from offline.policy_search import Target
 from offline.provenance import provenance
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
             found = evaluate(train, before, now, ask, on_step)
             on_step("figures")
             result = _result(settings, artifacts, found, before, now, options, argv)
-    except (ConfigError, DataError, PolicyError, ProbeError, TuneError) as error:
+    except (ConfigError, DataError, PolicyError, ProbeError) as error:
         print(f"pika evaluate: {error}", file=sys.stderr)
         return 1 if isinstance(error, HubAwayError) else 2
     try:

@@ -1,6 +1,7 @@
 """What any router is compared with and needs no probe: each arm alone, and ways to choose at random."""
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 
@@ -32,16 +33,13 @@ def mixture(trial: Trial, validation: Validation, cost_usd: float) -> Method:
         cost_usd: mean expected cost per problem, which is the router's on the same problems.
     """
     rate, usd = validation.success_rate.mean(axis=0), validation.cost.mean(axis=0)
-    best, mix = -1.0, np.eye(len(rate))[usd.argmin()]
-    for i in range(len(rate)):
-        for j in range(len(rate)):
-            if usd[i] <= cost_usd <= usd[j]:
-                share = (cost_usd - usd[i]) / (usd[j] - usd[i]) if usd[j] > usd[i] else 0.0
-                if rate[i] + share * (rate[j] - rate[i]) > best:
-                    best = rate[i] + share * (rate[j] - rate[i])
-                    mix = np.eye(len(rate))[i] * (1 - share) + np.eye(len(rate))[j] * share
-    if cost_usd > usd.max():
-        mix = np.eye(len(rate))[rate.argmax()]
+    budget, alone = float(np.clip(cost_usd, usd.min(), usd.max())), np.eye(len(usd))
+    mixes = [alone[i] for i in range(len(usd)) if usd[i] <= budget]
+    for i, j in permutations(range(len(usd)), 2):
+        if usd[i] <= budget < usd[j]:
+            share = (budget - usd[i]) / (usd[j] - usd[i])
+            mixes.append((1 - share) * alone[i] + share * alone[j])
+    mix = max(mixes, key=lambda shares: float(shares @ rate))
     return _by_mix(trial, "random_mixture", "random mixture of arms, equal cost", mix[None], 0, 0.0)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from offline.evaluate import DataError
 from offline.evaluation import controls, oracles, policies
 from offline.evaluation.bootstrap import resampled, weights
 from offline.evaluation.figures import Scale
@@ -65,12 +66,18 @@ def evaluate(
         on_step: called with what is measured next.
 
     Raises:
+        DataError: the best single arm costs nothing, so that nothing can be saved.
         PolicyError: a probability or cost is NaN.
     """
     data, notes = validation.known, []
     trial = Trial(
         test.samples, test.known, weights(len(test.samples.usd), ask.draws, ask.seed), validation.known.best_arm
     )
+    if not test.samples.usd[:, trial.best_arm].any():
+        raise DataError(
+            f"always {trial.arms[trial.best_arm]} costs nothing by the configured prices, so nothing can be saved: set "
+            "usd_per_million_tokens of its model"
+        )
     resamples = resampled(len(data.success), RESAMPLES, ask.seed)
     table = accuracy_table(data)
     found: dict[str, policies.Judged] = {}

@@ -82,11 +82,11 @@ def mix_by_difficulty(method: Method, trial: Trial) -> dict[str, Any]:
 
 def human_difficulty(trial: Trial, seed: int, draws: int) -> dict[str, Any] | None:
     """Spearman's correlation of human difficulty with each arm's, 1 - success rate; None where no problem has one."""
-    told = [json.loads(text).get(HUMAN) if text else None for text in trial.samples.metadata or []]
-    known = np.array([isinstance(value, int | float) for value in told], dtype=np.bool_)
+    told = [_human(text) for text in trial.samples.metadata or []]
+    known = np.array([value is not None for value in told], dtype=np.bool_)
     if known.sum() < 3:
         return None
-    human = np.array([value for value in told if isinstance(value, int | float)], dtype=np.float64)
+    human = np.array([value for value in told if value is not None])
     difficulty = 1 - trial.samples.success_rate[known]
     rng = np.random.default_rng(seed)
     rows = [np.arange(len(human)), *(rng.integers(len(human), size=len(human)) for _ in range(draws))]
@@ -96,6 +96,14 @@ def human_difficulty(trial: Trial, seed: int, draws: int) -> dict[str, Any] | No
         if figure is not None:
             found[name] = figure.to_json()
     return {"column": f"metadata.{HUMAN}", "spearman": found}
+
+
+def _human(text: Any) -> float | None:
+    try:
+        value = json.loads(text).get(HUMAN) if isinstance(text, str) else None
+    except (ValueError, AttributeError):  # other files' metadata may be anything
+        return None
+    return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
 
 
 def _json(estimate: "Estimate") -> dict[str, float]:

@@ -134,7 +134,7 @@ def _spaced(text: Any) -> str:
 
 def _arm(name: str, rows: "pandas.DataFrame", settings: Settings, outcomes: Outcomes, file: Path) -> Arm:
     counts = sorted(set(rows["k"]))
-    if len(counts) > 1:
+    if len(counts) > 1 or not counts[0] >= 1:
         raise DataError(
             f"{file}: arm {name!r} has {' and '.join(map(str, counts))} answers per problem: sample all problems of a "
             "split alike"

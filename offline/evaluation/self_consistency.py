@@ -1,7 +1,8 @@
 """Routing after generation, as research does it: k answers of a cheap arm; where they disagree, the best arm is asked.
 
 Disagreement is the entropy of the answers as extracted; where it is at most the threshold, the majority's answer is
-kept. All k answers are paid for, and the best arm's beside where it is asked. Source of the measure: Wang et al.,
+kept. All k answers are paid for, and the best arm's beside where it is asked. Arm and threshold are chosen by what was
+measured on validation problems, for there are no predictions to correct. Source of the measure: Wang et al.,
 "Self-consistency improves chain of thought reasoning in language models", 2023.
 """
 
