@@ -1,4 +1,4 @@
-"""`pika data`: rollouts to and from the Hub, as a dataset that `datasets.load_dataset` reads."""
+"""`pika data`: rollouts to and from the Hub, as a dataset that `datasets.load_dataset` reads, and other forms."""
 
 import difflib
 import sys
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from offline.data_convert import convert
 from offline.evaluate import DataError
 from offline.hub_cli import cell, parser, print_json, repository, run
 from probes.hub import MAIN
@@ -31,10 +32,12 @@ USAGE = """\
 usage: pika data COMMAND [options]
 
 commands:
-  pull    one parquet file of rollouts from a dataset on the Hub
-  push    publish a parquet file of rollouts as a dataset
+  pull     one parquet file of rollouts from a dataset on the Hub
+  push     publish a parquet file of rollouts as a dataset
+  convert  a correctness set or success-rate files as rollouts, or rollouts as success-rate files
 
 examples:
+  pika data convert answers.csv --out rollouts.parquet --pool pool.yaml --price small=0.1/0.1 --price large=1/3
   pika data push rollouts.parquet me/my-rollouts
   pika data pull me/my-rollouts --out rollouts.parquet
 
@@ -44,7 +47,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     """`pika data`; returns the exit code."""
-    commands = {"pull": pull, "push": push}
+    commands = {"pull": pull, "push": push, "convert": convert}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         sys.exit(0 if argv else 2)

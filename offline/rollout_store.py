@@ -164,7 +164,7 @@ def write(out: Path, table: pa.Table) -> None:
     """Write the whole file or nothing."""
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        pq.write_table(table, unfinished, compression="zstd", compression_level=19)
+        pq.write_table(table, unfinished, compression="zstd", compression_level=9)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(out)

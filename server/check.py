@@ -75,6 +75,8 @@ def check(settings: Settings) -> Iterator[Finding]:
     else:
         yield from _probes(pool, predictor, settings)
         yield _policy(pool, settings)
+    for name, problem in settings.unserved.items():
+        yield Finding(f"model {name}", False, problem)
     for name, model in settings.models.items():
         for replica in model.replicas:
             if replica.url is not None:
@@ -83,15 +85,18 @@ def check(settings: Settings) -> Iterator[Finding]:
 
 
 def with_placeholders(settings: Settings) -> Settings:
-    """The settings with a URL for every replica, so that a pool can be built before its servers run."""
+    """The settings with a replica for every model and a URL for every replica: a pool of them can be built before any
+    server runs."""
     ports = iter(range(1, 1 << 16))
+
+    def placeholder() -> Replica:
+        return Replica(url=PLACEHOLDER_URL.format(next(ports)))
+
     models = {
         name: model.model_copy(
             update={
-                "replicas": [
-                    replica if replica.url is not None else Replica(url=PLACEHOLDER_URL.format(next(ports)))
-                    for replica in model.replicas
-                ]
+                "replicas": [replica if replica.url is not None else placeholder() for replica in model.replicas]
+                or [placeholder()]
             }
         )
         for name, model in settings.models.items()

@@ -137,6 +137,8 @@ async def _serve(read: Read, sock: socket.socket) -> None:
 
 async def _up(read: Read, sock: socket.socket) -> None:
     configured = read()
+    for problem in configured.unserved.values():  # before servers are started for the others
+        raise ConfigError(problem)
     async with launched(configured) as running:
 
         def read_running() -> Settings:

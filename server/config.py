@@ -96,6 +96,17 @@ class Settings(Section):
         }
 
     @property
+    def unserved(self) -> dict[str, str]:
+        """Models that arms ask and no replica serves, with what to do; pools that are not served may have them."""
+        asked = {arm.model for arm in self.arms.values()}
+        return {
+            name: f"models.{name} has no replicas: say where it runs, replicas: [{{url: http://HOST:PORT/v1}}], or let "
+            "`pika up` start it, replicas: [{launch: {}}]"
+            for name, model in self.models.items()
+            if name in asked and not model.replicas
+        }
+
+    @property
     def probe_options(self) -> ProbeOptions:
         models = {}
         for name, instead in self.engine.probe_models.items():
@@ -163,12 +174,18 @@ def prefill_usd_per_token(settings: Settings, probe_model: str) -> float | None:
     None where neither says.
 
     Raises:
-        ConfigError: a pool model's path leads nowhere.
+        ConfigError: the path of a pool model that is served leads nowhere.
     """
     if settings.engine.usd_per_million_tokens is not None:
         return settings.engine.usd_per_million_tokens / 1e6
     for model in settings.models.values():
-        if settings.model_source(model.model) == probe_model:
+        try:
+            source = settings.model_source(model.model)
+        except ConfigError:
+            if model.replicas:
+                raise
+            continue  # only its answers are known here
+        if source == probe_model:
             return model.usd_per_million_tokens.input / 1e6
     return None
 

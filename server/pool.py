@@ -147,9 +147,11 @@ def build_pool(settings: Settings) -> Pool:
     """The pool of a configuration whose replicas all have a URL.
 
     Raises:
-        ConfigError: a replica has no URL, a key variable is not set, or mean tokens are missing.
+        ConfigError: a model has no replica, a replica no URL, a key variable is not set, or mean tokens are missing.
         ProbeError: a probe artifact does not load; HubAwayError where it cannot be fetched now.
     """
+    for problem in settings.unserved.values():
+        raise ConfigError(problem)
     models = {name: _build_model(name, model) for name, model in settings.models.items()}
     artifacts = _load_probes(settings)
     arms = tuple(_build_arm(name, arm, models[arm.model], artifacts.get(name)) for name, arm in settings.arms.items())

@@ -97,7 +97,8 @@ class Model(Section):
     max_context_tokens: int = Field(gt=0)
     supports: list[Capability] = []
     usd_per_million_tokens: Prices
-    replicas: list[Replica] = Field(min_length=1)
+    replicas: list[Replica] = []
+    """None where a pool is only trained, tuned and evaluated: what serves an arm needs at least one."""
 
 
 class MeanTokens(Section):

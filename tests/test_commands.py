@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from server.__main__ import COMMANDS, main
+from server.config import load
+from server.pool import build_pool
 from tests.conftest import POOL
 from tests.support import upstream as faults
 from tests.support.processes import until
@@ -85,6 +87,18 @@ def test_serve_wants_urls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     file = write(tmp_path, pool(models=model(replicas=[{"launch": {}}])))
     assert main(["serve", str(file), "--port", "0"]) == 2
     assert "`pika up` starts such replicas" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_a_model_that_nothing_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    file = write(tmp_path, pool(models=model(replicas=[])))
+    assert main([command, str(file), "--port", "0"]) == 2
+    assert "models.small has no replicas: say where it runs, replicas: [{url:" in capsys.readouterr().err
+
+
+def test_a_model_that_no_arm_asks_needs_no_replica(tmp_path: Path) -> None:
+    spare = {"spare": {key: value for key, value in model()["small"].items() if key != "replicas"}}
+    build_pool(load(write(tmp_path, pool(models=model() | spare))))
 
 
 def test_up_wants_models_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.config import ConfigError, load
+from server.config import ConfigError, load, prefill_usd_per_token
 
 
 def pool(**changes: Any) -> dict[str, Any]:
@@ -120,3 +120,16 @@ def test_the_readmes_pool_is_a_valid_configuration(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     settings = load(write(tmp_path, readme.partition("```yaml\n")[2].partition("```")[0]))
     assert list(settings.arms) == ["qwen-1.5b", "qwen-7b", "oss-low", "oss-medium", "oss-high"]
+
+
+def test_pools_of_which_only_the_answers_are_known(tmp_path: Path) -> None:
+    """As `pika data convert` writes them: nothing serves their models, whose names lead nowhere."""
+    known = model(model="6b_verification", replicas=[])
+    known["other"] = {**known["small"], "model": "owner/other"}
+    settings = load(write(tmp_path, pool(models=known)))
+    assert list(settings.unserved) == ["small"]  # no arm asks the other
+    assert prefill_usd_per_token(settings, "owner/other") == pytest.approx(1e-7)
+    assert prefill_usd_per_token(settings, "owner/third") is None
+    served = load(write(tmp_path, pool(models=model(model="6b_verification"))))
+    with pytest.raises(ConfigError, match="no folder at"):
+        prefill_usd_per_token(served, "owner/third")
