@@ -16,7 +16,7 @@ from rich.table import Table
 
 from offline import child
 from offline.evaluate import DataError
-from offline.pipeline_steps import STEPS, Step, read_steps
+from offline.pipeline_steps import NEVER_REPLACES, STEPS, Step, read_steps
 from offline.provenance import versions
 from offline.sweep import write_whole
 from probes.base import ProbeError
@@ -93,6 +93,8 @@ class State:
         done = self.done.get(step.name)
         if done is None:
             return "not done yet"
+        if done["finished_at"] is None:
+            return "was interrupted"
         if done["options"] != step.argvs:
             return "other options"
         if done["versions"] != _versions():
@@ -108,16 +110,20 @@ class State:
                 return f"{path} {'changed' if path in outputs else 'is gone'}"
         return None
 
-    def note(self, step: Step, inputs: dict[str, str], seconds: float) -> None:
-        self.done[step.name] = {
-            "command": [step.typed(argv) for argv in step.argvs],
-            "options": step.argvs,
-            "inputs": inputs,
-            "outputs": step.outputs(),
-            "versions": _versions(),
-            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(seconds, 1),
-        }
+    def begin(self, step: Step) -> None:
+        """What stands where this step writes is the chain's from now on."""
+        if step.name in NEVER_REPLACES and step.name in self.done:
+            for path in step.writes:
+                path.unlink(missing_ok=True)
+        self._note(step, finished_at=None)
+
+    def finish(self, step: Step, inputs: dict[str, str], seconds: float) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._note(step, finished_at=now, seconds=round(seconds, 1), inputs=inputs, outputs=step.outputs())
+
+    def _note(self, step: Step, **facts: Any) -> None:
+        commands = [step.typed(argv) for argv in step.argvs]
+        self.done[step.name] = {"command": commands, "options": step.argvs, "versions": _versions(), **facts}
         write_whole(self.path, json.dumps(self.done, indent=1))
 
 
@@ -148,6 +154,7 @@ def _run(steps: list[Step], state: State, options: argparse.Namespace) -> int:
         if reason is None:
             skipped.append(step.name)
             continue
+        state.begin(step)
         inputs, started = step.inputs(), time.monotonic()
         for argv in step.argvs:
             print(f"pika run: {step.name} ({reason})\n  {step.typed(argv)}", file=sys.stderr, flush=True)
@@ -161,7 +168,7 @@ def _run(steps: list[Step], state: State, options: argparse.Namespace) -> int:
                     file=sys.stderr,
                 )
                 return code if code > 0 else 1
-        state.note(step, inputs, time.monotonic() - started)
+        state.finish(step, inputs, time.monotonic() - started)
         ran.append(step.name)
     print(json.dumps({"file": str(options.file), "ran": ran, "skipped": skipped, "state": str(state.path)}))
     return 0

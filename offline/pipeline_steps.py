@@ -15,6 +15,7 @@ from offline.provenance import sha256
 from server.config import HUB, load
 
 STEPS = {
+    "data convert": "offline.data_convert:_parser",
     "rollouts": "offline.rollouts:_parser",
     "train": "offline.train_options:train_parser",
     "sweep": "offline.sweep:_parser",
@@ -26,8 +27,10 @@ STEPS = {
 """Commands as they are typed, and what makes their parsers."""
 READ_PROBES = ("tune", "evaluate")
 """Commands that read the probes that the pool names."""
-WRITTEN = ("out", "cache")
-"""Options that name what a command writes."""
+WRITES = {"data convert": ("out", "pool")}
+"""Options that name what a command writes, where it is not `out` alone."""
+NEVER_REPLACES = ("data convert",)
+"""Commands that refuse to write where something stands."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,14 @@ class Step:
     named: frozenset[str]
     """Values that may name something that is read."""
     writes: frozenset[Path]
-    probes: frozenset[Path]
-    """Folders of the pool's probes, where it reads them."""
+    pool: Path
+
+    @property
+    def probes(self) -> set[Path]:
+        """Folders of the pool's probes, if it reads them."""
+        if self.name not in READ_PROBES or not self.pool.exists():
+            return set()
+        return {Path(one).resolve() for one in load(self.pool).probes.values() if not one.startswith(HUB)}
 
     def typed(self, argv: list[str]) -> str:
         return shlex.join(["pika", *self.name.split(), *argv])
@@ -83,6 +92,8 @@ def read_steps(file: Path) -> list[Step]:
             raise DataError(f"{file}: {unknown(name, {**STEPS, 'pool': None})}")
         if not isinstance(options, dict):
             raise DataError(f"{file}: {name} must be a mapping of its options, such as {{out: FILE}}")
+    if not any("pool" in WRITES.get(name, ()) for name in chain):
+        load(folder / pool)
     return [_step(f"{file}: {name}", name, options, pool, folder) for name, options in chain.items()]
 
 
@@ -93,10 +104,12 @@ def _step(where: str, name: str, options: dict[str, Any], pool: str, folder: Pat
     given = {**({"config": pool} if takes_pool else {}), **options}
     argvs = [to_argv(parser, one, where) for one in _each(parser, given)]
     parsed = [parser.parse_args(argv) for argv in argvs]
-    settings = load(folder / pool)
-    written = {folder / out for out in (getattr(one, "out", None) for one in parsed) if out is not None}
-    named = set(_texts([value for key, value in given.items() if key not in WRITTEN]))
-    if name == "tune" and not written:
+    options_written = WRITES.get(name, ("out",))
+    outs = [getattr(one, option, None) for one in parsed for option in options_written]
+    written = {folder / out for out in outs if out is not None}
+    named = set(_texts([value for key, value in given.items() if key not in (*options_written, "cache")]))
+    if name == "tune" and not written and (folder / pool).exists():
+        settings = load(folder / pool)
         written.add(settings.resolve(settings.policy.tuned or "policy.tuned.json"))
     if name == "report" and not written:
         written = {folder / one.folder / "report" for one in parsed}
@@ -105,14 +118,8 @@ def _step(where: str, name: str, options: dict[str, Any], pool: str, folder: Pat
         inner = read_yaml(sweep)
         written.add(sweep.parent / str(inner.pop("out", "")))
         named.update(str(sweep.parent / text) for text in _texts([*inner.values()]))
-    probes = [Path(one).resolve() for one in settings.probes.values() if not one.startswith(HUB)]
     return Step(
-        name,
-        folder,
-        argvs,
-        frozenset(named),
-        writes=frozenset(path.resolve() for path in written),
-        probes=frozenset(probes if name in READ_PROBES else ()),
+        name, folder, argvs, frozenset(named), frozenset(path.resolve() for path in written), (folder / pool).resolve()
     )
 
 
@@ -120,7 +127,7 @@ def _each(parser: ArgumentParser, options: dict[str, Any]) -> Iterator[dict[str,
     """The same options once for each value of a positional argument that was given a list."""
     known = actions(parser)
     for key, value in options.items():
-        if isinstance(value, list) and key in known and not known[key].option_strings:
+        if isinstance(value, list) and key in known and not known[key].option_strings and known[key].nargs is None:
             for one in value:
                 yield {**options, key: one}
             return

@@ -107,6 +107,22 @@ def check_changes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert would_run(folder, capsys) == ["train", "tune"]
 
 
+def test_a_chain_from_other_peoples_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Converted anew, pool and all, when the data changes, although `pika data convert` replaces no file."""
+    correct = [
+        {"id": i, "question": f"What is {i} + {i}?", "small": i % 3 == 0, "large": i % 7 != 0} for i in range(300)
+    ]
+    convert = {"inputs": ["results.csv"], "out": "rollouts.parquet", "pool": "pool.yaml", "models": ["small", "large"]}
+    convert |= {"price": ["small=0.1/0.1", "large=1/1"]}
+    pd.DataFrame(correct).to_csv(tmp_path / "results.csv", index=False)
+    write(tmp_path, {"pool": "pool.yaml", "data convert": convert})
+    assert run(tmp_path, capsys)["ran"] == ["data convert"]
+    assert would_run(tmp_path, capsys) == []
+    pd.DataFrame(correct[:250]).to_csv(tmp_path / "results.csv", index=False)
+    assert run(tmp_path, capsys)["ran"] == ["data convert"]
+    assert pd.read_parquet(tmp_path / "rollouts.parquet")["problem_id"].nunique() == 250
+
+
 def test_a_step_that_fails_is_named_with_its_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flawed = pd.read_parquet(folder / "rollouts.parquet").assign(success_rate=1.0)
     flawed.to_parquet(folder / "rollouts.parquet")
