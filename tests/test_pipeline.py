@@ -139,7 +139,7 @@ def test_a_step_that_fails_is_named_with_its_command(folder: Path, capfd: pytest
     [
         ({"pool": "pool.yaml", "trian": {}}, "unknown key 'trian': did you mean 'train'?"),
         ({"train": {"out": "probes"}}, "must say pool"),
-        ({"pool": "pool.yaml"}, "names no step: choose of rollouts, train"),
+        ({"pool": "pool.yaml"}, "names no step: choose of data convert, rollouts, train"),
         ({"pool": "pool.yaml", "train": {"dat": "x"}}, "train: unknown key 'dat': did you mean 'data'?"),
         ({"pool": "pool.yaml", "train": ["data"]}, "train must be a mapping of its options"),
         ({"pool": "none.yaml", "tune": {"data": "rollouts.parquet"}}, "cannot read"),
