@@ -84,8 +84,8 @@ class State:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
+            self.done: dict[str, Any] = dict(json.loads(path.read_text())) if path.exists() else {}
+        except (ValueError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error}): delete it, and every step runs again") from error
 
     def reason(self, step: Step) -> str | None:
@@ -93,7 +93,7 @@ class State:
         done = self.done.get(step.name)
         if done is None:
             return "not done yet"
-        if done["finished_at"] is None:
+        if done.get("finished_at") is None:
             return "was interrupted"
         if done["options"] != step.argvs:
             return "other options"
@@ -101,10 +101,10 @@ class State:
             return "another version"
         inputs, outputs = step.inputs(), step.outputs()
         for path in sorted({*done["inputs"], *inputs}):
-            if done["inputs"].get(path) != inputs.get(path):
-                return (
-                    f"{path} {'is gone' if path not in inputs else 'changed' if path in done['inputs'] else 'is new'}"
-                )
+            if path not in inputs:
+                return f"{path} is gone"
+            if done["inputs"].get(path) != inputs[path]:
+                return f"{path} {'changed' if path in done['inputs'] else 'is new'}"
         for path, sha256 in done["outputs"].items():  # files beside them are somebody else's
             if outputs.get(path) != sha256:
                 return f"{path} {'changed' if path in outputs else 'is gone'}"

@@ -100,6 +100,8 @@ def read_steps(file: Path) -> list[Step]:
 def _step(where: str, name: str, options: dict[str, Any], pool: str, folder: Path) -> Step:
     module, _, function = STEPS[name].partition(":")
     parser: ArgumentParser = getattr(import_module(module), function)()
+    if "options" in options:
+        raise DataError(f"{where}: write the options here, in place of a file of them")
     takes_pool = "config" in actions(parser)
     given = {**({"config": pool} if takes_pool else {}), **options}
     argvs = [to_argv(parser, one, where) for one in _each(parser, given)]

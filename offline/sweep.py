@@ -105,7 +105,9 @@ def _run(plan: Plan, todo: Sequence[Cell], workers: int) -> dict[str, str]:
     if not todo:
         return {}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    FORKS.set_forkserver_preload(["offline.train", "offline.fit"])  # torch is loaded once
+    reads_model = any("probe-model" in cell.options for cell in todo)
+    # What takes long to load is loaded once.
+    FORKS.set_forkserver_preload(["offline.train", "offline.activations" if reads_model else "offline.fit"])
     columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
     running: set[BaseProcess] = set()
     failed: dict[str, str] = {}
@@ -139,8 +141,8 @@ def _run_cell(plan: Plan, cell: Cell, running: set[BaseProcess]) -> str | None:
     process.join()
     running.discard(process)
     if process.exitcode != 0:
-        words = (folder / "log.txt").read_text(errors="replace").strip() or f"exit code {process.exitcode}"
-        return words.splitlines()[-1]
+        said = (folder / "log.txt").read_text(errors="replace").split("\n") if (process.exitcode or 0) > 0 else []
+        return next((line for line in reversed(said) if line.strip()), f"exit code {process.exitcode}")
     result = {"options": cell.options, "seconds": round(time.monotonic() - started, 1)}
     write_whole(folder / RESULT, json.dumps(result, indent=1))
     return None

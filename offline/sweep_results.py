@@ -23,7 +23,7 @@ FIGURES = ("auroc", "ece", "brier", "spearman")
 def rows_of(cell: Cell, folder: Path) -> list[Row]:
     """One per arm, from the cards of the probes that the cell trained."""
     rows = []
-    for probe in sorted((folder / "probes").iterdir()):
+    for probe in sorted((folder / "probes").glob("[!.]*")):
         card = load_artifact(probe, verify=False).card
         metrics = card.metrics[-1]
         rows.append(

@@ -142,6 +142,7 @@ def test_a_step_that_fails_is_named_with_its_command(folder: Path, capfd: pytest
         ({"pool": "pool.yaml"}, "names no step: choose of data convert, rollouts, train"),
         ({"pool": "pool.yaml", "train": {"dat": "x"}}, "train: unknown key 'dat': did you mean 'data'?"),
         ({"pool": "pool.yaml", "train": ["data"]}, "train must be a mapping of its options"),
+        ({"pool": "pool.yaml", "train": {"options": "train.yaml"}}, "train: write the options here"),
         ({"pool": "none.yaml", "tune": {"data": "rollouts.parquet"}}, "cannot read"),
     ],
 )
