@@ -1,35 +1,34 @@
 """Harvests what probes are trained on, with the code that serves them, and keeps it: the next arm needs no new pass."""
 
+import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probes.base import Inputs, Sequences
+from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass
 from probes.engine.probe_model import ProbeModel, Reading
 from probes.fingerprint import fingerprint
 
 FORM = 2
-"""Of the cache; another one is not read. 1 had next-token statistics of unscaled logits."""
+"""Of the cache; another one is not read. 1 had next-token statistics of unscaled logits. To be raised as well when
+prompts are divided into other micro-batches: an unfinished harvest counts them."""
 GB = 10**9
-WORTH_SAYING = GB
-"""Bytes from which on the user is told what the cache takes."""
-
-
-def default_cache() -> Path:
-    """Where activations are kept, under XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pika" / "activations"
+SYNC_S = 10.0
+"""What a harvest that is killed loses at most."""
+TRIAL_PROMPTS = 64
+PROGRESS = "progress"
 
 
 def harvest(
@@ -43,48 +42,112 @@ def harvest(
     """All that is to be read of n prompts (token ids); arrays are memory maps where there is a cache.
 
     Args:
-        cache: a folder; what stands there of the same model, prompts and reading is not computed again.
+        cache: a folder; what stands there of the same model, prompts and reading is not computed again. A harvest
+            that was killed goes on where it was; what is unfinished has a name with a dot in front.
         on_batch: called after each micro-batch with its number of prompts, for progress bars.
 
     Raises:
         ProbeError: the probe model cannot be loaded, or has no such layer.
-        OSError: the cache's disk lacks the space; found out before the model reads a prompt.
+        OSError: the cache's disk lacks the space; found out before more than a few prompts are read.
     """
     if cache is None:
         return ProbeModel(pass_, reading, device).read(prompts, on_batch)
-    folder = cache / _key(pass_, prompts, reading)
-    if folder.is_dir():
-        on_batch(len(prompts))
-        return _load(folder, prompts, reading)
-    model = ProbeModel(pass_, reading, device)
-    cache.mkdir(parents=True, exist_ok=True)
-    needed = _size(prompts, reading, model.d_model)
-    if needed > shutil.disk_usage(cache).free:
-        raise _no_space(cache, needed, reading)
-    if needed >= WORTH_SAYING:
-        print(f"activations: {needed / GB:.1f} GB, kept in {cache}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix=".", dir=cache) as temporary:
-        new = Path(temporary) / "new"
-        new.mkdir()
-        names = iter(["sites", *(f"layer-{layer}" for layer in reading.sequence_layers)])
-
-        def allocate(shape: tuple[int, ...], dtype: type[np.float32]) -> NDArray[Any]:
-            file = new / f"{next(names)}.npy"
-            try:
-                found: NDArray[Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-                    file, mode="w+", dtype=dtype, shape=shape
-                )
-                _reserve(file)
-            except OSError as error:
-                raise _no_space(cache, needed, reading) from error
-            return found
-
-        inputs = model.read(prompts, on_batch, allocate)
-        if inputs.next_token is not None:
-            np.save(new / "next_token.npy", inputs.next_token, allow_pickle=False)
-        with suppress(OSError):  # somebody else was quicker
-            new.rename(folder)
+    key = _key(pass_, prompts, reading)
+    folder, unfinished = cache / key, cache / f".{key}"
+    if not folder.is_dir():
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with (unfinished / PROGRESS).open("a+") as progress:
+            fcntl.flock(progress, fcntl.LOCK_EX)  # one process reads a model's prompts; others wait for it
+            if not folder.is_dir():
+                try:
+                    _harvest(ProbeModel(pass_, reading, device), prompts, unfinished, progress, on_batch)
+                except (OSError, ProbeError):
+                    shutil.rmtree(unfinished)  # room on a full disk, say
+                    raise
+                unfinished.rename(folder)
+                return _load(folder, prompts, reading)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    on_batch(len(prompts))
     return _load(folder, prompts, reading)
+
+
+def _harvest(
+    model: ProbeModel, prompts: Sequence[Sequence[int]], folder: Path, progress: TextIO, on_batch: Callable[[int], None]
+) -> None:
+    """Read what is not there yet.
+
+    Args:
+        progress: holds the number of micro-batches that are on disk.
+    """
+    progress.seek(0)
+    done = int(progress.read() or 0)
+    reading, cache = model.reading, folder.parent
+    needed = _size(prompts, reading, model.d_model)
+    if not done and needed > shutil.disk_usage(cache).free:
+        raise _no_space(cache, needed, reading)
+    seconds = _trial(model, prompts)
+    again = f"; going on after {done} micro-batches of it" if done else ""
+    print(f"activations: {needed / GB:.3g} GB in {cache}, about {_duration(seconds)}{again}", file=sys.stderr)
+    layers = [f"layer-{layer}" for layer in reading.sequence_layers]
+    names = iter(["sites", *layers, "next_token"])
+    maps: list[np.memmap[Any, Any]] = []
+
+    def allocate(shape: tuple[int, ...], dtype: type[np.float32] | type[np.float64]) -> NDArray[Any]:
+        file = folder / f"{next(names)}.npy"
+        try:
+            mode: Literal["r+", "w+"] = "r+" if done else "w+"
+            found: np.memmap[Any, Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                file, mode=mode, dtype=dtype, shape=shape
+            )
+            _reserve(file)
+        except OSError as error:
+            raise _no_space(cache, needed, reading) from error
+        maps.append(found)
+        return found
+
+    synced, batches = time.monotonic(), 0
+
+    def count(n: int) -> None:
+        nonlocal synced, batches
+        batches += 1
+        if batches > done:
+            _let_go(maps)
+            if time.monotonic() - synced >= SYNC_S:
+                _sync(maps, progress, batches)
+                synced = time.monotonic()
+        on_batch(n)
+
+    model.read(prompts, count, allocate, skip=done)
+    _sync(maps, progress, batches)
+
+
+def _trial(model: ProbeModel, prompts: Sequence[Sequence[int]]) -> float:
+    """Seconds that all prompts will take, from a few of them spread over all."""
+    some = prompts[:: max(1, len(prompts) // TRIAL_PROMPTS)]
+    model.read(some[:1])  # the first pass is slow
+    started = time.monotonic()
+    model.read(some)
+    return (time.monotonic() - started) * sum(map(len, prompts)) / sum(map(len, some))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _let_go(maps: Sequence["np.memmap[Any, Any]"]) -> None:
+    """Drop what was written from this process's memory: the system has it, and writes it to disk in its own time."""
+    for array in maps:
+        cast(mmap.mmap, array.base).madvise(mmap.MADV_DONTNEED)
+
+
+def _sync(maps: Sequence["np.memmap[Any, Any]"], progress: TextIO, batches: int) -> None:
+    """First the rows, then that they are there."""
+    for array in maps:
+        array.flush()
+    progress.truncate(0)
+    progress.write(str(batches))
+    progress.flush()
+    os.fsync(progress.fileno())
 
 
 def _size(prompts: Sequence[Sequence[int]], reading: Reading, d_model: int) -> int:

@@ -1,6 +1,6 @@
 """`pika data convert`: other people's results as rollouts, and rollouts as the research project's files."""
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,10 @@ a column per model. Columns are found by their usual names; --column says which 
 
 def convert(argv: list[str]) -> int:
     """`pika data convert`."""
+    return run(_parser(), argv, lambda args: _convert(args, argv))
+
+
+def _parser() -> ArgumentParser:
     arguments = parser(
         "data convert",
         "Success-rate files or a correctness set as one parquet file of rollouts, for `pika train`, `pika tune` and\n"
@@ -64,7 +68,7 @@ def convert(argv: list[str]) -> int:
         default=[],
         help="of answers whose text is not on record (default: 256)",
     )
-    return run(arguments, argv, lambda args: _convert(args, argv))
+    return arguments
 
 
 def _shares(text: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from offline.training_set import SPLITS, TrainingSet
 from probes import calibration, output_tokens, statistics
 from probes.base import Examples, Fit, FloatArray, Inputs, Probe, load
 from probes.card import Calibration, Label, Metrics, OutputTokens, Site, Statistics, Task
-from probes.measures import auroc, spearman
+from probes.measures import auroc, brier, spearman
 from probes.output_tokens import Lengths
 
 BASELINES = ("length", "tfidf")
@@ -29,6 +29,8 @@ class Fitted:
     metrics: Metrics
     test_score: float
     """On test, what `fit.score` is on validation: Spearman's correlation or AUROC with the label."""
+    validation: dict[str, float]
+    """Figures on the validation split, of outputs that chose nothing; what probes of any kind may be compared by."""
     baselines: dict[str, Metrics]
     output_tokens: OutputTokens | None
     statistics: Statistics | None
@@ -56,14 +58,19 @@ def fit_arms(
         DataError: an arm's label is the same on all problems of a split.
     """
     labels = _labels(data, label)
-    for name in SPLITS:
-        for arm, column in zip(data.arms, labels[data.rows(name)].T, strict=True):
-            if np.ptp(column) == 0:
-                raise DataError(
-                    f"the {label} of arm {arm.name!r} is {column[0]:g} on every {name} problem, so there is nothing to "
-                    f"{'measure' if name == 'test' else 'learn'}: sample more or other problems, or give the arm a "
-                    "success_probability instead of a probe"
-                )
+    constant = {
+        arm.name: f"the {label} of arm {arm.name!r} is {column[0]:g} on every {name} problem, so there is nothing to "
+        f"{'measure' if name == 'test' else 'learn'}"
+        for name in reversed(SPLITS)
+        for arm, column in zip(data.arms, labels[data.rows(name)].T, strict=True)
+        if np.ptp(column) == 0
+    }
+    if constant:
+        others = ",".join(arm.name for arm in data.arms if arm.name not in constant)
+        raise DataError(
+            f"{'; '.join(constant.values())}: sample more or other problems, or give the arm a success_probability "
+            "instead of a probe" + (f" and train the others with --arms {others}" if others else "")
+        )
     train, validation = (Examples(inputs.rows(rows), labels[rows]) for rows in map(data.rows, SPLITS[:2]))
     return kind.fit(train, validation, task_of(label), seed=seed, on_step=on_step)
 
@@ -114,12 +121,17 @@ def finish(
         calibration=fitted,
         metrics=metrics,
         test_score=score(raw, _labels(data, label)[test, arm]),
+        validation=_on_validation(fit.held_out, fitted, rate[data.rows("validation")]),
         baselines={name: calibrated(fits[arm])[1] for name, fits in baselines.items()},
         output_tokens=head,
         statistics=about,
         beside=beside,
         d_model=None if fit.probe.site is None or looked_at is None else inputs.activations[looked_at].shape[1],
     )
+
+
+def _on_validation(raw: FloatArray, fitted: Calibration, rate: FloatArray) -> dict[str, float]:
+    return {"auroc": auroc(raw, rate), "brier": brier(calibration.apply(fitted, raw), rate)}
 
 
 def _output_tokens(

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from offline.activations import harvest
 from probes import statistics
 from probes.base import Inputs, Probe, ProbeError
-from probes.card import Site
-from probes.engine.probe_model import Reading, n_layers
+from probes.card import Dtype, Site
 from probes.prompt import Renderer, bounded, new_pass
 from probes.source import resolve_model
 
@@ -41,6 +39,7 @@ def gather(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     next_token: bool = False,
+    dtype: Dtype = "float32",
     device: str = "auto",
     cache: Path | None = None,
     on_batch: Callable[[int], None] = lambda n: None,
@@ -65,10 +64,13 @@ def gather(
             raise ProbeError(f"--probe-model is missing: a {kind.kind} probe reads the tokens or activations of one")
         # No tokenizer: the length baseline counts characters.
         return Material(Inputs(texts=texts, prompt_tokens=np.array([len(problem) for problem in problems])))
-    renderer = Renderer(new_pass(resolve_model(probe_model)))
+    renderer = Renderer(new_pass(resolve_model(probe_model), dtype))
     prompts = [renderer.render([{"role": "user", "content": problem}]).token_ids for problem in problems]
     if kind.reads in ("text", "length"):
         return Material(Inputs(texts=texts, prompt_tokens=np.array([len(ids) for ids in prompts])), renderer)
+    from offline.activations import harvest  # torch: text probes need none
+    from probes.engine.probe_model import Reading, n_layers
+
     last_layer = n_layers(renderer.pass_)
     tried = {"layers": _layers(layers, last_layer, renderer)}
     if kind.reads == "sequence":

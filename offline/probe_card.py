@@ -42,7 +42,7 @@ def make_card(
     kind = probe.kind
     return ProbeCard(
         kind=kind,
-        pass_=_relative(renderer.pass_, folder) if renderer is not None and reads_tokens else None,
+        pass_=relative_pass(renderer.pass_, folder) if renderer is not None and reads_tokens else None,
         site=site,
         d_model=fitted.d_model,
         parameters=probe.parameters(),
@@ -65,7 +65,7 @@ def make_card(
         mean_tokens=arm.mean_tokens,
         output_tokens=fitted.output_tokens,
         statistics=fitted.statistics,
-        training={**training, **fit.facts},
+        training={**training, "validation": fitted.validation, **fit.facts},
         versions={library: version(library) for library in LIBRARIES},
         probe_name=f"{arm.name}--{data.benchmark}--{kind}_probe--{label}--k{arm.k}-t{arm.temperature:g}",
         model_name=arm.model,
@@ -91,7 +91,8 @@ def _defined(score: float) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _relative(pass_: Pass, folder: Path) -> Pass:
+def relative_pass(pass_: Pass, folder: Path) -> Pass:
+    """The same pass, a probe model's folder as it is from an artifact's."""
     if not Path(pass_.probe_model).is_dir():
         return pass_
     relative = os.path.relpath(pass_.probe_model, folder.resolve())

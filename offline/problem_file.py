@@ -72,6 +72,8 @@ def read_problems(file: Path, split: str | None = None, arm: str | None = None) 
         if not isinstance(formatted, str):
             raise DataError(f"{file}: {id_column} {row_id!r} has no text in formatted_prompt: give all one, or none")
         split_name = columns["split"][row] if "split" in columns else None
+        if not isinstance(split_name, str | int | None):
+            raise DataError(f"{file}: split of row {row + 1} is {split_name!r}: name one, as a text")
         if not all(map(_is_unicode, (row_id, text, formatted, split_name))):
             raise DataError(f"{file}: {id_column} {row_id!r} holds a lone surrogate, half of a character: mend it")
         key = (columns["split"][row] if "split" in columns else None, row_id)

@@ -45,10 +45,10 @@ def provenance(command: str, argv: Sequence[str], seed: int | None, inputs: Sequ
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of those of `PACKAGES` that are installed."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Of Python and of those of the packages that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

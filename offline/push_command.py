@@ -1,7 +1,7 @@
 """`pika probes push`: publish a probe on the Hub."""
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +26,10 @@ COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 def main(argv: list[str]) -> int:
     """`pika probes push`."""
+    return run(_parser(), argv, _push)
+
+
+def _parser() -> ArgumentParser:
     arguments = parser(
         "probes push",
         "Publish a probe: its files, the repository's manifest and the model cards, in one commit.\n"
@@ -39,7 +43,7 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("--public", action="store_true", help="a repository that is made for this is public")
     arguments.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
     arguments.add_argument("--message", default="", help="of the commit")
-    return run(arguments, argv, _push)
+    return arguments
 
 
 def _push(args: Namespace) -> int:

@@ -1,7 +1,7 @@
 """Rollouts as matrices to train on: one row per problem, one column per arm."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ COLUMNS = (
 )  # fmt: skip
 PROBLEM = ["split", "problem_id"]
 """What names a problem."""
+NUMBERS = (
+    "k", "temperature", "max_tokens", "success_rate", "majority_vote_is_correct", "input_tokens", "output_tokens",
+)  # fmt: skip
 SPLITS = ("train", "validation", "test")
 
 
@@ -32,6 +35,15 @@ class ArmRollouts:
     max_tokens: int
     mean_tokens: MeanTokens
     """Over the training problems."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Which rollouts are meant where a file holds several kinds; None: whichever there are."""
+
+    k: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,8 @@ class TrainingSet:
         return rows
 
 
-def read_training_set(file: Path, arms: Sequence[str]) -> TrainingSet:
-    """Rollouts of some arms on problems of all three splits.
+def read_training_set(file: Path, arms: Sequence[str], sampled: Sampled = Sampled()) -> TrainingSet:
+    """Rollouts of some arms on problems of all three splits; rows that were sampled otherwise are left out.
 
     Raises:
         DataError: the file cannot be read, lacks columns, arms, splits or rows, or contradicts itself.
@@ -67,14 +79,17 @@ def read_training_set(file: Path, arms: Sequence[str]) -> TrainingSet:
     if unknown:
         raise DataError(f"{file} has no rollouts of arm {unknown[0]!r}; it has {', '.join(sorted(set(frame['arm'])))}")
     frame = frame[frame["arm"].isin(arms)]
+    for column in NUMBERS:
+        if frame[column].isna().any():
+            raise DataError(f"{file}: {column} is missing in some rows: it must be a number in each")
+    frame = _sampled(frame, sampled, arms, file)
     problems = _problems(frame, file)
     rates = _matrix(frame, "success_rate", problems, arms, file)
     if not ((rates >= 0) & (rates <= 1)).all():  # NaN fails both
         raise DataError(f"{file}: success_rate must lie in [0, 1]; some rows do not")
-    if frame["benchmark"].nunique() > 1:
-        raise DataError(
-            f"{file} mixes benchmarks ({', '.join(sorted(set(frame['benchmark'])))}): train on one at a time"
-        )
+    benchmarks = sorted(set(frame["benchmark"]))
+    if len(benchmarks) > 1:
+        raise DataError(f"{file} mixes benchmarks ({', '.join(benchmarks)}): train on one at a time")
     return TrainingSet(
         problems=problems["problem"].tolist(),
         split=problems["split"].to_numpy(dtype=np.str_),
@@ -84,9 +99,28 @@ def read_training_set(file: Path, arms: Sequence[str]) -> TrainingSet:
             frame.assign(output_tokens=frame["output_tokens"].map(np.mean)), "output_tokens", problems, arms, file
         ),
         arms=tuple(_arm(frame[frame["arm"] == arm], arm, file) for arm in arms),
-        benchmark=str(frame["benchmark"].iloc[0]),
+        benchmark=str(benchmarks[0]),
         sha256=sha256,
     )
+
+
+def _sampled(frame: Any, sampled: Sampled, arms: Sequence[str], file: Path) -> Any:
+    """The rows that were sampled as asked."""
+    asked = {column: value for column, value in asdict(sampled).items() if value is not None}
+    fits = np.all([frame[column] == value for column, value in asked.items()], axis=0) if asked else slice(None)
+    kept = frame[fits]
+    for arm in arms:
+        if not (kept["arm"] == arm).any():
+            there = frame.loc[frame["arm"] == arm, list(asked)].drop_duplicates().to_dict("records")
+            raise DataError(
+                f"{file} has no rollouts of arm {arm!r} with {_pairs(asked)}; it has some with "
+                f"{' and with '.join(map(_pairs, there))}"
+            )
+    return kept
+
+
+def _pairs(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def _problems(frame: Any, file: Path) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from probes.base import ProbeError
-from probes.card import Pass, Recipe
+from probes.card import Dtype, Pass, Recipe
 from probes.chat_template import compile_template
 from probes.source import model_file, optional_model_file, read_json
 from probes.tokenizer import load_tokenizer
@@ -133,11 +133,12 @@ class Renderer:
         return max(head, min(within, limit))
 
 
-def new_pass(probe_model: str) -> Pass:
+def new_pass(probe_model: str, dtype: Dtype = "float32") -> Pass:
     """The pass of probes that are about to be trained; a Hub model is pinned to its commit.
 
     Args:
         probe_model: an absolute folder, or a Hub id.
+        dtype: what it is run in.
 
     Raises:
         ProbeError: the model lacks a tokenizer or a chat template.
@@ -148,7 +149,7 @@ def new_pass(probe_model: str) -> Pass:
     pinned = unpinned.model_copy(update={"revision": revision})
     config = read_json(optional_model_file(pinned, "tokenizer_config.json"))
     sha256 = hashlib.sha256(_template_source(pinned, config).encode()).hexdigest()
-    return Pass(probe_model=probe_model, revision=revision, recipe=Recipe(chat_template_sha256=sha256))
+    return Pass(probe_model=probe_model, revision=revision, dtype=dtype, recipe=Recipe(chat_template_sha256=sha256))
 
 
 def conversation_text(messages: Messages) -> str:

@@ -175,6 +175,9 @@ def test_wrong_input_is_named_in_one_line(tmp_path: Path, data: Path, capsys: py
     assert "cannot read" in refusal(capsys, *probe, "--data", tmp_path / "none.csv", *out)
     assert "has no split 'dev'" in refusal(capsys, *probe, "--data", data, "--split", "dev", *out)
     assert "no folder at" in refusal(capsys, *probe, "--probe-model", "./nowhere", "--data", data, *out)
+    lists = tmp_path / "lists.jsonl"
+    lists.write_text(json.dumps({"idx": 0, "question": "Take 3.", "split": ["train", "test"]}))
+    assert "split of row 1 is ['train', 'test']: name one" in refusal(capsys, *probe, "--data", lists, *out)
     assert not (tmp_path / "labels.jsonl").exists()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from probes.base import Activations, Inputs, ProbeError, Sequences
+from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass, Site
 from probes.engine.batch import micro_batches
 
@@ -43,9 +43,9 @@ class Reading:
 
 
 class Allocate(Protocol):
-    """Where activations are put; `np.empty`, or something that makes memory maps."""
+    """Where what is read is put; `np.empty`, or something that makes memory maps."""
 
-    def __call__(self, shape: tuple[int, ...], dtype: type[np.float32]) -> Activations: ...
+    def __call__(self, shape: tuple[int, ...], dtype: type[np.float32] | type[np.float64]) -> NDArray[Any]: ...
 
 
 class ProbeModel:
@@ -86,12 +86,15 @@ class ProbeModel:
         prompts: Sequence[Sequence[int]],
         on_batch: Callable[[int], None] = lambda n: None,
         allocate: Allocate = np.empty,
+        skip: int = 0,
     ) -> Inputs:
         """Everything that `reading` asks for, of n prompts (token ids), activations in single precision.
 
         Args:
             on_batch: called after each micro-batch with its number of prompts, for progress bars.
-            allocate: makes the arrays, one for all sites and one per layer of which all tokens are read.
+            allocate: makes the arrays, one for all sites, one per layer of which all tokens are read, and one of
+                next-token statistics, as far as they are read.
+            skip: how many micro-batches the arrays hold already.
         """
         lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
@@ -99,9 +102,14 @@ class ProbeModel:
         all_tokens = {
             layer: allocate((int(lengths.sum()), self.d_model), np.float32) for layer in self.reading.sequence_layers
         }
-        next_token = np.empty((len(prompts), NEXT_TOKEN_STATISTICS)) if self.reading.next_token else None
+        next_token = None
+        if self.reading.next_token:
+            next_token = allocate((len(prompts), NEXT_TOKEN_STATISTICS), np.float64)
         with _threads(self._max_threads), torch.inference_mode():
-            for rows in micro_batches(lengths.tolist()):
+            for i, rows in enumerate(micro_batches(lengths.tolist())):
+                if i < skip:
+                    on_batch(len(rows))
+                    continue
                 hidden, logits = self._forward([prompts[row] for row in rows])
                 at_sites[rows] = self._gather(hidden, lengths[rows]).float().cpu().numpy()
                 for layer, values in all_tokens.items():

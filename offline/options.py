@@ -1,0 +1,99 @@
+"""A command's options as a YAML mapping: its keys are the command's own long options, `-` and `_` alike.
+
+{kind: mlp, next-token: true, layers: 0..5, test-on: [a.parquet, b.parquet]}
+"""
+
+import difflib
+from argparse import Action, ArgumentParser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from offline.evaluate import DataError
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """
+    Raises:
+        DataError: the file cannot be read, or is no YAML mapping.
+    """
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    except Exception as error:  # PyYAML lets through what a value raises: the date 2024-99-99, say, or deep nesting
+        raise DataError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{file} must be a mapping, such as `seed: 0`")
+    return {str(key): value for key, value in found.items()}
+
+
+def with_file(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """The arguments with those of the YAML file that `--options` names before them; the command line wins.
+
+    Raises:
+        DataError: the file cannot be read, or names an unknown option.
+    """
+    ahead = ArgumentParser(add_help=False, allow_abbrev=False)
+    ahead.add_argument("--options", type=Path)
+    file = ahead.parse_known_args(argv)[0].options
+    if file is None:
+        return list(argv)
+    known = actions(parser)
+    given = {id(known.get(_name(word.partition("=")[0]))) for word in argv if word.startswith("--")}
+    options = {key: value for key, value in read_yaml(file).items() if id(known.get(_name(key))) not in given}
+    return [*to_argv(parser, options, str(file)), *argv]
+
+
+def to_argv(parser: ArgumentParser, options: Mapping[str, Any], where: str) -> list[str]:
+    """Options and positional arguments (by their names in the parser) as words.
+
+    Args:
+        where: names the mapping in errors.
+
+    Raises:
+        DataError: a key is none of the command's, or its value has not the form that the option takes.
+    """
+    known = actions(parser)
+    words: list[str] = []
+    positional: dict[str, list[str]] = {}
+    for key, value in options.items():
+        action = known.get(_name(key))
+        if action is None:
+            raise DataError(f"{where}: {unknown(key, known)}")
+        values = value if isinstance(value, list) else [value]
+        takes_value = action.nargs != 0
+        if any(isinstance(one, bool) == takes_value or isinstance(one, dict | list) or one is None for one in values):
+            form = "one value, or a list of them" if takes_value else "true or false"
+            raise DataError(f"{where}: {key} takes {form}, not {value!r}")
+        if not takes_value:
+            words += [action.option_strings[0]] * (value is True)
+        elif not action.option_strings:
+            positional[action.dest] = [str(one) for one in values]
+        elif repeatable(action):
+            words += [f"{action.option_strings[0]}={one}" for one in values]
+        else:
+            words.append(f"{action.option_strings[0]}={','.join(map(str, values))}")
+    return [*(word for action in parser._actions for word in positional.get(action.dest, ())), *words]
+
+
+def actions(parser: ArgumentParser) -> dict[str, Action]:
+    """What a parser takes, by name without dashes in front."""
+    found = [action for action in parser._actions if action.dest != "help"]
+    return {_name(name): action for action in found for name in action.option_strings or [action.dest]}
+
+
+def repeatable(action: Action) -> bool:
+    return type(action).__name__ == "_AppendAction"
+
+
+def unknown(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(_name(key), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(known)}"
+    return f"unknown key {key!r}: {hint}"
+
+
+def _name(key: str) -> str:
+    return key.lstrip("-").replace("_", "-")
