@@ -11,7 +11,9 @@ from rich.table import Column, Table
 
 from offline.evaluate import DataError, split_name
 from offline.hub_cli import cell, parser, print_json, run
+from offline.options import positive
 from offline.provenance import noted, provenance
+from offline.whole_file import write_whole
 
 if TYPE_CHECKING:  # pyarrow comes with it
     from offline.conversion import Converted
@@ -57,10 +59,10 @@ def _parser() -> ArgumentParser:
         "--models", metavar="A,B", type=lambda text: text.split(","), default=[], help="columns with a model's verdicts"
     )
     add("--threshold", metavar="SCORE", type=float, help="the least score of a right answer (default: .5)")
-    add("--k", metavar="N", type=_positive, help="the first N answers of each model to each problem (default: all)")
+    add("--k", metavar="N", type=positive, help="the first N answers of each model to each problem (default: all)")
     add("--model", metavar="OWNER/NAME", help="whose success rates these are, where the files do not tell")
     add("--temperature", type=float, default=0.0, help="answers were sampled at, where the data does not tell")
-    add("--max-tokens", type=_positive, default=0, help="of an answer, where the data does not tell")
+    add("--max-tokens", type=positive, default=0, help="of an answer, where the data does not tell")
     add(
         "--output-tokens",
         metavar="[MODEL=]N",
@@ -84,12 +86,6 @@ def _shares(text: str) -> dict[str, float]:
             f"{text!r}: shares are greater than 0 and make 1, such as train=.6,validation=.2,test=.2"
         )
     return shares
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)
 
 
 def _convert(args: Namespace, argv: Sequence[str]) -> int:
@@ -159,7 +155,7 @@ def _to_rollouts(files: Sequence[Path], research: bool, args: Namespace, argv: S
             file.absolute().parent.mkdir(parents=True, exist_ok=True)
         if args.pool is not None:
             text = pool_file.pool_text(rows, prices, one_sided, args.pool.stem, converted.notes)
-            pool_file.write_whole(args.pool, text)
+            write_whole(args.pool, text)
         write(args.out, to_table(rows, origin))
     summary = {"out": str(args.out), "pool": None if args.pool is None else str(args.pool)}
     print_json(summary | report(replace(converted, rows=rows), one_sided, told))

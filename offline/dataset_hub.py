@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from offline.hub_push import ATTEMPTS, README_LIMIT, WRITE_TIMEOUT_S
 from offline.provenance import METADATA
 from offline.rollout_dataset import README, DataFile, Layout, locate, readme, sampled_arms
 from offline.rollout_store import REQUIRED, SCHEMA, conform
+from offline.whole_file import whole
 from probes.hub import Listing, download_file, list_files, patiently
 from probes.hub_errors import HubConflictError, HubMissingError, hub_errors
 
@@ -73,25 +73,19 @@ def pull(
     paths = [path for splits in layout.values() for paths in splits.values() for path in paths]
     local = {path: _fetched(repo, path, listing, MAX_BYTES) for path in paths}
     rows: dict[str, dict[str, int]] = {}
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     seen: set[tuple[str, str, str]] = set()
-    try:
-        schema = SCHEMA.with_metadata(
-            _metadata(repo, listing, layout, [_schema(file, path) for path, file in local.items()])
-        )
-        with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
-            for config, splits in layout.items():
-                for split, paths in splits.items():
-                    named = split_name(split)
-                    for path in paths:
-                        for table in _tables(local[path], path, config, named, benchmark, seen):
-                            writer.write_table(table.replace_schema_metadata(schema.metadata))
-                            counts = rows.setdefault(config, {})
-                            counts[named] = counts.get(named, 0) + table.num_rows
-                        on_file()
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    metadata = _metadata(repo, listing, layout, [_schema(file, path) for path, file in local.items()])
+    schema = SCHEMA.with_metadata(metadata)
+    with whole(out) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+        for config, splits in layout.items():
+            for split, paths in splits.items():
+                named = split_name(split)
+                for path in paths:
+                    for table in _tables(local[path], path, config, named, benchmark, seen):
+                        writer.write_table(table.replace_schema_metadata(schema.metadata))
+                        counts = rows.setdefault(config, {})
+                        counts[named] = counts.get(named, 0) + table.num_rows
+                    on_file()
     return Pulled(listing.commit, rows)
 
 

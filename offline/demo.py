@@ -23,6 +23,7 @@ from offline.benchmarks.base import load as load_benchmark
 from offline.demo_client import Client, DemoError
 from offline.demo_gateway import Gateway, GatewayError, gateway
 from offline.demo_summary import Answer, Summary, in_words, summarise, table
+from offline.options import positive
 from routing_policies.base import NAMES
 from server.config import ConfigError
 from server.config import load as load_settings
@@ -77,19 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--requests", type=_positive, default=200, metavar="N", help="problems to send (default: 200)")
+    parser.add_argument("--requests", type=positive, default=200, metavar="N", help="problems to send (default: 200)")
     parser.add_argument("--policy", choices=NAMES, help="instead of the configured one")
     parser.add_argument("--lambda", dest="lam", type=_lambda, metavar="X", help="cost weight of the policy utility")
     parser.add_argument("--port", type=_port, metavar="P", help="of the gateway (default: any free one)")
     parser.add_argument("--keep", action="store_true", help="stay up afterwards, until Ctrl-C or SIGTERM")
     parser.add_argument("--seed", type=int, default=1, help="of problems, sampling and bootstrap (default: 1)")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def _port(text: str) -> int:

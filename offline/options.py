@@ -4,7 +4,7 @@
 """
 
 import difflib
-from argparse import Action, ArgumentParser
+from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,3 +97,14 @@ def unknown(key: str, known: Mapping[str, Any]) -> str:
 
 def _name(key: str) -> str:
     return key.lstrip("-").replace("_", "-")
+
+
+def positive(text: str) -> int:
+    """As `type=` of an option.
+
+    Raises:
+        ArgumentTypeError: it is no whole number above 0.
+    """
+    if not text.isdigit() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)

@@ -18,7 +18,7 @@ from offline import child
 from offline.evaluate import DataError
 from offline.pipeline_steps import NEVER_REPLACES, STEPS, Step, read_steps
 from offline.provenance import versions
-from offline.sweep import write_whole
+from offline.whole_file import write_whole
 from probes.base import ProbeError
 from server.config import ConfigError
 
@@ -124,7 +124,7 @@ class State:
     def _note(self, step: Step, **facts: Any) -> None:
         commands = [step.typed(argv) for argv in step.argvs]
         self.done[step.name] = {"command": commands, "options": step.argvs, "versions": _versions(), **facts}
-        write_whole(self.path, json.dumps(self.done, indent=1))
+        write_whole(self.path, json.dumps(self.done, indent=1) + "\n")
 
 
 def _versions() -> dict[str, str]:

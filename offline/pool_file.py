@@ -1,6 +1,5 @@
 """A pool's configuration for models that others have sampled: prices and tokens, but nowhere to reach them."""
 
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -143,13 +142,3 @@ def _mean_tokens(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "input": round(sum(row["input_tokens"] for row in rows) / len(rows), 2),
         "output": round(sum(outputs) / len(outputs), 2),
     }
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offline.evaluate import DataError, split_name
+from offline.whole_file import whole
 
 IDS = ("problem_id", "idx")
 TEXTS = ("problem", "question")
@@ -102,12 +102,8 @@ def write_columns(file: Path, columns: Mapping[str, list[Any]]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with whole(file) as unfinished:
         FORMATS[suffix(file)].write(unfinished, columns)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _is_unicode(value: object) -> bool:

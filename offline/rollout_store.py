@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from offline.provenance import METADATA
 from offline.samplers import Key, Sample
+from offline.whole_file import whole
 
 SCHEMA = pa.schema(
     [
@@ -199,16 +200,11 @@ def write(out: Path, table: pa.Table) -> None:
     Raises:
         WriteError: the disk is full.
     """
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        pq.write_table(table, unfinished, compression="zstd", compression_level=9)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(out)
+        with whole(out) as unfinished:
+            pq.write_table(table, unfinished, compression="zstd", compression_level=9)
     except OSError as error:
         raise _full(out, error) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read(out: Path, settings: Settings) -> pa.Table | None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from offline import rollout_problems
 from offline.benchmarks.base import BenchmarkError
+from offline.options import positive
 from offline.provenance import provenance
 from offline.rollout_arms import UsageError
 from offline.rollout_plan import Run, plan
@@ -143,12 +144,6 @@ def _progress() -> Progress:
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)
-
-
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="pika rollouts",
@@ -159,11 +154,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument("config", metavar="CONFIG", help="the pool's YAML file")
     rollout_problems.add_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the parquet file to write")
-    parser.add_argument("--k", type=_positive, default=8, help="answers per problem (default: 8)")
+    parser.add_argument("--k", type=positive, default=8, help="answers per problem (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of problems and sampling (default: 0)")
     parser.add_argument("--arms", metavar="A,B", help="default: all of CONFIG")
     parser.add_argument("--temperature", type=float, metavar="T", help="default: the arm's")
-    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="default: the arm's")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="default: the arm's")
     parser.add_argument(
         "--runner",
         choices=("vllm", "endpoint", "ray"),
@@ -173,7 +168,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--replicas",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="vllm: processes per model, the GPUs or cores split among them; ray: actors (default: 1)",
@@ -202,7 +197,7 @@ def _parser() -> ArgumentParser:
     )
     endpoints.add_argument(
         "--concurrency",
-        type=_positive,
+        type=positive,
         default=Limits.concurrency,
         metavar="N",
         help="requests at a time to the endpoints of each model (default: %(default)s)",

@@ -20,8 +20,10 @@ from rich.table import Table
 
 from offline.child import end_with
 from offline.evaluate import DataError
+from offline.options import positive
 from offline.provenance import provenance
 from offline.sweep_plan import Cell, Plan, read_plan
+from offline.whole_file import write_whole
 from probes.base import ProbeError
 
 EXAMPLES = """examples:
@@ -78,16 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, metavar="SWEEP.yaml", help="what to train")
     workers = max(1, (os.cpu_count() or 1) // 2)
     parser.add_argument(
-        "--workers", type=_positive, default=workers, metavar="N", help=f"processes at a time (default: {workers})"
+        "--workers", type=positive, default=workers, metavar="N", help=f"processes at a time (default: {workers})"
     )
     parser.add_argument("--dry-run", action="store_true", help="list what would be trained, and train nothing")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)
 
 
 @contextmanager
@@ -144,7 +140,7 @@ def _run_cell(plan: Plan, cell: Cell, running: set[BaseProcess]) -> str | None:
         said = (folder / "log.txt").read_text(errors="replace").split("\n") if (process.exitcode or 0) > 0 else []
         return next((line for line in reversed(said) if line.strip()), f"exit code {process.exitcode}")
     result = {"options": cell.options, "seconds": round(time.monotonic() - started, 1)}
-    write_whole(folder / RESULT, json.dumps(result, indent=1))
+    write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return None
 
 
@@ -158,13 +154,6 @@ def _train(sweep: int, folder: Path, argv: list[str], log: Path) -> None:
 
     os.chdir(folder)
     sys.exit(train(argv))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """The whole file or nothing."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(file)
 
 
 def _finish(plan: Plan, failed: dict[str, str], argv: Sequence[str]) -> int:
@@ -183,7 +172,7 @@ def _finish(plan: Plan, failed: dict[str, str], argv: Sequence[str]) -> int:
         "rows": rows,
         "winners": [{**row, "folder": str(folder)} for row, folder in zip(winners, folders, strict=True)],
     }
-    write_whole(plan.out / "sweep.json", json.dumps(result, indent=1))
+    write_whole(plan.out / "sweep.json", json.dumps(result, indent=1) + "\n")
     show(rows, winners, plan.axes)
     for id_, words in failed.items():
         print(f"{plan.out / 'cells' / id_} failed: {words}", file=sys.stderr)

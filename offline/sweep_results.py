@@ -1,7 +1,6 @@
 """What a sweep found: a row per cell and arm, and per data set and arm the winner on validation problems."""
 
 import csv
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from offline.probe_card import relative_pass
 from offline.sweep_plan import Cell, Plan
+from offline.whole_file import whole
 from probes.artifact import load_artifact, save_artifact
 from probes.card import Estimate, Metrics
 
@@ -98,12 +98,10 @@ def write_csv(file: Path, rows: Sequence[Row]) -> None:
     for row in rows:
         own = {"tested_on": "", **{key: value for key, value in row.items() if key not in ("transfer", "test-on")}}
         flat += [own, *({**own, "tested_on": name, **found} for name, found in row["transfer"].items())]
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    with unfinished.open("w", newline="", encoding="utf-8") as opened:
+    with whole(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, list(dict.fromkeys(key for row in flat for key in row)))
         writer.writeheader()
         writer.writerows(flat)
-    unfinished.replace(file)
 
 
 def show(rows: Sequence[Row], winners: Sequence[Row], axes: Sequence[str]) -> None:

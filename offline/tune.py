@@ -19,6 +19,7 @@ from offline.evaluate import DataError, Outcomes, read_outcomes, split_name
 from offline.evaluation.known import saw, validation
 from offline.policy_search import RESAMPLES, SIMPLEST_FIRST, Target, TuneError, Tuning, tune
 from offline.provenance import caveats, provenance
+from offline.whole_file import write_whole
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
 from routing_policies.base import PolicyError
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
         print(f"pika tune: {error}", file=sys.stderr)
         return 1 if isinstance(error, HubAwayError) else 2
     try:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(result, indent=1) + "\n")
     except OSError as error:
         print(f"pika tune: cannot write {out}: {error.strerror}; choose another --out", file=sys.stderr)
         return 1

@@ -6,7 +6,6 @@ Reads what `pika rollouts` writes, and foreign tables with a solution per row (`
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,10 +24,12 @@ from offline import disagreements
 from offline.benchmarks import base as benchmarks
 from offline.disagreements import Judged
 from offline.evaluate import DataError
+from offline.options import positive
 from offline.provenance import METADATA, noted, provenance
 from offline.rollout_store import write
 from offline.verifiers.base import VerifierError, names
 from offline.verifiers.grading import Graded, grade_all, pass_at_k
+from offline.whole_file import whole
 
 ROLLOUTS = ("arm", "benchmark", "generated_solutions", "ground_truth", "correct")
 FOREIGN = ("response", "ground_truth", "is_correct")
@@ -59,7 +60,9 @@ def main(argv: list[str]) -> int:
     title = f"{options.file.name} by the verifier `{verifier}`"
     try:
         if options.report is not None:
-            _write_text(options.report, disagreements.report(title, json.dumps(origin, indent=1), judged))
+            text = disagreements.report(title, json.dumps(origin, indent=1), judged)
+            with whole(options.report) as unfinished:
+                unfinished.write_text(text, encoding="utf-8", errors="replace")
         if options.out is not None:
             write(options.out, _regraded(table, rollouts, graded, origin))
     except OSError as error:
@@ -207,16 +210,6 @@ def _regraded(table: pa.Table, rollouts: bool, graded: Sequence[Graded], origin:
     return table.replace_schema_metadata(metadata | {METADATA: json.dumps(now, ensure_ascii=False).encode()})
 
 
-def _write_text(file: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="replace")
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _show(title: str, judged: Sequence[Judged]) -> None:
     models = Table("model", title=title)
     for heading in ("solutions", "recorded right", "refused of them", "recorded wrong, accepted", "disagree"):
@@ -236,12 +229,6 @@ def _show(title: str, judged: Sequence[Judged]) -> None:
         console.print(causes)
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pika verify",
@@ -255,5 +242,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verifier", metavar="NAME", help=f"{', '.join(names())}; default: the benchmark's")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the same rows with the new verdicts")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write all disagreements, by cause, as Markdown")
-    parser.add_argument("--workers", metavar="N", type=_positive, help="processes of slow verifiers (default: cores)")
+    parser.add_argument("--workers", metavar="N", type=positive, help="processes of slow verifiers (default: cores)")
     return parser

@@ -26,6 +26,7 @@ from offline import endpoint_sampler
 from offline.bench.vllm_process import ServerError, running
 from offline.benchmarks.running_total import RunningTotal
 from offline.endpoint_sampler import Request, prepare
+from offline.options import positive
 from offline.samplers import Job, Limits, Sample, SampledArm, SamplingError, job_seed
 from server.config import load
 
@@ -202,6 +203,6 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", choices=list(load(CONFIG).models), default="nano-small", help="of the nano pool")
-    parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="requests in flight (default: 32)")
+    parser.add_argument("--concurrency", type=positive, default=32, metavar="N", help="in flight (default: 32)")
     parser.add_argument("--quick", action="store_true", help="once each, few problems")
     return parser

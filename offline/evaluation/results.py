@@ -1,8 +1,7 @@
 """The two files of an evaluation: every figure as JSON, and every test problem as a row of parquet."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from offline.evaluation.evaluation import Evaluation
 from offline.provenance import METADATA
+from offline.whole_file import whole, write_whole
 
 
 def to_table(found: Evaluation, provenance: Mapping[str, Any]) -> pa.Table:
@@ -48,14 +48,6 @@ def write(folder: Path, figures: Mapping[str, Any], table: pa.Table) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
-    _whole(folder / "results.parquet", lambda path: pq.write_table(table, path, compression="zstd"))
-    _whole(folder / "evaluation.json", lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(folder / "results.parquet") as unfinished:
+        pq.write_table(table, unfinished, compression="zstd")
+    write_whole(folder / "evaluation.json", text)

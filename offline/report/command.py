@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from offline.report.markdown import markdown
 from offline.report.page import Page, page
 from offline.report.panels import panels
 from offline.report.plots import FORMATS, PANEL, WIDE_PANEL, drawing, frontier_plot, grid, inline, saved
+from offline.whole_file import whole
 
 EXAMPLES = """examples:
   pika evaluate pool.yaml --data rollouts.parquet --out evaluation
@@ -140,9 +140,5 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         OSError: one cannot be written.
     """
     for name, content in files.items():
-        unfinished = folder / f".{name}.{os.getpid()}"
-        try:
+        with whole(folder / name) as unfinished:
             unfinished.write_bytes(content)
-            unfinished.replace(folder / name)
-        finally:
-            unfinished.unlink(missing_ok=True)
