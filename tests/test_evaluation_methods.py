@@ -8,7 +8,8 @@ import pytest
 from offline.evaluation import controls, oracles
 from offline.evaluation.cascade_search import step_thresholds
 from offline.evaluation.evaluation import Evaluation, Known, evaluate
-from offline.evaluation.figures import figures
+from offline.evaluation.figures import Scale, figures
+from offline.evaluation.frontier import frontier
 from offline.evaluation.methods import Method
 from offline.evaluation.self_consistency import self_consistency, votes
 from offline.evaluation.verdict import verdict
@@ -201,3 +202,15 @@ def test_utility_in_all_variants_chooses_as_its_formula_says(informed: Evaluatio
     normalized = named(informed, "utility:normalized")
     np.testing.assert_array_equal(normalized.arms, (100 * known.success - normalise(TIER)).argmax(axis=1))
     assert len(normalized.settings) == 1
+
+
+def test_draws_without_equal_accuracy_save_nothing() -> None:
+    """A frontier half as dear that is as accurate as the best arm in every other draw alone."""
+    about = trial(drawn(60, 0), draws=100)
+    scale = Scale(about, controls.singles(about), None)
+    reaches = np.arange(101) % 2 == 0
+    accuracy = scale.best_accuracy + np.where(reaches, 0.01, -0.01)
+    saving = scale.parity_saving(frontier(scale.best_usd[:, None] / 2, accuracy[:, None]))
+    np.testing.assert_allclose(saving, np.where(reaches, 0.5, 0.0))
+    # Of the problems as they are it says that there is none.
+    assert np.isnan(scale.parity_saving(frontier(scale.best_usd[:, None], scale.best_accuracy[:, None] - 0.01))[0])

@@ -47,8 +47,12 @@ class Scale:
         return min(self.singles, key=lambda one: float(one.cost_usd[0, 0]))
 
     def parity_saving(self, corners: Frontier) -> FloatArray:
-        """Cost saved where a frontier crosses the best single arm's accuracy, (1 + draws,); NaN: it stays below."""
+        """Cost saved where a frontier crosses the best single arm's accuracy, (1 + draws,); NaN: it stays below.
+
+        A draw in which it stays below counts as nothing saved: left out, it would make the interval too good.
+        """
         saving: FloatArray = 1 - corners.cost_at(self.best_accuracy) / self.best_usd
+        saving[1:] = np.nan_to_num(saving[1:], nan=0.0)
         return saving
 
     def peak_gain(self, method: Method) -> FloatArray:

@@ -31,7 +31,8 @@ _METRICS = (
         "parity_saving",
         "saving at equal accuracy, %",
         True,
-        "Saving where the frontier (the convex hull of a method's knobs) crosses the best single arm's accuracy.",
+        "Saving where the frontier (the convex hull of a method's knobs) crosses the best single arm's accuracy; 0 in "
+        "draws of the bootstrap in which it stays below.",
     ),
     Column("limit_share", "of the limit's saving, %", True, "Saving at equal accuracy, as a share of the limit's."),
     Column(
