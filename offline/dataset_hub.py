@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from offline.evaluate import DataError, split_name
 from offline.foreign_rollouts import our_row
 from offline.hub_push import ATTEMPTS, README_LIMIT, WRITE_TIMEOUT_S
-from offline.provenance import METADATA
+from offline.provenance import METADATA, noted
 from offline.rollout_dataset import README, DataFile, Layout, locate, readme, sampled_arms
 from offline.rollout_store import REQUIRED, SCHEMA, conform
 from offline.whole_file import whole
@@ -118,11 +119,14 @@ def _schema(file: Path, path: str) -> pa.Schema:
 
 
 def _metadata(repo: str, listing: Listing, layout: Layout, schemas: Sequence[pa.Schema]) -> dict[bytes, bytes]:
-    """Where the rows come from; how they were sampled too, where all that were sampled together are there."""
+    """Where the rows come from, and what they say of themselves; of how they were sampled nothing, where not all that
+    were sampled together are there: `pika rollouts` would take the file for its whole run."""
     metadata = {b"pika_source": f"hf://datasets/{repo}@{listing.commit}".encode()}
-    noted = [(schema.metadata or {}).get(METADATA) for schema in schemas]
-    if noted[0] is not None and len(set(noted)) == 1 and len(sampled_arms(schemas[0])) == len(layout):
-        metadata[METADATA] = noted[0]
+    said = [noted(schema.metadata) for schema in schemas]
+    if len(sampled_arms(schemas[0])) != len(layout):
+        said = [{name: value for name, value in one.items() if name != "settings"} for one in said]
+    if said[0] and all(one == said[0] for one in said):
+        metadata[METADATA] = json.dumps(said[0], ensure_ascii=False).encode()
     return metadata
 
 

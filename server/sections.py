@@ -59,6 +59,14 @@ class Launch(Section):
     """Passed to vLLM's API server after the ones that PIKA sets."""
     env: dict[str, str] = {}
 
+    @field_validator("args")
+    @classmethod
+    def _without_keys(cls, args: list[str]) -> list[str]:
+        for option, variable in (("--api-key", "VLLM_API_KEY"), ("--hf-token", "HF_TOKEN")):
+            if any(arg.partition("=")[0].replace("_", "-") == option for arg in args):
+                raise ValueError(f"leave {option} out, which rollouts would record: set {variable} in the environment")
+        return args
+
 
 class Replica(Section):
     """One vLLM process: a URL where it runs, or how to launch it."""

@@ -68,6 +68,7 @@ def test_defaults_and_words(tmp_path: Path) -> None:
         ({"models": model(replicas=[{"url": "http://h:abc/v1"}])}, "models.small.replicas.0"),
         ({"models": model(replicas=[{"url": "http://h:1"}])}, "which ends in /v1"),
         ({"models": model(replicas=[{"url": "http://me:secret@h:1/v1"}])}, "leave user and password out"),
+        ({"models": model(replicas=[{"launch": {"args": ["--api-key=abc"]}}])}, "set VLLM_API_KEY in the environment"),
         ({"models": model(max_context_tokens=0)}, "models.small.max_context_tokens"),
         ({"models": model(usd_per_million_tokens={"input": -1, "output": 1})}, "usd_per_million_tokens.input"),
         ({"engine": {"when_unavailable": "nobody"}}, "'nobody' is no arm"),

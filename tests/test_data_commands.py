@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from offline.provenance import Caveats, caveats
 from offline.rollout_store import METADATA, SCHEMA, to_table, write
 from offline.training_set import read_training_set
 from probes import hub
@@ -111,6 +112,17 @@ def test_push_and_pull_give_the_same_rows(
     assert read_training_set(out, list(ARMS)).problems == read_training_set(file, list(ARMS)).problems
 
 
+def test_what_rows_say_of_themselves_comes_back(
+    loopback: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"tokens": "estimated: characters / 4", "notes": ["Guessed."], "duplicates_removed": 3}
+    table = rollouts(list(ARMS))
+    write(tmp_path / "converted.parquet", table.replace_schema_metadata({METADATA: json.dumps(said)}))
+    run(capsys, "push", str(tmp_path / "converted.parquet"), REPO)
+    run(capsys, "pull", REPO, "--out", str(tmp_path / "pulled.parquet"))
+    assert caveats([tmp_path / "pulled.parquet"]) == Caveats("estimated: characters / 4", ("Guessed.",), 3)
+
+
 def test_rows_from_before_there_was_a_metadata_column_are_taken(
     loopback: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +161,7 @@ def test_one_configuration_and_one_revision(
     table = pq.read_table(out)
     assert set(table["arm"].to_pylist()) == {"low"}
     # `pika rollouts` would take the file for its whole run otherwise.
-    assert METADATA not in table.schema.metadata
+    assert json.loads(table.schema.metadata[METADATA]) == {"command": "pika rollouts"}
     run(capsys, "pull", REPO, "--revision", first, "--out", str(tmp_path / "old.parquet"))
     assert pq.read_table(tmp_path / "old.parquet").equals(pq.read_table(file))
     error = fails(capsys, 2, "pull", REPO, "--config", "gpt-oss-20b-low", "--out", str(tmp_path / "none.parquet"))
