@@ -9,9 +9,8 @@ from itertools import accumulate
 from typing import Any
 
 from offline.answer_table import Answers
-from offline.evaluate import DataError, split_name
+from offline.evaluate import DataError, same_text, split_name
 from offline.provenance import RECORDED
-from server.sections import Prices
 
 CHARACTERS_PER_TOKEN = 4
 ESTIMATED = f"estimated: characters / {CHARACTERS_PER_TOKEN}"
@@ -111,11 +110,6 @@ def _ids(named: Mapping[str, tuple[Any, Any]]) -> dict[str, str]:
         return {text: hashlib.sha256(text.encode()).hexdigest()[:16] for text in named}
     is_unique = len(set(ids)) == len(ids)
     return {text: str(id_) if is_unique else f"{split}-{id_}" for text, (id_, split) in named.items()}
-
-
-def same_text(problem: str) -> str:
-    """What two problems share that differ in white space alone."""
-    return " ".join(problem.split())
 
 
 def _row(answers: Answers, indices: Sequence[int], problem_id: str, arm: str, model: str, sampled: Sampled) -> Row:
@@ -263,17 +257,6 @@ def split_anew(rows: Sequence[Row], shares: Mapping[str, float], seed: int) -> l
             f"{len(names)} problems leave the split {empty[0]} empty: give it a larger share, or more problems"
         )
     return [{**row, "split": names[row["problem"]]} for row in rows]
-
-
-def costs(row: Row, prices: Prices) -> dict[str, float]:
-    """What the row's tokens cost, the input once."""
-    input_usd = row["input_tokens"] * prices.input / 1e6
-    output_usd = sum(row["output_tokens"]) * prices.output / 1e6
-    return {
-        "input_cost_usd_once": input_usd,
-        "total_output_cost_usd": output_usd,
-        "total_cost_usd": input_usd + output_usd,
-    }
 
 
 def one_sided(rows: Sequence[Row]) -> dict[str, str]:

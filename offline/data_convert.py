@@ -130,7 +130,7 @@ def _to_research(files: Sequence[Path], args: Namespace, argv: Sequence[str]) ->
 def _to_rollouts(files: Sequence[Path], research: bool, args: Namespace, argv: Sequence[str]) -> int:
     from offline import conversion, pool_file
     from offline.conversion_report import report
-    from offline.rollout_store import to_table, write
+    from offline.rollout_store import costs, to_table, write
 
     shares = args.split or (None if research or args.keep_splits else conversion.SHARES)
     with Console(stderr=True).status("reading, writing"):
@@ -141,7 +141,7 @@ def _to_rollouts(files: Sequence[Path], research: bool, args: Namespace, argv: S
         prices = pool_file.read_prices(args.price, args.prices)
         if prices or args.pool or not research:  # success-rate files have costs of their own
             prices = pool_file.price_arms(prices, {row["arm"]: row["model"] for row in rows})
-            rows = [{**row, **conversion.costs(row, prices[row["arm"]])} for row in rows]
+            rows = [{**row, **costs(prices[row["arm"]], row["input_tokens"], row["output_tokens"])} for row in rows]
         one_sided = conversion.one_sided(rows)
         origin = provenance("data convert", argv, args.seed, files) | {
             "splits": shares or "kept",

@@ -20,6 +20,7 @@ from typing import Any
 
 from offline.benchmarks.base import Benchmark, BenchmarkError, Problem, Source
 from offline.dataset_rows import Cells, Part, read_repository
+from offline.evaluate import same_text
 from offline.verifiers.base import Verifier, VerifierError, load
 from probes.legacy_card import SUFFIX
 
@@ -101,7 +102,7 @@ class DatasetBenchmark(Benchmark):
 
     def group(self, row: Row) -> str:
         """Rows of equal groups are in the same split."""
-        return " ".join(row.text(*self.question).split())
+        return same_text(row.text(*self.question))
 
     def about(self, row: Row) -> dict[str, Any]:
         """The metadata of a row."""
@@ -202,7 +203,7 @@ class DatasetBenchmark(Benchmark):
             shipped = _split_name(part.split)
             for index, cells in enumerate(part.only(self._light_columns(part))):
                 row = Row(cells, part.split)
-                text = " ".join(row.text(*self.question).split())
+                text = same_text(row.text(*self.question))
                 split = self.split_of(self.group(row), shipped, all_shipped)
                 if not text:
                     dropped["rows without a question"] += 1

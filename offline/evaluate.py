@@ -45,6 +45,11 @@ def split_name(text: str) -> str:
     return "validation" if text == "val" else text
 
 
+def same_text(problem: str) -> str:
+    """What two problems share that differ in white space alone."""
+    return " ".join(problem.split())
+
+
 def read_rollouts(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> tuple["pandas.DataFrame", str]:
     """Some columns of a parquet of rollouts, and the SHA-256 of the whole file.
 

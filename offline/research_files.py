@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from offline.answer_table import read_table
-from offline.conversion import ESTIMATED, Converted, Row, Sampled, assumed_tokens, estimate, same_text
-from offline.evaluate import DataError, split_name
+from offline.conversion import ESTIMATED, Converted, Row, Sampled, assumed_tokens, estimate
+from offline.evaluate import DataError, same_text, split_name
 from offline.foreign_rollouts import our_row
 from offline.provenance import METADATA, RECORDED, noted
 from offline.rollout_dataset import configurations, sampled_arms

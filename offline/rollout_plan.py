@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 from offline import rollout_problems
 from offline.benchmarks.base import Benchmark, Problem
 from offline.rollout_arms import pairs, sampled_arms
+from offline.rollout_store import costs
 from offline.samplers import Job, Key, Sample, SampledArm, job_seed
 from offline.verifiers.grading import Graded, grade_all, pass_at_k
 from server import config, sections
@@ -108,27 +109,17 @@ class Run:
             "majority_vote_is_correct": graded.majority_vote_is_correct,
             "input_tokens": sample.input_tokens,
             "output_tokens": sample.output_tokens,
-            **self._costs(sample.arm, sample.input_tokens, sample.output_tokens),
+            **costs(self.prices[sample.arm], sample.input_tokens, sample.output_tokens),
             "truncated": sample.truncated,
             "metadata": rollout_problems.metadata_text(problem.metadata),
-        }
-
-    def _costs(self, arm: str, input_tokens: int, output_tokens: Sequence[int]) -> dict[str, float]:
-        prices = self.prices[arm]
-        input_cost_usd = input_tokens * prices.input / 1e6
-        output_cost_usd = sum(output_tokens) * prices.output / 1e6
-        return {
-            "input_cost_usd_once": input_cost_usd,
-            "total_output_cost_usd": output_cost_usd,
-            "total_cost_usd": input_cost_usd + output_cost_usd,
         }
 
     def priced(self, table: pa.Table) -> pa.Table:
         """Finished rollouts of these settings, at today's prices."""
         rows = zip(*(table[name].to_pylist() for name in ("arm", "input_tokens", "output_tokens")), strict=True)
-        costs = pa.Table.from_pylist([self._costs(*row) for row in rows])
-        for name in costs.column_names:
-            table = table.set_column(table.column_names.index(name), name, costs[name])
+        priced = pa.Table.from_pylist([costs(self.prices[arm], *tokens) for arm, *tokens in rows])
+        for name in priced.column_names:
+            table = table.set_column(table.column_names.index(name), name, priced[name])
         return table
 
 

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from offline.provenance import METADATA
 from offline.samplers import Key, Sample
 from offline.whole_file import whole
+from server.sections import Prices
 
 SCHEMA = pa.schema(
     [
@@ -186,6 +187,17 @@ def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
 def to_table(rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:
     metadata = {METADATA: json.dumps(provenance, ensure_ascii=False).encode()}
     return pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
+
+
+def costs(prices: Prices, input_tokens: int, output_tokens: Sequence[int]) -> dict[str, float]:
+    """The columns of what k answers cost, the prompt once."""
+    input_usd = input_tokens * prices.input / 1e6
+    output_usd = sum(output_tokens) * prices.output / 1e6
+    return {
+        "input_cost_usd_once": input_usd,
+        "total_output_cost_usd": output_usd,
+        "total_cost_usd": input_usd + output_usd,
+    }
 
 
 def conform(table: pa.Table) -> pa.Table:

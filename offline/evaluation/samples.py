@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offline.evaluate import DataError, Outcomes, outcomes_of, read_rollouts
+from offline.evaluate import DataError, Outcomes, outcomes_of, read_rollouts, same_text
 from routing_policies.base import FloatArray
 from server.config import Settings
 
@@ -109,7 +109,7 @@ def check_leakage(splits: Mapping[str, Samples]) -> None:
     """
     seen: dict[str, str] = {}
     for split, samples in splits.items():
-        texts = [_spaced(problem) for problem in samples.outcomes.problems]
+        texts = [same_text(str(problem)) for problem in samples.outcomes.problems]
         leaks = [(text, seen[text]) for text in texts if text in seen]
         if leaks:
             text, other = leaks[0]
@@ -123,13 +123,9 @@ def check_leakage(splits: Mapping[str, Samples]) -> None:
 def _without_repetitions(frame: "pandas.DataFrame", split: str) -> "tuple[pandas.DataFrame, int]":
     """Each text of the split once, under the first of its ids; how many further ids are left out."""
     problems = frame.loc[frame["split"] == split, ["problem_id", "problem"]].drop_duplicates()
-    again = problems.loc[problems["problem"].map(_spaced).duplicated() & ~problems["problem_id"].duplicated(keep=False)]
+    repeats = problems["problem"].astype(str).map(same_text).duplicated()
+    again = problems.loc[repeats & ~problems["problem_id"].duplicated(keep=False)]
     return frame[(frame["split"] != split) | ~frame["problem_id"].isin(again["problem_id"])], len(again)
-
-
-def _spaced(text: Any) -> str:
-    """Without differences in white space."""
-    return " ".join(str(text).split())
 
 
 def _arm(name: str, rows: "pandas.DataFrame", settings: Settings, outcomes: Outcomes, file: Path) -> Arm:
