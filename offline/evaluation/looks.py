@@ -1,0 +1,85 @@
+"""What an arm's answers look like to its own model: a linear probe on the activations at their ends."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from offline.activations import harvest
+from offline.evaluate import DataError, read_rollouts
+from offline.evaluation.samples import Samples
+from offline.evaluation.second_look import Looks
+from probes import calibration
+from probes.base import Examples, Inputs, load
+from probes.card import Site
+from probes.engine.probe_model import Reading, n_layers
+from probes.prompt import Renderer, new_pass
+from routing_policies.base import FloatArray
+from server.config import Settings
+
+COLUMNS = ("arm", "split", "problem_id", "formatted_prompt", "generated_solutions")
+TRAIN_ANSWERS = 4
+"""Of each problem, that the probe is fitted on."""
+POSITIONS = (-3, -2, -1)
+"""From the answer's end, its end token left out."""
+
+
+def look(
+    files: tuple[Path, Path],
+    samples: tuple[Samples, Samples, Samples],
+    splits: tuple[str, str],
+    arm: int,
+    settings: Settings,
+    seed: int,
+    cache: Path,
+) -> tuple[Looks, Looks]:
+    """Of the first answer to each validation problem, which chose nothing of what looks at it, and of all answers to
+    each test problem.
+
+    Args:
+        files: rollouts with the train and validation problems, and with the test problems.
+        samples: of the train, validation and test problems.
+        splits: what the validation and the test split are called.
+        arm: whose answers are looked at, and whose model looks.
+        cache: where activations are kept.
+
+    Raises:
+        DataError: a file lacks the answers' texts.
+        ProbeError: the arm's model cannot be loaded, or its answers are all right or all wrong.
+    """
+    train, validation, test = samples
+    name = train.arms[arm].name
+    model = settings.models[settings.arms[name].model]
+    pass_ = new_pass(settings.model_source(model.model))
+    renderer = Renderer(pass_)
+    sites = [Site(layer=layer, position=at) for layer in range(n_layers(pass_) + 1) for at in POSITIONS]
+
+    def read(of: Path, split: str, samples: Samples, answers: int) -> tuple[Inputs, FloatArray]:
+        """The first answers' activations, problem by problem, and what reading them costs."""
+        texts = _texts(of, split, name, samples.outcomes.problem_ids, answers)
+        ids = [renderer.tokenize(text) for text in texts]
+        return harvest(pass_, ids, Reading(tuple(sites)), settings.engine.device, cache), np.array([*map(len, ids)])
+
+    few, every = min(TRAIN_ANSWERS, train.arms[arm].k), test.arms[arm].k
+    fitting, _ = read(files[0], "train", train, few)
+    choosing, choosing_tokens = read(files[0], splits[0], validation, 1)
+    judging, judging_tokens = read(files[1], splits[1], test, every)
+    labels = train.arms[arm].correct[:, :few].reshape(-1, 1), validation.arms[arm].correct[:, :1]
+    examples = Examples(fitting, labels[0]), Examples(choosing, labels[1])
+    (fit,) = load("linear_eoi").fit(*examples, "classification", seed=seed)
+    fitted = calibration.choose(fit.held_out, labels[1][:, 0], seed)
+    raw, price = fit.probe.raw(judging), model.usd_per_million_tokens.input / 1e6
+    return (
+        Looks(arm, calibration.apply(fitted, fit.held_out)[:, None], price * choosing_tokens[:, None]),
+        Looks(arm, calibration.apply(fitted, raw).reshape(-1, every), price * judging_tokens.reshape(-1, every)),
+    )
+
+
+def _texts(file: Path, split: str, arm: str, problem_ids: Sequence[str], answers: int) -> list[str]:
+    """Prompt and answer, the first answers to each problem one after the other."""
+    frame, _ = read_rollouts(file, COLUMNS)
+    rows = frame[(frame["split"] == split) & (frame["arm"] == arm)].set_index("problem_id").loc[list(problem_ids)]
+    if any(len(solutions) < answers for solutions in rows["generated_solutions"]):
+        raise DataError(f"{file} lacks the texts of {arm}'s answers, which are to be looked at: sample them anew")
+    pairs = zip(rows["formatted_prompt"], rows["generated_solutions"], strict=True)
+    return [prompt + solution for prompt, solutions in pairs for solution in solutions[:answers]]
