@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
             texts = [kind for kind in TEXT if not _all_are(artifacts, kind)]
             ask = Ask(options.target, options.methods, texts, options.seed, options.draws)
             on_step("looking at answers")
-            looks = _looks(settings, options, train, chosen_on, test)
+            looks = _looks(settings, options, train, before, now)
             found = evaluate(train, before, now, ask, looks, on_step)
             on_step("figures")
             result = _result(settings, artifacts, found, before, now, options, argv)
@@ -108,7 +108,7 @@ def _read(settings: Settings, options: Namespace) -> tuple[Samples, Samples, Sam
 
 
 def _looks(
-    settings: Settings, options: Namespace, train: Samples | None, validation: Samples, test: Samples
+    settings: Settings, options: Namespace, train: Samples | None, validation: Known, test: Known
 ) -> "tuple[Looks, Looks] | None":
     """
     Raises:
@@ -124,11 +124,13 @@ def _looks(
     from offline.evaluation.looks import look
 
     chosen_on = options.validation_data or options.data
+    arm = list(settings.arms).index(options.look_at)
     return look(
         (chosen_on, options.data),
-        (train, validation, test),
+        (train, validation.samples, test.samples),
+        (validation.known.success[:, arm], test.known.success[:, arm]),
         (options.validation_split, options.test_split),
-        list(settings.arms).index(options.look_at),
+        arm,
         settings,
         options.seed,
         cache_folder("activations"),

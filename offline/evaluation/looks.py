@@ -9,10 +9,10 @@ from offline.activations import harvest
 from offline.evaluate import DataError, read_rollouts
 from offline.evaluation.samples import Samples
 from offline.evaluation.second_look import Looks
-from probes import calibration
 from probes.base import Examples, Inputs, load
 from probes.card import Site
 from probes.engine.probe_model import Reading, n_layers
+from probes.logistic import fit_logistic, sigmoid
 from probes.prompt import Renderer, new_pass
 from routing_policies.base import FloatArray
 from server.config import Settings
@@ -20,6 +20,9 @@ from server.config import Settings
 COLUMNS = ("arm", "split", "problem_id", "formatted_prompt", "generated_solutions")
 TRAIN_ANSWERS = 4
 """Of each problem, that the probe is fitted on."""
+ALPHA = 1.0
+LEAST = 1e-4
+"""What a probability is taken for at least, and its complement."""
 POSITIONS = (-3, -2, -1)
 """From the answer's end, its end token left out."""
 
@@ -27,6 +30,7 @@ POSITIONS = (-3, -2, -1)
 def look(
     files: tuple[Path, Path],
     samples: tuple[Samples, Samples, Samples],
+    prior: tuple[FloatArray, FloatArray],
     splits: tuple[str, str],
     arm: int,
     settings: Settings,
@@ -39,6 +43,7 @@ def look(
     Args:
         files: rollouts with the train and validation problems, and with the test problems.
         samples: of the train, validation and test problems.
+        prior: success probabilities of the arm before it answers, for the validation and the test problems, (n,) each.
         splits: what the validation and the test split are called.
         arm: whose answers are looked at, and whose model looks.
         cache: where activations are kept.
@@ -54,25 +59,31 @@ def look(
     renderer = Renderer(pass_)
     sites = [Site(layer=layer, position=at) for layer in range(n_layers(pass_) + 1) for at in POSITIONS]
 
-    def read(of: Path, split: str, samples: Samples, answers: int) -> tuple[Inputs, FloatArray]:
-        """The first answers' activations, problem by problem, and what reading them costs."""
+    def read(of: Path, split: str, samples: Samples, answers: int) -> Inputs:
+        """The first answers' activations, problem by problem."""
         texts = _texts(of, split, name, samples.outcomes.problem_ids, answers)
         ids = [renderer.tokenize(text) for text in texts]
-        return harvest(pass_, ids, Reading(tuple(sites)), settings.engine.device, cache), np.array([*map(len, ids)])
+        return harvest(pass_, ids, Reading(tuple(sites)), settings.engine.device, cache)
 
     few, every = min(TRAIN_ANSWERS, train.arms[arm].k), test.arms[arm].k
-    fitting, _ = read(files[0], "train", train, few)
-    choosing, choosing_tokens = read(files[0], splits[0], validation, 1)
-    judging, judging_tokens = read(files[1], splits[1], test, every)
+    fitting = read(files[0], "train", train, few)
+    choosing, judging = read(files[0], splits[0], validation, 1), read(files[1], splits[1], test, every)
     labels = train.arms[arm].correct[:, :few].reshape(-1, 1), validation.arms[arm].correct[:, :1]
     examples = Examples(fitting, labels[0]), Examples(choosing, labels[1])
     (fit,) = load("linear_eoi").fit(*examples, "classification", seed=seed)
-    fitted = calibration.choose(fit.held_out, labels[1][:, 0], seed)
-    raw, price = fit.probe.raw(judging), model.usd_per_million_tokens.input / 1e6
+    seen, again = _features(prior[0], fit.held_out), _features(np.repeat(prior[1], every), fit.probe.raw(judging))
+    weights = fit_logistic(seen, labels[1][:, 0], ALPHA, np.zeros(seen.shape[1]))
+    price = model.usd_per_million_tokens.input / 1e6
     return (
-        Looks(arm, calibration.apply(fitted, fit.held_out)[:, None], price * choosing_tokens[:, None]),
-        Looks(arm, calibration.apply(fitted, raw).reshape(-1, every), price * judging_tokens.reshape(-1, every)),
+        Looks(arm, sigmoid(seen @ weights)[:, None], price * validation.arms[arm].output_tokens[:, :1]),
+        Looks(arm, sigmoid(again @ weights).reshape(-1, every), price * test.arms[arm].output_tokens),
     )
+
+
+def _features(prior: FloatArray, raw: FloatArray) -> FloatArray:
+    """What was known before the answer and what its end says, together: (n,), (n,) -> (n, 3)."""
+    p = prior.clip(LEAST, 1 - LEAST)
+    return np.stack([np.log(p / (1 - p)), raw, np.ones(len(p))], axis=1)
 
 
 def _texts(file: Path, split: str, arm: str, problem_ids: Sequence[str], answers: int) -> list[str]:

@@ -31,7 +31,7 @@ class Looks:
     success: FloatArray
     """Probability that the answer is right, (n, answers)."""
     usd: FloatArray
-    """What reading prompt and answer costs, (n, answers)."""
+    """What reading the answer costs, (n, answers); the model that gave it has read the prompt."""
 
 
 def second_look(
