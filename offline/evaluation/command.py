@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from offline.caches import cache_folder
 from offline.evaluate import DataError, split_name
 from offline.evaluation import probe_figures
 from offline.evaluation.evaluation import TEXT, Ask, Evaluation, Known, evaluate
@@ -32,6 +33,7 @@ WIDTH = 150
 """Columns that the table needs; a narrower terminal wraps its lines."""
 
 if TYPE_CHECKING:
+    from offline.evaluation.second_look import Looks
     from probes.artifact import Artifact
 
 EXAMPLES = """examples:
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
         test, chosen_on, train = _read(settings, options)
         from offline.label import load_probes  # torch: after all that can fail at once
 
-        with _bar(len(options.methods) + len(TEXT) + 6) as on_step:
+        with _bar(len(options.methods) + len(TEXT) + 8) as on_step:
             on_step("probes")
             artifacts = load_probes(settings)
             on_step("scoring validation problems")
@@ -61,7 +63,9 @@ def main(argv: list[str]) -> int:
             now = Known(test, validation(settings, artifacts, test.outcomes))
             texts = [kind for kind in TEXT if not _all_are(artifacts, kind)]
             ask = Ask(options.target, options.methods, texts, options.seed, options.draws)
-            found = evaluate(train, before, now, ask, on_step)
+            on_step("looking at answers")
+            looks = _looks(settings, options, train, before, now)
+            found = evaluate(train, before, now, ask, looks, on_step)
             on_step("figures")
             result = _result(settings, artifacts, found, before, now, options, argv)
     except (ConfigError, DataError, PolicyError, ProbeError) as error:
@@ -104,6 +108,36 @@ def _read(settings: Settings, options: Namespace) -> tuple[Samples, Samples, Sam
     used = {"train": train, "validation": validation, "test": test}
     check_leakage({name: samples for name, samples in used.items() if samples is not None})
     return test, validation, train
+
+
+def _looks(
+    settings: Settings, options: Namespace, train: Samples | None, validation: Known, test: Known
+) -> "tuple[Looks, Looks] | None":
+    """
+    Raises:
+        DataError: there is no such arm, or nothing to fit what looks at its answers on.
+        ProbeError: see `offline.evaluation.looks.look`.
+    """
+    if options.look_at is None:
+        return None
+    if options.look_at not in settings.arms:
+        raise DataError(f"--look-at {options.look_at}: there is no such arm; there are {', '.join(settings.arms)}")
+    if train is None:
+        raise DataError("--look-at needs train problems: give rollouts that have some as --validation-data")
+    from offline.evaluation.looks import look
+
+    chosen_on = options.validation_data or options.data
+    arm = list(settings.arms).index(options.look_at)
+    return look(
+        (chosen_on, options.data),
+        (train, validation.samples, test.samples),
+        (validation.known.success[:, arm], test.known.success[:, arm]),
+        (options.validation_split, options.test_split),
+        arm,
+        settings,
+        options.seed,
+        cache_folder("activations"),
+    )
 
 
 def _result(
@@ -257,6 +291,11 @@ def _parser() -> ArgumentParser:
         default=tuple(LABELS),
         metavar="A,B",
         help=f"policies, of {','.join(LABELS)} (default: all); baselines and controls always run",
+    )
+    parser.add_argument(
+        "--look-at",
+        metavar="ARM",
+        help="also a cascade that looks at this arm's answer before it asks the best one; loads the arm's model",
     )
     parser.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="default: evaluation")
     parser.add_argument("--draws", type=_draws, default=1000, metavar="N", help="of the bootstrap (default: 1000)")

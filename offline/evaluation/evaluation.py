@@ -13,6 +13,7 @@ from offline.evaluation.frontier import frontier
 from offline.evaluation.judge import Validation
 from offline.evaluation.methods import Method, Trial
 from offline.evaluation.samples import Samples
+from offline.evaluation.second_look import Looks, second_look
 from offline.evaluation.self_consistency import self_consistency
 from offline.evaluation.text_probes import text_router
 from offline.policy_search import SIMPLEST_FIRST, Table, Target, accuracy_table, meeting, simplest
@@ -58,11 +59,13 @@ def evaluate(
     validation: Known,
     test: Known,
     ask: Ask,
+    looks: tuple[Looks, Looks] | None = None,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> Evaluation:
     """
     Args:
         train: what text probes are fitted on; None leaves them out.
+        looks: at an arm's answers to the validation and the test problems; None leaves that cascade out.
         on_step: called with what is measured next.
 
     Raises:
@@ -97,6 +100,10 @@ def evaluate(
     random = [controls.random(trial), controls.mixture(trial, validation.known, router.validation_usd)]
     on_step("self-consistency")
     voting = self_consistency(trial, validation.samples, ask.target)
+    looking = None
+    if looks is not None:
+        on_step("second look")
+        looking = second_look(trial, validation.known, validation.samples, looks, ask.target)
     on_step("oracles")
     limit = oracles.limit(trial, ask.seed) if fewest_answers(trial) >= 2 else None
     bounds = [oracles.in_sample(trial), oracles.research(trial)]
@@ -104,7 +111,7 @@ def evaluate(
     text_methods = [one.method for one in texts.values()]
     methods = [one.method for one in routers.values()] + singles + random + [shuffled] + text_methods
     return Evaluation(
-        methods=methods + [one for one in (voting, limit) if one is not None] + bounds,
+        methods=methods + [one for one in (voting, looking, limit) if one is not None] + bounds,
         scale=Scale(trial, singles, limit),
         router=router.method,
         rivals=_rivals(router.method, singles, shuffled, texts),
