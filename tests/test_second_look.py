@@ -1,6 +1,7 @@
 """The cascade that looks at the first answer, against loops and against what looking can and cannot be worth."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_each_problem_by_hand(mu: float, hope: float) -> None:
     seen = looks(known, sure=0.7)
     p, cost, samples = known.known.success, known.known.cost, known.samples
     middle = samples.arms[MIDDLE]
-    found = answer(seen, known.known, samples, mu, hope)
+    found = answer(seen, known.known, samples, BEST, mu, hope)
     for i in range(40):
         value = [p[i, arm] - mu * cost[i, arm] for arm in range(3)]
         gain = hope * (1 - p[i, MIDDLE]) * max(value[BEST], 0)
@@ -69,6 +70,16 @@ def test_looking_pays_as_far_as_it_tells_more() -> None:
     none, all_ = saved(0.0), saved(1.0)
     assert all_[0] > none[0] + 0.15, "knowing which answers are wrong saves much"
     assert min(none[1], all_[1]) > -0.02
+
+
+def test_test_problems_do_not_say_whom_to_ask() -> None:
+    """What is done on them is the same whatever their success rates are known to be."""
+    validation, test = drawn(200, seed=1, name="v"), drawn(200, seed=2, name="t")
+    seen = first_answers(looks(validation, 0.7)), looks(test, 0.7)
+    turned = replace(test, known=replace(test.known, success_rate=1 - test.known.success_rate))
+    assert turned.known.best_arm != test.known.best_arm
+    one, other = (second_look(trial(t), validation.known, validation.samples, seen, AT_PAR) for t in (test, turned))
+    np.testing.assert_array_equal(one.cost_usd, other.cost_usd)
 
 
 def test_the_answers_of_a_nano_model_tell_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,13 +49,14 @@ def second_look(
         for mu in multipliers(validation.success, validation.cost, WEIGHTS).tolist()
         for hope in HOPES
     ]
-    swept = [answer(before, validation, answers, **one) for one in settings]
+    best = trial.best_arm  # as validation problems say: the test problems' own rates choose nothing
+    swept = [answer(before, validation, answers, best, **one) for one in settings]
     always_best = validation.accuracy(np.full(len(validation.success), validation.best_arm))
     accuracy = np.array([always_best + _gain(one, validation) for one in swept])
     usd = np.array([one.usd.mean() for one in swept]) + validation.prefill_usd
     place = best_setting(accuracy, usd, target, always_best)
     chosen = int(accuracy.argmax()) if place is None else place
-    done = [answer(now, trial.known, trial.samples, **one) for one in settings]
+    done = [answer(now, trial.known, trial.samples, best, **one) for one in settings]
     label = f"cascade that looks at {trial.arms[now.arm]}'s answer"
     return measured(
         trial,
@@ -85,14 +86,15 @@ class Answered:
     """Share of the problems whose answer is each arm's, (arms,)."""
 
 
-def answer(looks: Looks, known: Validation, samples: Samples, mu: float, hope: float) -> Answered:
+def answer(looks: Looks, known: Validation, samples: Samples, best: int, mu: float, hope: float) -> Answered:
     """
     Args:
+        best: the arm that is asked where an answer does not look right.
         mu: weight of cost, per USD.
         hope: see `HOPES`.
     """
     k = looks.success.shape[1]
-    best, arm = known.best_arm, samples.arms[looks.arm]
+    arm = samples.arms[looks.arm]
     value = known.success - mu * known.cost  # (n, arms)
     first = value.argmax(axis=1)
     p, right = known.success[:, looks.arm], arm.correct[:, :k]
