@@ -434,7 +434,7 @@ def test_an_arm_that_is_a_constant_needs_no_probe(rollouts: pd.DataFrame, tmp_pa
     for name, model in config["models"].items():
         model["model"] = str(NANO_POOL / name)
     del config["arms"]["nano-large"]["probe"]
-    config["arms"]["nano-large"]["success_probability"] = 0.9
+    config["arms"]["nano-large"] |= {"success_probability": 0.9, "mean_tokens": {"input": 40, "output": 35}}
     pool = tmp_path / "pool.yaml"
     pool.write_text(yaml.safe_dump(config))
     write(tmp_path / "rollouts.parquet", pa.Table.from_pandas(rollouts, preserve_index=False))
