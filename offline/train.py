@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
 
 
 def _arms(args: Namespace, settings: Settings) -> list[str]:
-    """Those that are asked for, each once, in CONFIG's order or the command's.
+    """Those that are asked for, each once, in CONFIG's order or the command's; else all that CONFIG does not give a
+    constant.
 
     Raises:
         ConfigError: CONFIG has no such arm or model.
@@ -57,7 +58,8 @@ def _arms(args: Namespace, settings: Settings) -> list[str]:
         if not found:
             raise ConfigError(f"{args.config} has no model {args.model!r}; it has {', '.join(settings.models)}")
         return found
-    arms = list(dict.fromkeys(args.arms or settings.arms))
+    unknown = [name for name, arm in settings.arms.items() if arm.success_probability is None]
+    arms = list(dict.fromkeys(args.arms or unknown or settings.arms))
     for arm in arms:
         if arm not in settings.arms:
             raise ConfigError(f"{args.config} has no arm {arm!r}; it has {', '.join(settings.arms)}")

@@ -45,7 +45,7 @@ def train_parser() -> ArgumentParser:
     add("--probe-model", metavar="FOLDER|ID", help="the small model that is read (needed but for --kind tfidf)")
     add("--out", type=Path, required=True, help="where the probes go, a folder per arm")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--arms", type=lambda text: text.split(","), help="a,b (default: all of CONFIG)")
+    which.add_argument("--arms", type=lambda text: text.split(","), help="a,b (default: all of CONFIG but constants)")
     which.add_argument("--model", help="the arms of this model alone, by its name in CONFIG or on the Hub")
     add("--k", type=int, help="use rollouts of so many answers per problem alone")
     add("--temperature", type=float, help="use rollouts that were sampled at it alone")

@@ -12,12 +12,17 @@ from offline.metrics import with_interval
 from offline.transfer import Transfer
 from probes.card import ProbeCard
 
+WIDTH = 120
+"""Columns that the tables need: a narrower terminal wraps them, rather than that figures are cut."""
+
 
 def report(cards: dict[str, ProbeCard], transfer: Transfer, out: Path) -> None:
     """Tables for people, warnings on stderr, then one JSON object for programs, the last line."""
-    Console().print(_probes(cards))
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    console.print(_probes(cards))
     if transfer:
-        Console().print(_transfer(cards, transfer))
+        console.print(_transfer(cards, transfer))
     for arm, card in cards.items():
         if not card.beats_length:
             print(f"{arm}: the probe is not surely better than the prompt's length alone", file=sys.stderr)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -426,3 +427,17 @@ def test_too_few_validation_problems_for_statistics_are_said(
     assert artifact.card.statistics is None
     assert artifact.card.d_model == 96
     assert np.isnan(LocalEngine([artifact], "cpu").score([Prompt(((5, 6, 7),), "")]).activation_percentile).all()
+
+
+def test_an_arm_that_is_a_constant_needs_no_probe(rollouts: pd.DataFrame, tmp_path: Path) -> None:
+    config = yaml.safe_load(POOL.read_text())
+    for name, model in config["models"].items():
+        model["model"] = str(NANO_POOL / name)
+    del config["arms"]["nano-large"]["probe"]
+    config["arms"]["nano-large"] |= {"success_probability": 0.9, "mean_tokens": {"input": 40, "output": 35}}
+    pool = tmp_path / "pool.yaml"
+    pool.write_text(yaml.safe_dump(config))
+    write(tmp_path / "rollouts.parquet", pa.Table.from_pandas(rollouts, preserve_index=False))
+    data = ["--data", str(tmp_path / "rollouts.parquet"), "--out", str(tmp_path / "probes")]
+    assert main([str(pool), *data, "--kind", "length", "--probe-model", str(NANO_POOL / "nano-small")]) == 0
+    assert {folder.name for folder in (tmp_path / "probes").iterdir()} == {"nano-small", "nano-medium"}
