@@ -37,8 +37,10 @@ def look(
     seed: int,
     cache: Path,
 ) -> tuple[Looks, Looks]:
-    """Of the first answer to each validation problem, which chose nothing of what looks at it, and of all answers to
-    each test problem.
+    """Of the first answer to each validation problem, and of all answers to each test problem.
+
+    Validation answers chose the probe's layer and position and weighed it against what was known before, so there it
+    flatters itself.
 
     Args:
         files: rollouts with the train and validation problems, and with the test problems.
