@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
         settings = load(args.config)
         sampled = Sampled(args.k, args.temperature, args.max_len)
         data = read_training_set(find_rollouts(args.data), _arms(args, settings), sampled)
-        command = shlex.join(["pika", "train", *argv])
+        command = shlex.join(["pika", "train", *map(_public, argv)])
         cards, transfer = _train(args, settings, data, command)
     except (ConfigError, DataError, ProbeError) as error:
         print(f"pika train: {error}", file=sys.stderr)
@@ -43,6 +44,12 @@ def main(argv: list[str]) -> int:
         return 1
     report(cards, transfer, args.out)
     return 0
+
+
+def _public(word: str) -> str:
+    """Of a path its name alone: cards are published."""
+    path = Path(word)
+    return path.name if path.is_absolute() or path.exists() else word
 
 
 def _arms(args: Namespace, settings: Settings) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offline.evaluate import DataError, read_rollouts
+from offline.evaluate import DataError, read_rollouts, same_text
 from probes.base import FloatArray
 from probes.card import MeanTokens
 
@@ -130,9 +130,10 @@ def _problems(frame: Any, file: Path) -> Any:
     if not torn.empty:
         split, problem_id = torn[PROBLEM].iloc[0]
         raise DataError(f"{file}: {problem_id!r} in {split} stands for several problems: give each its own id")
-    twice = problems[problems.duplicated("problem", keep=False)]
+    texts = problems["problem"].map(same_text)
+    twice = texts[texts.duplicated(keep=False)]
     if not twice.empty:
-        first = twice[twice["problem"] == twice["problem"].iloc[0]]
+        first = problems[texts == twice.iloc[0]]
         where = ", ".join(f"{row.problem_id!r} in {row.split}" for row in first.itertuples())
         raise DataError(
             f"{file}: one problem stands under several ids or in several splits ({where}): remove the repetition"

@@ -441,3 +441,10 @@ def test_an_arm_that_is_a_constant_needs_no_probe(rollouts: pd.DataFrame, tmp_pa
     data = ["--data", str(tmp_path / "rollouts.parquet"), "--out", str(tmp_path / "probes")]
     assert main([str(pool), *data, "--kind", "length", "--probe-model", str(NANO_POOL / "nano-small")]) == 0
     assert {folder.name for folder in (tmp_path / "probes").iterdir()} == {"nano-small", "nano-medium"}
+
+
+def test_a_card_tells_no_folder_of_this_machine(rollouts: pd.DataFrame, tmp_path: Path) -> None:
+    assert train(rollouts, tmp_path, "--kind", "length") == 0
+    text = (tmp_path / "probes/nano-small/config.json").read_text()
+    assert "pika train pool.yaml --data rollouts.parquet" in text
+    assert str(tmp_path) not in text

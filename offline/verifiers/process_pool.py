@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 MEMORY_BYTES = 4 << 30
 PATIENCE = 10
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+"""Of the environment: a worker runs programs that nobody has read, and needs no key."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _start(function: str, limit_s: float) -> Worker:
     ours, theirs = Pipe()
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", __name__, function, str(limit_s), str(theirs.fileno())],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env={name: os.environ[name] for name in KEPT if name in os.environ} | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
