@@ -23,7 +23,7 @@ examples:
 `pika nano train --help` shows options and examples.
 """
 EXAMPLES = """examples:
-  pika nano train --out nano              all three: about a quarter of an hour on 2 cores
+  pika nano train --out nano              all three: some three minutes on 2 cores
   pika nano train --out nano --quick      some steps of each, to see that it works: they learn to count hardly at all
 
 Writes a folder per model, as Transformers and vLLM load it, with `training.json`: recipe, seed, steps, losses,
