@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from offline import rollout_problems
 from offline.benchmarks.base import BenchmarkError
 from offline.options import positive
+from offline.progress import Rate
 from offline.provenance import provenance
 from offline.rollout_arms import UsageError
 from offline.rollout_plan import Run, plan
@@ -127,17 +127,12 @@ def _finish(run: Run, table: pa.Table, out: Path) -> pa.Table:
     return priced
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} problems/s")
-
-
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
+        Rate("{:.1f} problems/s"),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=Console(stderr=True),

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from offline.nano_pool import tokenizer as tokens
 from offline.nano_pool.recipe import Recipe
-from offline.nano_pool.rows import Batch, batch, chains, direct_row, stepwise_row
+from offline.nano_pool.rows import HEAD, TAIL, Batch, batch, chains, direct_row, stepwise_row
+from offline.verifiers.boxed import Boxed
 
 MATRIX_RATE = 0.004
 OTHER_RATE = 0.006
@@ -154,9 +155,6 @@ def _has_bfloat16() -> bool:
 @torch.inference_mode()
 def accuracy(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[tuple[str, str]], seed: int) -> float:
     """Share of problems (text, answer) that one answer, sampled at temperature 0.7, solves."""
-    from offline.nano_pool.rows import HEAD, TAIL
-    from offline.verifiers.boxed import Boxed
-
     torch.manual_seed(seed)
     prompts = [tokenizer.encode(HEAD + text + TAIL).ids for text, _ in problems]
     longest = max(map(len, prompts))
