@@ -146,11 +146,11 @@ def _output_tokens(
 
 def _read_by(probe: Probe, inputs: Inputs) -> Inputs:
     """The inputs without the sites and layers that this probe does not read, so that nobody copies their rows."""
-    site = probe.site
+    layers = [site.layer for site in probe.sites]
     return replace(
         inputs,
-        activations={one: values for one, values in inputs.activations.items() if one == site},
-        sequences={layer: values for layer, values in inputs.sequences.items() if site and site.layer == layer},
+        activations={site: values for site, values in inputs.activations.items() if site in probe.sites},
+        sequences={layer: values for layer, values in inputs.sequences.items() if layer in layers},
     )
 
 

@@ -107,6 +107,11 @@ class Probe(ABC):
     next_token: bool = False
     """Whether it reads next-token statistics too, which needs the probe model's full depth and its LM head."""
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All that it reads activations at."""
+        return () if self.site is None else (self.site,)
+
     @classmethod
     @abstractmethod
     def fit(

@@ -1,10 +1,11 @@
-"""`mlp`: a network with one hidden layer on the activation at one site, and on next-token statistics where there are.
+"""`mlp`: a network with one hidden layer on the activations of one or several layers at one position, and on next-token
+statistics where there are.
 
 Four networks that differ in their random start are trained side by side and averaged; an average of networks is one
 wider network, so that is what the artifact holds. NumPy alone, in training too.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -20,13 +21,14 @@ from probes.selection import choose
 
 NEXT_TOKEN = 11
 """How many next-token statistics there are."""
-MEMBERS, HIDDEN = 4, 64
-BATCH, EPOCHS, LEAST_STEPS = 128, 60, 300
-RATE, DECAY = 3e-3, 2.0
+MEMBERS, HIDDEN = 4, 128
+BATCH, EPOCHS, LEAST_STEPS = 128, 60, 1000
+RATE, DECAY = 1e-3, 2.0
 STOPS = (0.25, 0.5, 1.0)
 """Where on its way training leaves a candidate: validation chooses among them, which is early stopping."""
-SITES = 8
-"""Networks are trained at this many of the sites, those that a linear probe finds best within the training split."""
+SITES, TOGETHER = 4, 6
+"""Networks are trained at this many of the sites, those that a linear probe finds best within the training split, and
+on this many layers at once, the best at the best site's position."""
 RIDGE = 0.03
 """Of the linear probe that ranks sites: alpha per problem."""
 
@@ -36,22 +38,30 @@ Array = NDArray[np.float32]
 class Mlp(Probe):
     """raw = output_weight . relu((x - mean) / deviation @ hidden_weight + hidden_bias) + output_bias.
 
-    x = the activation, then the next-token statistics. Regression: the squared error of raw is least, so raw is the
-    rate; classification: its cross-entropy as a logit.
+    x = the layers' activations side by side, then the next-token statistics. Regression: the squared error of raw is
+    least, so raw is the rate; classification: its cross-entropy as a logit.
     """
 
     kind: ClassVar[str] = "mlp"
     site: Site
+    """The deepest that it reads."""
 
-    def __init__(self, tensors: Mapping[str, Array], site: Site, next_token: bool) -> None:
+    def __init__(self, tensors: Mapping[str, Array], sites: Sequence[Site], next_token: bool) -> None:
         self._tensors = dict(tensors)
-        self.site = site
+        # In double precision an output does not depend on which other prompts share the product.
+        self._double = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+        self._sites = tuple(sites)
+        self.site = self._sites[-1]
         self.next_token = next_token
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Of one position, the deepest last."""
+        return self._sites
+
     def raw(self, inputs: Inputs) -> FloatArray:
-        own = {name: tensor.astype(np.float64) for name, tensor in self._tensors.items()}
-        # In double precision an output does not depend on which other prompts share the product.
-        x = (_read(inputs, self.site, self.next_token).astype(np.float64) - own["mean"]) / own["deviation"]
+        own = self._double
+        x = (_read(inputs, self.sites, self.next_token).astype(np.float64) - own["mean"]) / own["deviation"]
         hidden = np.maximum(x @ own["hidden_weight"] + own["hidden_bias"], 0.0)  # (n, hidden)
         output: FloatArray = hidden @ own["output_weight"] + own["output_bias"]
         return output
@@ -60,7 +70,8 @@ class Mlp(Probe):
         return self._tensors
 
     def parameters(self) -> dict[str, bool | int | float | str | list[int]]:
-        return {"next_token": self.next_token}
+        several = {"layers": [site.layer for site in self.sites]} if len(self.sites) > 1 else {}
+        return {"next_token": self.next_token, **several}
 
     @classmethod
     def from_artifact(cls, card: ProbeCard, tensors: Mapping[str, Array], files: Mapping[str, bytes]) -> Self:
@@ -69,13 +80,17 @@ class Mlp(Probe):
         next_token = card.parameters.get("next_token", False)
         if not isinstance(next_token, bool):
             raise ProbeError(f"an mlp probe's parameter next_token is true or false, not {next_token!r}")
-        d = card.d_model + NEXT_TOKEN * next_token
+        layers = card.parameters.get("layers", [card.site.layer])
+        if not isinstance(layers, list) or sorted(set(layers)) != layers or layers[-1:] != [card.site.layer]:
+            raise ProbeError(f"an mlp probe's layers ascend to that of its site, {card.site.layer}; not {layers!r}")
+        sites = [Site(layer=layer, position=card.site.position) for layer in layers]
+        d = card.d_model * len(sites) + NEXT_TOKEN * next_token
         hidden = np.size(tensors.get("hidden_bias", ()))
         shapes = {"mean": (d,), "deviation": (d,), "hidden_weight": (d, hidden), "hidden_bias": (hidden,)}
         check_tensors(cls.kind, tensors, {**shapes, "output_weight": (hidden,), "output_bias": (1,)})
         if (tensors["deviation"] <= 0).any():
             raise ProbeError("an mlp probe's deviations are greater than 0")
-        return cls(tensors, card.site, next_token)
+        return cls(tensors, sites, next_token)
 
     @classmethod
     def fit(
@@ -89,50 +104,59 @@ class Mlp(Probe):
     ) -> list[Fit]:
         """See `Probe.fit`. Reads next-token statistics where the inputs have them.
 
-        Sites are ranked within the training split, each arm's on its own; site and early stopping are then chosen on
-        validation, so the outputs held out there are fair to what `choose` chose.
+        Sites are ranked within the training split, each arm's on its own; what is read, and early stopping, are then
+        chosen on validation, so the outputs held out there are fair to what `choose` chose.
         """
         check_labels(train.labels, validation.labels)
         next_token = train.inputs.next_token is not None
-        best_sites = _best_sites(train, next_token, seed)
-        sites = list(train.inputs.activations)
-        work = sum(map(len, best_sites))
+        candidates = [_candidates(ranked) for ranked in _ranked_sites(train, next_token, seed)]
+        work = sum(len(sites) for one in candidates for sites in one)
         fits = []
-        for arm, best in enumerate(best_sites):
+        for arm, one in enumerate(candidates):
             probes, raw = [], []
-            for site in (sites[i] for i in best):
-                x = _read(train.inputs, site, next_token)
+            for sites in one:
+                x = _read(train.inputs, sites, next_token)
                 for tensors in _train(x, train.labels[:, arm], task, seed):
-                    probes.append(cls(tensors, site, next_token))
+                    probes.append(cls(tensors, sites, next_token))
                     raw.append(probes[-1].raw(validation.inputs))
-                on_step(1 / work)
+                on_step(len(sites) / work)
             choice = choose(raw, validation.labels[:, arm], task, seed)
             facts = {"epochs_share": STOPS[choice.best % len(STOPS)], "networks": MEMBERS, "hidden": HIDDEN}
             fits.append(Fit(probes[choice.best], choice.score, choice.held_out, facts=facts))
         return fits
 
 
-def _read(inputs: Inputs, site: Site, next_token: bool) -> Array:
-    """(n, d_model), or (n, d_model + 11) with next-token statistics."""
-    activations = inputs.activations[site]
-    if not next_token:
-        return activations
-    if inputs.next_token is None:
+def _read(inputs: Inputs, sites: Sequence[Site], next_token: bool) -> Array:
+    """(n, sites * d_model), or (n, sites * d_model + 11) with next-token statistics."""
+    parts = [inputs.activations[site] for site in sites]
+    if next_token and inputs.next_token is None:
         raise ProbeError("this probe reads next-token statistics, which the inputs lack")
-    return np.concatenate([activations, inputs.next_token.astype(np.float32)], axis=1)
+    if next_token and inputs.next_token is not None:
+        parts.append(inputs.next_token.astype(np.float32))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def _best_sites(train: Examples, next_token: bool, seed: int) -> list[list[int]]:
-    """Each arm's best sites, as indices in their order: how ridge, fitted on one half, ranks the other by AUROC."""
+def _candidates(ranked: Sequence[Site]) -> list[tuple[Site, ...]]:
+    """What networks are to read: the best sites one by one, and several layers at the best one's position."""
+    together = [site for site in ranked if site.position == ranked[0].position][:TOGETHER]
+    alone: list[tuple[Site, ...]] = [(site,) for site in ranked[:SITES]]
+    return [*alone, tuple(sorted(together, key=lambda site: site.layer))] if len(together) > 1 else alone
+
+
+def _ranked_sites(train: Examples, next_token: bool, seed: int) -> list[list[Site]]:
+    """Each arm's sites, the best first: how ridge, fitted on one half, ranks the other by AUROC.
+
+    Left out are those that never vary, as the embedding of a template's last token, where others do.
+    """
     if not train.inputs.activations:
         raise ProbeError("an mlp probe reads activations, which these inputs lack")
     centred = (train.labels - train.labels.mean(axis=0)).astype(np.float32)
     halves = np.array_split(np.random.default_rng(seed).permutation(len(centred)), 2)
-    scores = np.zeros((centred.shape[1], len(train.inputs.activations)))
-    for i, site in enumerate(train.inputs.activations):
-        if not np.ptp(train.inputs.activations[site], axis=0).any():
-            continue  # says nothing of a prompt, as the embedding of a template's token: comes last
-        x = _read(train.inputs, site, next_token)
+    every = train.inputs.activations
+    sites = [site for site, values in every.items() if np.ptp(values, axis=0).any()] or list(every)
+    scores = np.zeros((centred.shape[1], len(sites)))
+    for i, site in enumerate(sites):
+        x = _read(train.inputs, [site], next_token)
         mean, deviation = standardisation(x)
         x = (x - mean) / deviation
         for fitted, other in (halves, halves[::-1]):
@@ -140,8 +164,7 @@ def _best_sites(train: Examples, next_token: bool, seed: int) -> list[list[int]]
             gram[np.diag_indices(len(gram))] += RIDGE * len(fitted)
             output = x[other] @ np.linalg.solve(gram, x[fitted].T @ centred[fitted])  # (n / 2, arms)
             scores[:, i] += [auroc(*pair) for pair in zip(output.T, train.labels[other].T, strict=True)]
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :SITES]
-    return [sorted(best) for best in order.tolist()]
+    return [[sites[i] for i in order] for order in np.argsort(-scores, axis=1, kind="stable")]
 
 
 def _train(x: Array, y: FloatArray, task: Task, seed: int) -> Iterator[dict[str, Array]]:

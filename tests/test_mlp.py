@@ -1,4 +1,4 @@
-"""`mlp` learns what no linear probe can, finds its site, and reads next-token statistics."""
+"""`mlp` learns what no linear probe can, finds what to read, and reads next-token statistics."""
 
 from dataclasses import replace
 
@@ -55,7 +55,18 @@ def test_next_token_statistics_are_read_where_there_are() -> None:
     assert auroc(blind.probe.raw(test.inputs), test.labels[:, 0]) < 0.62
 
 
-def test_a_site_that_never_varies_comes_last() -> None:
+def test_layers_are_read_together_where_each_knows_a_part() -> None:
+    train, validation, test = (without_next_token(problems(n, n)) for n in (600, 300, 301))
+    for one in (train, validation, test):
+        layers = one.inputs.activations
+        layers[SITES[1]][:, 1] = layers[SITES[2]][:, 1]  # of the two directions that decide, each layer has one
+        layers[SITES[2]][:, 1] = 0.0
+    [fit] = Mlp.fit(train, validation, "classification")
+    assert fit.probe.sites == tuple(SITES[1:])
+    assert auroc(fit.probe.raw(test.inputs), test.labels[:, 0]) > 0.85
+
+
+def test_a_site_that_never_varies_is_not_read() -> None:
     constant, *_ = SITES
     many = [Site(layer=layer, position=-1) for layer in range(3, 12)]
     train, validation = (problems(n, n, next_token=True) for n in (300, 200))
@@ -63,16 +74,15 @@ def test_a_site_that_never_varies_comes_last() -> None:
         more = {site: np.random.default_rng(0).normal(size=(len(one.labels), 8)) for site in many}
         one.inputs.activations.update({site: values.astype(np.float32) for site, values in more.items()})  # type: ignore[attr-defined]
     [fit] = Mlp.fit(train, validation)
-    assert fit.probe.site != constant
+    assert constant not in fit.probe.sites
 
 
 def test_output_is_that_of_a_torch_network() -> None:
     train, validation = (problems(n, n) for n in (200, 100))
     [fit] = Mlp.fit(train, validation)
     own = {name: torch.tensor(tensor, dtype=torch.float64) for name, tensor in fit.probe.tensors().items()}
-    site = fit.probe.site
-    assert site is not None
-    read = np.concatenate([validation.inputs.activations[site], validation.inputs.next_token], axis=1)  # type: ignore[list-item]
+    layers = [validation.inputs.activations[site] for site in fit.probe.sites]
+    read = np.concatenate([*layers, validation.inputs.next_token], axis=1)  # type: ignore[list-item]
     x = (torch.tensor(read) - own["mean"]) / own["deviation"]
     hidden = torch.relu(x @ own["hidden_weight"] + own["hidden_bias"])
     expected = hidden @ own["output_weight"] + own["output_bias"]

@@ -247,6 +247,15 @@ def test_a_wrong_card_is_refused(kind: str, tmp_path: Path) -> None:
             load_artifact(tmp_path / "a", verify=False)
 
 
+@pytest.mark.parametrize("layers", [[], [2, 1], [0, 1], "0..2", [1, 1, 2]])
+def test_an_mlp_says_which_layers_it_reads(layers: object, tmp_path: Path) -> None:
+    probe = fitted("mlp", "regression")[0].probe
+    card = card_of(probe, site=Site(layer=2, position=-1), parameters={"next_token": True, "layers": layers})
+    save_artifact(tmp_path / "a", card, probe)
+    with pytest.raises(ProbeError, match="ascend to that of its site, 2|parameters"):
+        load_artifact(tmp_path / "a", verify=False)
+
+
 def test_text_probes_want_their_pass_as_it_is(tmp_path: Path) -> None:
     length, tfidf = (fitted(kind, "regression")[0].probe for kind in ("length", "tfidf"))
     with_pass = card_of(length).pass_
@@ -264,4 +273,4 @@ def test_the_card_is_json_that_reads_back(tmp_path: Path) -> None:
         assert read.card == card_of(probe)
         assert json.loads((tmp_path / kind / "config.json").read_text())["kind"] == kind
         assert content(read.probe) == content(probe)
-        assert (read.probe.site, read.probe.next_token) == (probe.site, probe.next_token)
+        assert (read.probe.sites, read.probe.next_token) == (probe.sites, probe.next_token)

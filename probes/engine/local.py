@@ -134,9 +134,7 @@ def _reading(artifacts: Sequence[Artifact]) -> "Reading":
     layers: dict[int, None] = {}
     for artifact in artifacts:
         heads = (artifact.card.output_tokens, artifact.card.statistics)
-        for site in (artifact.probe.site, *(head.site for head in heads if head is not None)):
-            if site is None:
-                continue
+        for site in (*artifact.probe.sites, *(head.site for head in heads if head is not None)):
             if site.position is None:
                 layers[site.layer] = None
             else:
