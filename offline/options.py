@@ -4,6 +4,7 @@
 """
 
 import difflib
+import math
 from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,3 +109,18 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise ArgumentTypeError(f"{text!r} is no positive whole number")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """As `type=` of an option.
+
+    Raises:
+        ArgumentTypeError: it is no number above 0, or has no end.
+    """
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:  # NaN fails too
+        raise ArgumentTypeError(f"{text!r} are no seconds: a finite number above 0")
+    return found
