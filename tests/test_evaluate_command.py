@@ -157,10 +157,15 @@ def test_human_difficulty_is_correlated(tmp_path: Path, capsys: pytest.CaptureFi
     frame = rollouts()
     frame["metadata"] = [json.dumps({"human_difficulty": "red" not in text, "level": 1}) for text in frame["problem"]]
     frame["metadata"] = [text.replace("true", "2.5").replace("false", "1.0") for text in frame["metadata"]]
+    frame.loc[frame["problem_id"] == "test-3", "metadata"] = '{"human_difficulty": 2.5, "tests_left_out": 4}'
     frame.to_parquet(tmp_path / "rollouts.parquet")
     words = ("--data", tmp_path / "rollouts.parquet", "--out", tmp_path / "out", *QUICK)
     assert run(capsys, write_pool(tmp_path), *words)[0] == 0
-    found = json.loads((tmp_path / "out/evaluation.json").read_text())["human_difficulty"]
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert any(
+        note.startswith("1 problems are judged without their longest tests, 4 in all") for note in found["notes"]
+    )
+    found = found["human_difficulty"]
     assert found["column"] == "metadata.human_difficulty"
     assert found["spearman"]["small"]["low"] > 0.7
     assert found["spearman"]["large"]["value"] < 0.4

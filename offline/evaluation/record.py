@@ -10,6 +10,7 @@ from offline.evaluation.evaluation import Evaluation, Known
 from offline.evaluation.figures import figures, to_json
 from offline.evaluation.known import saw
 from offline.evaluation.verdict import verdict
+from offline.left_out_tests import left_out
 from offline.provenance import RECORDED, Caveats, caveats, provenance
 from server.config import Settings, pool_sha256
 
@@ -102,6 +103,9 @@ def _notes(
     ]
     if any(saw(one, now.samples.outcomes.sha256, options.test_split) for one in artifacts.values()):
         notes.append("In-sample: these test problems fitted or chose the probes, so the figures flatter them.")
+    lacking = left_out(now.samples.metadata or [])
+    if lacking.tests:
+        notes.append(lacking.sentence)
     if options.look_at is not None:
         notes.append(
             f"What looks at {options.look_at}'s answers is fitted on train and validation problems. Validation answers "
