@@ -25,6 +25,7 @@ from offline.provenance import provenance
 from offline.sweep_plan import Cell, Plan, read_plan
 from offline.whole_file import write_whole
 from probes.base import ProbeError
+from server.config import ConfigError
 
 EXAMPLES = """examples:
   pika sweep sweep.yaml --dry-run
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         with _alone(plan.out):
             failed = _run(plan, todo, options.workers)
             return _finish(plan, failed, argv)
-    except (DataError, ProbeError) as error:
+    except (ConfigError, DataError, ProbeError) as error:
         print(f"pika sweep: {error}", file=sys.stderr)
         return 2
     except OSError as error:
