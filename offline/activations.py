@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
@@ -69,6 +69,31 @@ def harvest(
         shutil.rmtree(unfinished, ignore_errors=True)
     on_batch(len(prompts))
     return _load(folder, prompts, reading)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a harvest takes."""
+
+    bytes: int
+    seconds: float
+    cached: bool
+    """It is there: nothing is to be read."""
+
+
+def forecast(
+    pass_: Pass, prompts: Sequence[Sequence[int]], reading: Reading, device: str = "auto", cache: Path | None = None
+) -> Forecast:
+    """Of `harvest` with the same arguments. Some of the prompts are read for it; nothing is written.
+
+    Raises:
+        ProbeError: see `harvest`.
+    """
+    folder = None if cache is None else cache / _key(pass_, prompts, reading)
+    if folder is not None and folder.is_dir():
+        return Forecast(sum(file.stat().st_size for file in folder.iterdir()), 0.0, cached=True)
+    model = ProbeModel(pass_, reading, device)
+    return Forecast(_size(prompts, reading, model.d_model), _trial(model, prompts), cached=False)
 
 
 def _harvest(

@@ -26,6 +26,8 @@ FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 30.0
 MAX_RETRY_AFTER_S = 3600.0
 ATTEMPTS = 5
 """Of one request that breaks off, is answered with a server's error, or is not answered in time."""
+MAX_ANSWER_BYTES = 2**28
+"""Of k answers with their token ids, whatever the model: what sends more sends no answer."""
 RETRIED = (408, 409, 429)
 """Beside server errors."""
 BUSY = (429, 503)
@@ -168,7 +170,7 @@ class ChatClient:
             async with self._session.post(
                 f"{url}/chat/completions", data=content, headers=replica.headers, proxy=replica.proxy
             ) as response:
-                data, status = await response.read(), response.status
+                data, status = await _body(response), response.status
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _FailedError(f"{url} does not answer ({_reason(error)})", blames_request=False) from error
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -204,6 +206,20 @@ class ChatClient:
         failing_s = now - self._failing_since
         if failing_s > self._patience_s + self._asked_to_wait_s:
             raise UnavailableError(f"{failure}, for {failing_s:.0f} s now") from failure
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """
+    Raises:
+        RefusedError: it is longer than any answer; the rest is not read.
+    """
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise RefusedError(response.status, str(response.url), f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+    return b"".join(parts)
 
 
 def _proxy(url: str) -> str | None:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from offline.evaluate import DataError
 from offline.problem_file import Problems, read_problems, suffix, write_columns
+from offline.provenance import provenance
 from probes import calibration
 from probes.base import FloatArray, ProbeError
 from probes.checks import CHECKS
@@ -33,7 +34,8 @@ EXAMPLES = """examples:
 
 FILE is parquet, jsonl, json or csv, as its suffix says. --data needs problem_id or idx, and problem or question; where
 it has formatted_prompt in the form of the probe model's template, that is the prompt, as it stands. Rows of other arms
-than the probe's, and repetitions of a problem, are left out.
+than the probe's, and repetitions of a problem, are left out. Where the labels come from stands in parquet's metadata,
+or in FILE.provenance.json beside another file.
 """
 
 
@@ -60,7 +62,9 @@ def main(argv: list[str]) -> int:
         "difficulty": (1 - success).tolist(),
     }
     try:
-        write_columns(options.out, columns)
+        origin = provenance("label", argv, None, [options.data])
+        about = {"probe": artifact.source, "revision": artifact.revision, "mismatches": list(artifact.mismatches)}
+        write_columns(options.out, columns, origin | about)
     except OSError as error:
         print(f"pika label: cannot write {options.out}: {error.strerror}; choose another --out", file=sys.stderr)
         return 1
@@ -70,9 +74,7 @@ def main(argv: list[str]) -> int:
         "prompts": source,
         "mean_success_probability": float(success.mean()),
         "calibrated_to": artifact.card.calibration.of,
-        "probe": artifact.source,
-        "revision": artifact.revision,
-        "mismatches": list(artifact.mismatches),
+        **about,
     }
     print(json.dumps(summary))
     return 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from probes.base import Inputs, Probe, ProbeError
 from probes.card import Dtype, Site
 from probes.prompt import Renderer, bounded, new_pass
 from probes.source import resolve_model
+
+if TYPE_CHECKING:
+    from probes.engine.probe_model import Reading
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,39 @@ class Material:
         return replace(self.inputs, activations={site: self.inputs.activations[site] for site in self.sites})
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be read of n problems, rendered and tokenised."""
+
+    material: Material
+    """All but activations."""
+    prompts: Sequence[Sequence[int]] = ()
+    reading: "Reading | None" = None
+    """None: no activations are read."""
+
+
 def gather(
+    plan: Plan,
+    device: str = "auto",
+    cache: Path | None = None,
+    on_batch: Callable[[int], None] = lambda n: None,
+) -> Material:
+    """
+    Args:
+        cache: see `offline.activations.harvest`.
+
+    Raises:
+        ProbeError: the probe model cannot be loaded.
+    """
+    if plan.reading is None or plan.material.renderer is None:
+        return plan.material
+    from offline.activations import harvest  # torch: text probes need none
+
+    found = harvest(plan.material.renderer.pass_, plan.prompts, plan.reading, device, cache, on_batch)
+    return replace(plan.material, inputs=replace(found, texts=plan.material.inputs.texts))
+
+
+def plan(
     problems: Sequence[str],
     kind: type[Probe],
     probe_model: str | None,
@@ -40,19 +76,15 @@ def gather(
     positions: Sequence[int] | None = None,
     next_token: bool = False,
     dtype: Dtype = "float32",
-    device: str = "auto",
-    cache: Path | None = None,
-    on_batch: Callable[[int], None] = lambda n: None,
-) -> Material:
-    """Render, tokenise and read n problems, as far as this kind of probe needs it.
+) -> Plan:
+    """Render and tokenise n problems, as far as this kind of probe needs it.
 
     Args:
         probe_model: a folder or a Hub id; may be None for probes that read text alone.
         layers, positions: to try; None: all layers, all end-of-instruction tokens.
-        cache: see `offline.activations.harvest`.
 
     Raises:
-        ProbeError: the probe model is missing or cannot be loaded, or has no such layer or position.
+        ProbeError: the probe model is missing or lacks a tokenizer, or has no such layer or position.
     """
     if kind.reads in ("text", "length"):
         for option, asked in (("--layers", layers), ("--positions", positions)):
@@ -63,13 +95,13 @@ def gather(
         if kind.reads != "text":
             raise ProbeError(f"--probe-model is missing: a {kind.kind} probe reads the tokens or activations of one")
         # No tokenizer: the length baseline counts characters.
-        return Material(Inputs(texts=texts, prompt_tokens=np.array([len(problem) for problem in problems])))
+        return Plan(Material(Inputs(texts=texts, prompt_tokens=np.array([len(problem) for problem in problems]))))
     renderer = Renderer(new_pass(resolve_model(probe_model), dtype))
     prompts = [renderer.render([{"role": "user", "content": problem}]).token_ids for problem in problems]
+    inputs = Inputs(texts=texts, prompt_tokens=np.array([len(ids) for ids in prompts]))
     if kind.reads in ("text", "length"):
-        return Material(Inputs(texts=texts, prompt_tokens=np.array([len(ids) for ids in prompts])), renderer)
-    from offline.activations import harvest  # torch: text probes need none
-    from probes.engine.probe_model import Reading, n_layers
+        return Plan(Material(inputs, renderer))
+    from probes.engine.probe_model import Reading, n_layers  # torch: text probes need none
 
     last_layer = n_layers(renderer.pass_)
     tried = {"layers": _layers(layers, last_layer, renderer)}
@@ -83,8 +115,7 @@ def gather(
     looked_at = statistics.site_of(last_layer)
     read_at = tuple(dict.fromkeys([*sites, looked_at]))
     reading = Reading(read_at, tuple(tried["layers"]) if kind.reads == "sequence" else (), next_token)
-    inputs = harvest(renderer.pass_, prompts, reading, device, cache, on_batch)
-    return Material(replace(inputs, texts=texts), renderer, tuple(sites), looked_at, tried)
+    return Plan(Material(inputs, renderer, tuple(sites), looked_at, tried), prompts, reading)
 
 
 def _layers(asked: Sequence[int] | None, last: int, renderer: Renderer) -> list[int]:

@@ -4,37 +4,24 @@
 """
 
 import difflib
+import math
 from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from offline.evaluate import DataError
+from server.config import read_yaml
 
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """
-    Raises:
-        DataError: the file cannot be read, or is no YAML mapping.
-    """
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
-    except Exception as error:  # PyYAML lets through what a value raises: the date 2024-99-99, say, or deep nesting
-        raise DataError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{file} must be a mapping, such as `seed: 0`")
-    return {str(key): value for key, value in found.items()}
+FORM = "of options, such as `seed: 0`"
 
 
 def with_file(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     """The arguments with those of the YAML file that `--options` names before them; the command line wins.
 
     Raises:
-        DataError: the file cannot be read, or names an unknown option.
+        ConfigError: the file cannot be read.
+        DataError: it names an unknown option.
     """
     ahead = ArgumentParser(add_help=False, allow_abbrev=False)
     ahead.add_argument("--options", type=Path)
@@ -43,7 +30,7 @@ def with_file(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
         return list(argv)
     known = actions(parser)
     given = {id(known.get(_name(word.partition("=")[0]))) for word in argv if word.startswith("--")}
-    options = {key: value for key, value in read_yaml(file).items() if id(known.get(_name(key))) not in given}
+    options = {key: value for key, value in read_yaml(file, FORM).items() if id(known.get(_name(key))) not in given}
     return [*to_argv(parser, options, str(file)), *argv]
 
 
@@ -108,3 +95,18 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise ArgumentTypeError(f"{text!r} is no positive whole number")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """As `type=` of an option.
+
+    Raises:
+        ArgumentTypeError: it is no number above 0, or has no end.
+    """
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:  # NaN fails too
+        raise ArgumentTypeError(f"{text!r} are no seconds: a finite number above 0")
+    return found

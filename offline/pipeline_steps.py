@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from offline.evaluate import DataError
-from offline.options import actions, read_yaml, to_argv, unknown
+from offline.options import FORM, actions, to_argv, unknown
 from offline.provenance import sha256
-from server.config import HUB, load
+from server.config import HUB, load, read_yaml
 
 STEPS = {
     "data convert": "offline.data_convert:_parser",
@@ -76,11 +76,11 @@ class Step:
 def read_steps(file: Path) -> list[Step]:
     """
     Raises:
-        DataError: the file cannot be read, or names an unknown step or option.
-        ConfigError: the pool cannot be read.
+        DataError: the file names an unknown step or option.
+        ConfigError: the file or the pool cannot be read.
         SystemExit: a value is none of its option's.
     """
-    chain = read_yaml(file)
+    chain = read_yaml(file, "of steps and their options, beside pool")
     folder = file.resolve().parent
     pool = chain.pop("pool", None)
     if not isinstance(pool, str):
@@ -117,7 +117,7 @@ def _step(where: str, name: str, options: dict[str, Any], pool: str, folder: Pat
         written = {folder / one.folder / "report" for one in parsed}
     if name == "sweep":
         sweep = (folder / parsed[0].file).resolve()
-        inner = read_yaml(sweep)
+        inner = read_yaml(sweep, FORM)
         written.add(sweep.parent / str(inner.pop("out", "")))
         named.update(str(sweep.parent / text) for text in _texts([*inner.values()]))
     return Step(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offline.evaluate import DataError, split_name
-from offline.whole_file import whole
+from offline.provenance import METADATA
+from offline.whole_file import whole, write_whole
 
 IDS = ("problem_id", "idx")
 TEXTS = ("problem", "question")
@@ -96,14 +97,16 @@ def read_problems(file: Path, split: str | None = None, arm: str | None = None) 
     )
 
 
-def write_columns(file: Path, columns: Mapping[str, list[Any]]) -> None:
-    """Write the whole file or nothing.
+def write_columns(file: Path, columns: Mapping[str, list[Any]], origin: Mapping[str, Any]) -> None:
+    """Write the whole file or nothing. Where it comes from stands in parquet's metadata, else in a file beside it.
 
     Raises:
         OSError: it cannot be written.
     """
     with whole(file) as unfinished:
-        FORMATS[suffix(file)].write(unfinished, columns)
+        FORMATS[suffix(file)].write(unfinished, columns, origin)
+    if file.suffix != ".parquet":
+        write_whole(file.with_name(f"{file.name}.provenance.json"), json.dumps(origin, indent=1) + "\n")
 
 
 def _is_unicode(value: object) -> bool:
@@ -173,22 +176,23 @@ def _columns(records: Any) -> tuple[Columns, list[str]]:
     return {name: [record.get(name) for record in records] for name in READ if name in names}, [str(n) for n in names]
 
 
-def _write_parquet(file: Path, columns: Mapping[str, list[Any]]) -> None:
+def _write_parquet(file: Path, columns: Mapping[str, list[Any]], origin: Mapping[str, Any]) -> None:
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.table(dict(columns)), file)
+    table = pyarrow.table(dict(columns), metadata={METADATA: json.dumps(origin).encode()})
+    pyarrow.parquet.write_table(table, file)
 
 
-def _write_jsonl(file: Path, columns: Mapping[str, list[Any]]) -> None:
+def _write_jsonl(file: Path, columns: Mapping[str, list[Any]], _: Mapping[str, Any]) -> None:
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in _records(columns))
     file.write_text("".join(lines), encoding="utf-8")
 
 
-def _write_json(file: Path, columns: Mapping[str, list[Any]]) -> None:
+def _write_json(file: Path, columns: Mapping[str, list[Any]], _: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(_records(columns), ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
-def _write_csv(file: Path, columns: Mapping[str, list[Any]]) -> None:
+def _write_csv(file: Path, columns: Mapping[str, list[Any]], _: Mapping[str, Any]) -> None:
     with file.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(columns)
@@ -201,7 +205,8 @@ def _records(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 class Format(NamedTuple):
     read: Callable[[Path], tuple[Columns, list[str]]]
-    write: Callable[[Path, Mapping[str, list[Any]]], None]
+    write: Callable[[Path, Mapping[str, list[Any]], Mapping[str, Any]], None]
+    """The last one: where the columns come from, which parquet alone has a place for."""
 
 
 FORMATS = {

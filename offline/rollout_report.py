@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from offline.left_out_tests import left_out
+
 
 def report(table: pa.Table, out: Path) -> None:
     """A table for people on stderr, one JSON object for programs on stdout."""
@@ -39,8 +41,14 @@ def report(table: pa.Table, out: Path) -> None:
             "" if figures["cut_off"] is None else f"{figures['cut_off']:.2%}",
             f"{figures['mean_cost_usd']:.3g}",
         )
-    Console(stderr=True).print(shown)
-    print(json.dumps({"out": str(out), "rows": len(table), "arms": arms}))
+    console = Console(stderr=True)
+    console.print(shown)
+    split, problem_id, metadata = (table[name].to_pylist() for name in ("split", "problem_id", "metadata"))
+    once = dict(zip(zip(split, problem_id, strict=True), metadata, strict=True))
+    lacking = left_out(once.values())
+    if lacking.tests:
+        console.print(lacking.sentence, highlight=False)
+    print(json.dumps({"out": str(out), "rows": len(table), "arms": arms, "tests_left_out": lacking.tests}))
 
 
 def _mean(values: Any) -> float:

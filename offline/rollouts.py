@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from offline import rollout_problems
 from offline.benchmarks.base import BenchmarkError
-from offline.options import positive
+from offline.options import positive, seconds
 from offline.progress import Rate
 from offline.provenance import provenance
 from offline.rollout_arms import UsageError
@@ -199,14 +199,14 @@ def _parser() -> ArgumentParser:
     )
     endpoints.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=Limits.timeout_s,
         metavar="SECONDS",
         help="for one request's answers (default: %(default)g)",
     )
     endpoints.add_argument(
         "--patience",
-        type=float,
+        type=seconds,
         default=Limits.patience_s,
         metavar="SECONDS",
         help="how long all endpoints of a model may be away in mid-run before the run stops (default: %(default)g)",

@@ -25,6 +25,7 @@ from offline.provenance import provenance
 from offline.sweep_plan import Cell, Plan, read_plan
 from offline.whole_file import write_whole
 from probes.base import ProbeError
+from server.config import ConfigError
 
 EXAMPLES = """examples:
   pika sweep sweep.yaml --dry-run
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         with _alone(plan.out):
             failed = _run(plan, todo, options.workers)
             return _finish(plan, failed, argv)
-    except (DataError, ProbeError) as error:
+    except (ConfigError, DataError, ProbeError) as error:
         print(f"pika sweep: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="SWEEP.yaml", help="what to train")
-    workers = max(1, (os.cpu_count() or 1) // 2)
+    workers = max(1, len(os.sched_getaffinity(0)) // 2)
     parser.add_argument(
         "--workers", type=positive, default=workers, metavar="N", help=f"processes at a time (default: {workers})"
     )
@@ -100,7 +101,7 @@ def _run(plan: Plan, todo: Sequence[Cell], workers: int) -> dict[str, str]:
     """Train all cells; of those that fail, the last words by id."""
     if not todo:
         return {}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
     reads_model = any("probe-model" in cell.options for cell in todo)
     # What takes long to load is loaded once.
     FORKS.set_forkserver_preload(["offline.train", "offline.activations" if reads_model else "offline.fit"])

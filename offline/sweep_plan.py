@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from offline.evaluate import DataError
-from offline.options import actions, read_yaml, to_argv, unknown
+from offline.options import FORM, actions, to_argv, unknown
 from offline.probe_card import LIBRARIES
 from offline.provenance import sha256, versions
 from offline.train_options import train_parser
 from probes.base import load as load_kind
 from probes.fingerprint import fingerprint
+from server.config import read_yaml
 
 OWN = ("pool", "out")
 TOGETHER = ("arms", "layers", "positions", "test-on")
@@ -74,10 +75,11 @@ class Plan:
 def read_plan(file: Path) -> Plan:
     """
     Raises:
-        DataError: the file cannot be read, lacks a key, or has one that `pika train` has not; names it.
+        ConfigError: the file cannot be read.
+        DataError: it lacks a key, or has one that `pika train` has not; names it.
         SystemExit: a value is none of its option's.
     """
-    options = read_yaml(file)
+    options = read_yaml(file, FORM)
     options = {key.replace("_", "-"): value for key, value in options.items()}
     for key in (*OWN, "data"):
         if not options.get(key):

@@ -13,9 +13,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from offline.caches import cache_folder
 from offline.evaluate import DataError
+from offline.material import Plan, gather, plan
 from offline.options import with_file
 from offline.rollout_source import find_rollouts
 from offline.train_options import join_ranges, train_parser
+from offline.train_preview import preview
 from offline.train_report import report
 from offline.training_set import SPLITS, Sampled, TrainingSet, read_training_set
 from offline.transfer import Transfer, measure_on, read_others
@@ -35,7 +37,12 @@ def main(argv: list[str]) -> int:
         sampled = Sampled(args.k, args.temperature, args.max_len)
         data = read_training_set(find_rollouts(args.data), _arms(args, settings), sampled)
         command = shlex.join(["pika", "train", *map(_public, argv)])
-        cards, transfer = _train(args, settings, data, command)
+        cache = args.cache or cache_folder("activations")
+        planned = _plan(args, data)
+        if args.dry_run:
+            preview(data, planned, args.device, cache, args.out)
+            return 0
+        cards, transfer = _train(args, settings, data, planned, cache, command)
     except (ConfigError, DataError, ProbeError) as error:
         print(f"pika train: {error}", file=sys.stderr)
         return 1 if isinstance(error, HubAwayError) else 2
@@ -73,21 +80,15 @@ def _arms(args: Namespace, settings: Settings) -> list[str]:
     return arms
 
 
-def _train(
-    args: Namespace, settings: Settings, data: TrainingSet, command: str
-) -> tuple[dict[str, ProbeCard], Transfer]:
-    """The whole story: prompts -> activations -> probes -> artifacts."""
-    from offline.fit import finish, fit_arms, fit_baselines
-    from offline.material import gather
-    from offline.probe_card import make_card
-    from probes.artifact import load_artifact, save_artifact
-
+def _plan(args: Namespace, data: TrainingSet) -> Plan:
+    """
+    Raises:
+        ProbeError: see `offline.material.plan`; or this kind of probe reads no next-token statistics.
+    """
     if args.next_token and args.kind.kind != "mlp":
         raise ProbeError("--next-token is for --kind mlp: no other probe reads next-token probabilities")
-    seen = {text for text, split in zip(data.problems, data.split, strict=True) if split != "test"}
-    others = read_others(args.test_on, [arm.name for arm in data.arms], seen)
-    with _bar("prompts, activations", len(data.problems)) as advance:
-        material = gather(
+    with Console(stderr=True).status(f"Tokenising {len(data.problems):,} prompts"):
+        return plan(
             data.problems,
             args.kind,
             args.probe_model,
@@ -95,10 +96,21 @@ def _train(
             positions=args.positions,
             next_token=args.next_token,
             dtype=args.dtype,
-            device=args.device,
-            cache=args.cache or cache_folder("activations"),
-            on_batch=advance,
         )
+
+
+def _train(
+    args: Namespace, settings: Settings, data: TrainingSet, planned: Plan, cache: Path, command: str
+) -> tuple[dict[str, ProbeCard], Transfer]:
+    """The whole story: activations -> probes -> artifacts."""
+    from offline.fit import finish, fit_arms, fit_baselines
+    from offline.probe_card import make_card
+    from probes.artifact import load_artifact, save_artifact
+
+    seen = {text for text, split in zip(data.problems, data.split, strict=True) if split != "test"}
+    others = read_others(args.test_on, [arm.name for arm in data.arms], seen)
+    with _bar("activations", len(data.problems)) as advance:
+        material = gather(planned, args.device, cache, advance)
     if material.statistics_site is not None and data.rows("validation").sum() < LEAST_HELD_OUT:
         print(
             f"pika train: no activation statistics, which need {LEAST_HELD_OUT} validation problems: prompts unlike "

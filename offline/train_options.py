@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   pika train pool.yaml --data rollouts.parquet --kind tfidf --out probes --test-on other.parquet
   pika train pool.yaml --probe linear_eoi_probe --dataset me/my-rollouts --model qwen-1.5b --max-len 3000 --k 5 \\
       --temperature 0.7 --probe-model Qwen/Qwen2.5-1.5B-Instruct --out probes
+  pika train pool.yaml --data rollouts.parquet --probe-model Qwen/Qwen2.5-1.5B-Instruct --out probes --dry-run
   pika train pool.yaml --options train.yaml --seed 1     (train.yaml: {kind: mlp, next-token: true, data: ...})
   pika train offline/nano_pool/pool.yaml --data offline/nano_pool/rollouts.parquet --kind mlp --next-token \\
       --probe-model offline/nano_pool/nano-medium --label sample_is_correct --out offline/nano_pool/probes
@@ -76,6 +77,11 @@ def train_parser() -> ArgumentParser:
     add("--device", default="auto", help="cpu, cuda:N or auto (default)")
     add("--cache", type=Path, help="where activations are kept (default: ~/.cache/pika/activations)")
     add("--seed", type=int, default=0, help="of all that is drawn: equal seeds give equal probes")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what would be read, what that takes and what is there already; write nothing",
+    )
     return parser
 
 

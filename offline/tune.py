@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         return 1
     _show(tuning, list(settings.arms))
     _show_spread(tuning)
-    for note in caveats([options.data]).notes:
+    for note in result["data"]["notes"]:
         print(f"- {note}", file=sys.stderr)
     brief = {key: value for key, value in result.items() if key not in ("table", "provenance")}
     if held is not None:
@@ -146,7 +146,7 @@ def _result(
 
     A request may ask for any of the policies: each finds its own knob among `knobs`.
     """
-    chosen = asdict(tuning.chosen)
+    chosen, told = asdict(tuning.chosen), caveats([options.data])
     del chosen["knobs"]
     return {
         "schema_version": 1,
@@ -163,6 +163,8 @@ def _result(
             "sha256": outcomes.sha256,
             "split": options.split,
             "problems": len(outcomes.problems),
+            "tokens": told.tokens,
+            "notes": list(told.notes),
         },
         "seed": options.seed,
         "candidates": [asdict(candidate) for candidate in tuning.candidates],

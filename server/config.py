@@ -135,14 +135,7 @@ def load(path: str | os.PathLike[str]) -> Settings:
         ConfigError: the file is missing, is no YAML mapping, or a key or value is wrong; names each.
     """
     file = Path(path)
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
-    except Exception as error:  # PyYAML lets through what a value raises: the date 2024-99-99, say, or deep nesting
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file} must be a mapping with the keys models, arms and policy")
+    data = read_yaml(file, "with the keys models, arms and policy")
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
@@ -150,6 +143,25 @@ def load(path: str | os.PathLike[str]) -> Settings:
         raise ConfigError(f"{file}:\n{problems}") from error
     settings._folder = file.resolve().parent
     return settings
+
+
+def read_yaml(file: Path, form: str) -> dict[str, Any]:
+    """
+    Args:
+        form: what the mapping is to be like, for the error.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no YAML mapping.
+    """
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
+    except Exception as error:  # PyYAML lets through what a value raises: the date 2024-99-99, say, or deep nesting
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} must be a mapping {form}")
+    return {str(key): value for key, value in found.items()}
 
 
 def pool_sha256(settings: Settings, probes: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -12,6 +13,7 @@ import pytest
 
 from offline import chat_client
 from offline.chat_client import ChatClient, RefusedError, UnavailableError
+from offline.options import seconds
 from tests.support.upstream import (
     ANSWER,
     Connection,
@@ -140,6 +142,23 @@ def test_a_refusal_is_final(status: int) -> None:
         talk(upstream.url)
     assert refused.value.status == status
     assert len(upstream.requests) == 1
+
+
+def test_an_answer_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_client, "MAX_ANSWER_BYTES", 1000)
+
+    async def floods(_: Request, to: Connection) -> None:
+        await to.send(response(200, b"x" * 2000))
+
+    with running(floods) as upstream, pytest.raises(RefusedError, match="an answer of more than 1000 bytes"):
+        talk(upstream.url)
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "nan", "inf", "soon", ""])
+def test_seconds_that_are_none(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="are no seconds: a finite number above 0"):
+        seconds(text)
 
 
 def test_a_replica_that_is_away_is_left_out_with_one_warning(away: str, caplog: pytest.LogCaptureFixture) -> None:

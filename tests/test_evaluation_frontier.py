@@ -111,6 +111,6 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 def test_what_is_not_defined_has_no_interval() -> None:
     assert interval(np.array([np.nan, 1.0, 2.0])) is None
-    found = interval(np.array([1.0, np.nan, 1.0]))
+    found = interval(np.array([1.0, np.nan, 1.0]))  # of two draws one
     assert found is not None
-    assert (found.low, found.high) == (1.0, 1.0)
+    assert (found.low, found.high, found.undefined) == (1.0, 1.0, 0.5)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from offline import convert, label_command
+from offline.provenance import noted, sha256
 from probes import calibration
 from probes.engine.base import Prompt
 from probes.engine.local import LocalEngine
@@ -108,6 +109,10 @@ def test_the_suffix_of_out_is_the_format(
     assert rows == read_lines(tmp_path / "labels.jsonl")
     assert [row["idx"] for row in rows] == [1, 2, 4]
     assert "split" not in rows[0]
+    beside = tmp_path / f"labels{suffix}.provenance.json"
+    told = json.loads(beside.read_text()) if beside.exists() else noted(pq.read_schema(file).metadata)
+    assert told["inputs"] == {"problems.jsonl": sha256(data)}
+    assert (told["probe"], told["command"].split()[:2]) == (str(tmp_path / "probe"), ["pika", "label"])
 
 
 def test_regression_is_clipped_and_its_raw_output_kept(

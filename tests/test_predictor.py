@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.material import gather
+from offline.material import gather, plan
 from probes.artifact import save_artifact
 from probes.tfidf import Tfidf
 from server.config import load
@@ -65,4 +65,4 @@ async def test_a_conversation_of_any_length_fits_the_queue_of_a_text_probe(tmp_p
 
 def test_training_reads_long_texts_as_serving_does(tmp_path: Path) -> None:
     served = predictor(tmp_path)._render([{"role": "user", "content": LONG}]).prompt.text
-    assert gather([LONG], Tfidf, None).inputs.texts == [served]
+    assert gather(plan([LONG], Tfidf, None)).inputs.texts == [served]

@@ -11,6 +11,7 @@ import pytest
 
 from offline.evaluate import DataError
 from offline.problem_file import FORMATS, read_problems, write_columns
+from offline.provenance import noted
 
 ROWS = [
     {"idx": 7, "question": "What is 7 + 5?", "split": "train"},
@@ -51,8 +52,11 @@ def test_problems_come_in_the_files_order(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_what_is_written_is_read_again(tmp_path: Path, suffix: str) -> None:
     columns = {"problem_id": ["a", "007"], "problem": ['x, "y"\nz', "é"], "difficulty": [0.1, 1 / 3]}
-    write_columns(tmp_path / f"out{suffix}", columns)
-    assert [file.name for file in tmp_path.iterdir()] == [f"out{suffix}"]
+    out, beside = tmp_path / f"out{suffix}", tmp_path / f"out{suffix}.provenance.json"
+    write_columns(out, columns, {"seed": 1})
+    assert set(tmp_path.iterdir()) == ({out} if suffix == ".parquet" else {out, beside})
+    told = noted(pq.read_schema(out).metadata) if suffix == ".parquet" else json.loads(beside.read_text())
+    assert told == {"seed": 1}
     found = read_problems(tmp_path / f"out{suffix}")
     assert (found.ids, found.texts) == (["a", "007"], ['x, "y"\nz', "é"])
 
@@ -61,7 +65,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "out.csv"
     file.write_text("old")
     with pytest.raises(ValueError, match="zip"):
-        write_columns(file, {"idx": [1, 2], "difficulty": [0.5]})
+        write_columns(file, {"idx": [1, 2], "difficulty": [0.5]}, {})
     assert [one.name for one in tmp_path.iterdir()] == ["out.csv"]
     assert file.read_text() == "old"
 

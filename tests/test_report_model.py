@@ -78,3 +78,6 @@ def test_files_of_two_evaluations(tmp_path: Path, built: dict[str, Any], capsys:
     code, err = run(capsys, tmp_path)
     assert code == 2
     assert "is not of the same evaluation as evaluation.json, it lacks the arms large" in err
+    frame[::-1].to_parquet(tmp_path / "results.parquet")
+    code, err = run(capsys, tmp_path)
+    assert (code, "is not of the same evaluation as evaluation.json, which knows another" in err) == (2, True), err

@@ -57,7 +57,7 @@ class Data:
 
 def nano(train: int, validation: int) -> Data:
     """What `nano-medium` makes of running-total problems, and how the nano pool's arms answered them."""
-    from offline.material import gather
+    from offline.material import gather, plan
     from offline.training_set import read_training_set
     from probes.linear_eoi import LinearEoi
 
@@ -68,7 +68,7 @@ def nano(train: int, validation: int) -> Data:
         [np.flatnonzero(data.rows("train"))[:train], np.flatnonzero(data.rows("validation"))[:validation]]
     )
     problems = [data.problems[i] for i in rows]
-    found = gather(problems, LinearEoi, str(pool / "nano-medium"), positions=range(-5, 0))
+    found = gather(plan(problems, LinearEoi, str(pool / "nano-medium"), positions=range(-5, 0)))
     rate, correct = data.success_rate[rows], data.majority_vote_is_correct[rows]
     return Data.of(dict(found.candidates.activations), rate, correct, train)
 

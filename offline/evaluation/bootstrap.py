@@ -20,6 +20,8 @@ class Interval:
     value: float
     low: float
     high: float
+    undefined: float = 0.0
+    """Share of the draws in which the figure is not defined; the interval is of the others."""
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -48,12 +50,12 @@ def weights(n: int, draws: int, seed: int) -> FloatArray:
 def interval(figure: FloatArray) -> Interval | None:
     """Of a figure of the problems as they are and in each draw, (1 + draws,); None where it is not defined.
 
-    Draws in which it is not defined are left out.
+    Draws in which it is not defined are left out, and counted.
     """
     figure = np.where(np.abs(figure) < ROUNDING, 0.0, figure)
-    value, drawn = float(figure[0]), figure[1:]
-    drawn = drawn[np.isfinite(drawn)]
+    value, defined = float(figure[0]), np.isfinite(figure[1:])
+    drawn = figure[1:][defined]
     if not np.isfinite(value):
         return None
     low, high = np.quantile(drawn, [0.025, 0.975]).tolist() if len(drawn) else (value, value)
-    return Interval(value, low, high)
+    return Interval(value, low, high, float(1 - defined.mean()) if len(defined) else 0.0)

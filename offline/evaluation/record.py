@@ -10,6 +10,7 @@ from offline.evaluation.evaluation import Evaluation, Known
 from offline.evaluation.figures import figures, to_json
 from offline.evaluation.known import saw
 from offline.evaluation.verdict import verdict
+from offline.left_out_tests import left_out
 from offline.provenance import RECORDED, Caveats, caveats, provenance
 from server.config import Settings, pool_sha256
 
@@ -31,6 +32,7 @@ def record(
     hashes = {name: artifact.predictions_sha256 for name, artifact in artifacts.items()}
     trial, samples, told = found.scale.trial, now.samples, caveats(files)
     mixed = [one for one in found.methods if one.group == "policy" and one.arms is not None]
+    methods = [figures(method, found.scale) for method in found.methods]
     return {
         "schema_version": 1,
         "provenance": {
@@ -53,10 +55,10 @@ def record(
         },
         "target": str(options.target),
         "prefill_usd": now.known.prefill_usd,
-        "notes": _notes(found, artifacts, now, told, options),
+        "notes": [*_notes(found, artifacts, now, told, options), *_undefined(methods)],
         "arms": [_arm(settings, artifacts, found, i, options) for i in range(len(trial.arms))],
         "best_single": trial.arms[trial.best_arm],
-        "methods": [figures(method, found.scale) for method in found.methods],
+        "methods": methods,
         "mix_by_difficulty": [probe_figures.mix_by_difficulty(method, trial) for method in mixed],
         "human_difficulty": probe_figures.human_difficulty(trial, options.seed, options.draws),
         "verdict": verdict(found.router, found.rivals, found.scale, options.target),
@@ -101,6 +103,14 @@ def _notes(
     ]
     if any(saw(one, now.samples.outcomes.sha256, options.test_split) for one in artifacts.values()):
         notes.append("In-sample: these test problems fitted or chose the probes, so the figures flatter them.")
+    lacking = left_out(now.samples.metadata or [])
+    if lacking.tests:
+        notes.append(lacking.sentence)
+    if options.look_at is not None:
+        notes.append(
+            f"What looks at {options.look_at}'s answers is fitted on train and validation problems. Validation answers "
+            "are judged by a fit without them, and that chooses the cascade's knobs."
+        )
     if accuracy.argmax() != trial.best_arm:
         notes.append(
             f"Validation problems name {trial.arms[trial.best_arm]} the best single arm; on the test problems "
@@ -112,4 +122,18 @@ def _notes(
             notes.append(f"All answers of {arm} are {what}: nothing to rank, so its probe has no AUROC.")
     if now.known.prefill_usd == 0 and any(one.probe.site is not None for one in artifacts.values()):
         notes.append("The probes' prefill counts as free: set engine.usd_per_million_tokens in the configuration.")
+    return notes
+
+
+def _undefined(methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of intervals that leave out draws: how many, at most."""
+    notes = []
+    for figure, what in (("gap_closed", "gap closed"), ("limit_share", "share of the limit's saving")):
+        shares = {one["label"]: one[figure]["undefined"] for one in methods if one[figure] is not None}
+        label = max(shares, key=lambda name: shares[name], default=None)
+        if label is not None and shares[label] > 0:
+            notes.append(
+                f"In up to {shares[label]:.1%} of the bootstrap draws ({label}) the {what} is not defined, since the "
+                "limit gains nothing there; its intervals are of the other draws."
+            )
     return notes

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from offline.evaluation.evaluation import Evaluation
-from offline.provenance import METADATA
+from offline.provenance import METADATA, sha256
 from offline.whole_file import whole, write_whole
 
 
@@ -41,13 +41,14 @@ def to_table(found: Evaluation, provenance: Mapping[str, Any]) -> pa.Table:
 
 
 def write(folder: Path, figures: Mapping[str, Any], table: pa.Table) -> None:
-    """`evaluation.json` and `results.parquet`, each whole or not at all.
+    """`results.parquet`, then `evaluation.json`, which knows it by its SHA-256; each whole or not at all.
 
     Raises:
         OSError: they cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
     with whole(folder / "results.parquet") as unfinished:
         pq.write_table(table, unfinished, compression="zstd")
+        digest = sha256(unfinished)
+    text = json.dumps({**figures, "results_sha256": digest}, indent=1, allow_nan=False) + "\n"
     write_whole(folder / "evaluation.json", text)

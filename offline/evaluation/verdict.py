@@ -38,7 +38,8 @@ def verdict(router: Method, rivals: Mapping[str, FloatArray], scale: Scale, targ
         "accuracy"
     )
     if beats:
-        told = ", ".join(f"{_points(gain)} over {RIVALS[name]}" for name, gain in gains.items())
+        nearest = min(gains, key=lambda name: gains[name].value)
+        told = f"{_points(gains[nearest])} over {RIVALS[nearest]}, the nearest of them"
         sentence = f"{opening}, and at equal cost {told} (95% intervals)."
     else:
         reasons = [] if pays else [f"it is not surely better than always {best}"]

@@ -176,6 +176,7 @@ class Data(_Part):
 class Evaluation(_Part):
     schema_version: Literal[1]
     provenance: dict[str, JsonValue]
+    results_sha256: Text
     data: Data
     notes: tuple[Text, ...]
     arms: tuple[Arm, ...] = Field(min_length=1)
@@ -277,3 +278,8 @@ def _check_results(evaluation: Evaluation, results: bytes, file: Path) -> None:
     if lacks or found.num_rows != rows:
         what = f"the arms {', '.join(lacks)}" if lacks else f"{rows} rows: it has {found.num_rows}"
         raise DataError(f"{file} is not of the same evaluation as {FILE}, it lacks {what}; run `pika evaluate` again")
+    if hashlib.sha256(results).hexdigest() != evaluation.results_sha256:
+        raise DataError(
+            f"{file} is not of the same evaluation as {FILE}, which knows another by its SHA-256: `pika evaluate` was "
+            "interrupted, or one of the two copied; run it again"
+        )

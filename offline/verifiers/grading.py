@@ -63,7 +63,9 @@ def grade_all(
     if verifier.limit_s is not None:
         for _, ground_truth in items:
             verifier.is_correct(None, ground_truth)
-        return _grade_in_processes(verifier_name, verifier.limit_s, items, workers or os.cpu_count() or 1, on_done)
+        # Of the machine's cores, those that this process may use.
+        workers = workers or len(os.sched_getaffinity(0))
+        return _grade_in_processes(verifier_name, verifier.limit_s, items, workers, on_done)
     graded = []
     for solutions, ground_truth in items:
         graded.append(grade(verifier, solutions, ground_truth))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offline.provenance import sha256
+
 COST_USD = np.array([2e-6, 6e-6, 9e-5])
 SKILL = np.array([0.2, 1.8, 3.0])
 BINS = 8
@@ -136,9 +138,8 @@ def build(names: Sequence[str] = ("small", "medium", "large"), n: int = 400, see
 
 
 def write(folder: Path, built: dict[str, Any]) -> Path:
-    """evaluation.json and results.parquet; returns the folder."""
+    """results.parquet and evaluation.json; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(built["evaluation"]), encoding="utf-8")
     rates = built["rates"]
     frame = pd.DataFrame({"problem_id": [f"t{i}" for i in range(len(rates))], "problem": "How many?"})
     names = [arm["name"] for arm in built["evaluation"]["arms"]]
@@ -147,6 +148,8 @@ def write(folder: Path, built: dict[str, Any]) -> Path:
     for name, arms in built["chosen"].items():
         frame[f"arm:{name}"] = [names[arm] for arm in arms]
     frame.to_parquet(folder / "results.parquet")
+    built["evaluation"]["results_sha256"] = sha256(folder / "results.parquet")
+    (folder / "evaluation.json").write_text(json.dumps(built["evaluation"]), encoding="utf-8")
     return folder
 
 
