@@ -252,7 +252,7 @@ def test_an_mlp_says_which_layers_it_reads(layers: object, tmp_path: Path) -> No
     probe = fitted("mlp", "regression")[0].probe
     card = card_of(probe, site=Site(layer=2, position=-1), parameters={"next_token": True, "layers": layers})
     save_artifact(tmp_path / "a", card, probe)
-    with pytest.raises(ProbeError, match="ascend to that of its site, 2|parameters"):
+    with pytest.raises(ProbeError, match=r"ascend to that of its site, 2|parameters"):
         load_artifact(tmp_path / "a", verify=False)
 
 
