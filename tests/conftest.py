@@ -14,6 +14,20 @@ from server.launch import launched
 POOL = Path(__file__).parents[1] / "offline/nano_pool/pool.yaml"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of processes that share the tests (`-n 2`) each gets whole files, one of them all that ask the shared servers.
+
+    What starts vLLM comes first: it takes longest, and the short tests fill the gaps.
+    """
+    if not config.getoption("loadgroup", False):  # which pytest-xdist sets in those processes
+        return
+    shared = {item.path for item in items if "vllm_pool" in getattr(item, "fixturenames", ())}
+    real = {item.path for item in items if item.get_closest_marker("vllm")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("vllm_pool" if item.path in shared else item.path.stem))
+    items.sort(key=lambda item: (item.path not in shared, item.path not in real))
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
