@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
 from offline.nano_pool.recipe import RECIPES, Recipe
 from offline.nano_pool.trainers import Run, TrainingError, trainers
+from offline.progress import bars
 
 USAGE = """\
 usage: pika nano train --out FOLDER [options]
@@ -81,9 +81,8 @@ def _train(recipes: list[Recipe], run: Run) -> dict[str, dict[str, Any]]:
     """The records of all models, in the recipes' order. A model goes on from another in the same process."""
     first = [[recipe] for recipe in recipes if recipe.begins_as is None]
     chains = [[*one, *(r for r in recipes if r.begins_as == one[0].name)] for one in first]
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     records: dict[str, dict[str, Any]] = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress, trainers(chains, run) as said:
+    with bars("{task.fields[note]}", TimeElapsedColumn()) as progress, trainers(chains, run) as said:
         tasks = {recipe.name: progress.add_task(recipe.name, total=recipe.max_steps, note="") for recipe in recipes}
         for name, step, what in said:
             if isinstance(what, dict):
