@@ -28,7 +28,7 @@ demo: .venv/.installed  ## the nano pool with real vLLM: what routing saves (ARG
 	@.venv/bin/pika demo $(ARGS)
 
 test: lint  ## lint, types and all tests (ARGS="-k policies")
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.installed  ## ruff and mypy
 	.venv/bin/ruff check .

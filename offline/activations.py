@@ -121,7 +121,7 @@ def _harvest(
         file = folder / f"{next(names)}.npy"
         try:
             mode: Literal["r+", "w+"] = "r+" if done else "w+"
-            found: np.memmap[Any, Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+            found: np.memmap[Any, Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]  # NumPy leaves it untyped
                 file, mode=mode, dtype=dtype, shape=shape
             )
             _reserve(file)

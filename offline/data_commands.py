@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from offline.data_convert import convert
 from offline.evaluate import DataError
 from offline.hub_cli import cell, parser, print_json, repository, run
+from offline.progress import bars
 from probes.hub import MAIN
 from probes.hub_errors import HubAwayError
 
@@ -94,8 +94,7 @@ def _fetch(repo: str, revision: str, args: Namespace) -> "Pulled":
     files = sum(len(paths) for splits in layout.values() for paths in splits.values())
     benchmark = args.benchmark or repo.partition("/")[2]
     args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bars(transient=True) as progress:
         task = progress.add_task("rollouts", total=files)
         return dataset_hub.pull(repo, listing, layout, args.out, benchmark, lambda: progress.advance(task))
 

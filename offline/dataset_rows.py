@@ -113,7 +113,7 @@ def _said_plainly(dataset: str) -> Iterator[None]:
     import datasets
     from huggingface_hub import errors
 
-    transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # imported there, not exported
     of_the_hub = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, transport)
     _hush()
     try:

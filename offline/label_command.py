@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from offline.evaluate import DataError
 from offline.problem_file import Problems, read_problems, suffix, write_columns
+from offline.progress import bars
 from offline.provenance import provenance
 from probes import calibration
 from probes.base import FloatArray, ProbeError
@@ -135,9 +135,8 @@ def _raw(artifact: "Artifact", prompts: Sequence[Prompt], device: str) -> FloatA
 
     from probes.engine.local import LocalEngine
 
-    columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(prompts))
+    with bars(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task("labelling", total=len(prompts))
         engine = LocalEngine([artifact], device)
         parts = []
         for start in range(0, len(prompts), CHUNK):

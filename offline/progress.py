@@ -1,7 +1,18 @@
-"""What progress bars show beside what rich has."""
+"""Progress bars, and what they show beside what rich has."""
 
-from rich.progress import ProgressColumn, Task
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
+
+
+def bars(*columns: ProgressColumn | str, transient: bool = False) -> Progress:
+    """Bars on standard error: what each is of, the bar, then the columns given.
+
+    Args:
+        transient: they vanish when all is done.
+    """
+    first = (TextColumn("{task.description}"), BarColumn())
+    return Progress(*first, *columns, console=Console(stderr=True), transient=transient)
 
 
 class Rate(ProgressColumn):

@@ -93,7 +93,7 @@ def _engine_args(arm: SampledArm) -> dict[str, Any]:
     from vllm import EngineArgs
     from vllm.utils import argparse_utils
 
-    parser: Any = EngineArgs.add_cli_args(argparse_utils.FlexibleArgumentParser())  # type: ignore[no-untyped-call]
+    parser: Any = EngineArgs.add_cli_args(argparse_utils.FlexibleArgumentParser())  # type: ignore[no-untyped-call]  # vLLM leaves it untyped
     given = vars(parser.parse_known_args(list(arm.engine_args))[0])
     default = vars(parser.parse_known_args([])[0])
     known = {field.name for field in fields(EngineArgs)}

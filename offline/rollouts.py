@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from offline import rollout_problems
 from offline.benchmarks.base import BenchmarkError
 from offline.options import positive, seconds
-from offline.progress import Rate
+from offline.progress import Rate, bars
 from offline.provenance import provenance
 from offline.rollout_arms import UsageError
 from offline.rollout_plan import Run, plan
@@ -128,15 +127,7 @@ def _finish(run: Run, table: pa.Table, out: Path) -> pa.Table:
 
 
 def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate("{:.1f} problems/s"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    return bars(MofNCompleteColumn(), Rate("{:.1f} problems/s"), "left", TimeRemainingColumn())
 
 
 def _parser() -> ArgumentParser:

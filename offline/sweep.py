@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from offline.child import end_with
 from offline.evaluate import DataError
 from offline.options import positive
+from offline.progress import bars
 from offline.provenance import provenance
 from offline.sweep_plan import Cell, Plan, read_plan
 from offline.whole_file import write_whole
@@ -105,14 +106,13 @@ def _run(plan: Plan, todo: Sequence[Cell], workers: int) -> dict[str, str]:
     reads_model = any("probe-model" in cell.options for cell in todo)
     # What takes long to load is loaded once.
     FORKS.set_forkserver_preload(["offline.train", "offline.activations" if reads_model else "offline.fit"])
-    columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
     running: set[BaseProcess] = set()
     failed: dict[str, str] = {}
     with (
-        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+        bars(MofNCompleteColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn()) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
-        task = progress.add_task("", total=len(plan.cells), completed=len(plan.cells) - len(todo))
+        task = progress.add_task("cells", total=len(plan.cells), completed=len(plan.cells) - len(todo))
         futures = {pool.submit(_run_cell, plan, cell, running): cell for cell in todo}
         try:
             for future in as_completed(futures):

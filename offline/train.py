@@ -9,12 +9,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn, TimeRemainingColumn
 
 from offline.caches import cache_folder
 from offline.evaluate import DataError
 from offline.material import Plan, gather, plan
 from offline.options import with_file
+from offline.progress import bars
 from offline.rollout_source import find_rollouts
 from offline.train_options import join_ranges, train_parser
 from offline.train_preview import preview
@@ -156,7 +157,6 @@ def _train(
 
 @contextmanager
 def _bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with bars(TaskProgressColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task(what, total=total)
         yield lambda n: progress.advance(task, n)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
 from offline import disagreements
@@ -24,7 +24,7 @@ from offline.benchmarks import base as benchmarks
 from offline.disagreements import Judged
 from offline.evaluate import DataError
 from offline.options import positive
-from offline.progress import Rate
+from offline.progress import Rate, bars
 from offline.provenance import METADATA, noted, provenance
 from offline.rollout_store import write
 from offline.verifiers.base import VerifierError, names
@@ -145,9 +145,8 @@ def _of_benchmark(table: pa.Table, rollouts: bool) -> str:
 
 
 def _graded(verifier: str, items: Sequence[tuple[list[str], str]], workers: int | None) -> list[Graded]:
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), Rate("{:.0f} rows/s"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(items))
+    with bars(MofNCompleteColumn(), Rate("{:.0f} rows/s"), TimeRemainingColumn()) as progress:
+        task = progress.add_task("verifying", total=len(items))
         return grade_all(verifier, items, workers, lambda done: progress.update(task, advance=done))
 
 

@@ -83,7 +83,7 @@ def _engine(arm: SampledArm, share: Share) -> Any:
     from vllm.platforms import current_platform
     from vllm.utils import argparse_utils
 
-    parser: Any = EngineArgs.add_cli_args(argparse_utils.FlexibleArgumentParser())  # type: ignore[no-untyped-call]
+    parser: Any = EngineArgs.add_cli_args(argparse_utils.FlexibleArgumentParser())  # type: ignore[no-untyped-call]  # vLLM leaves it untyped
     # The pool's own arguments, so that rollouts run as the served model does; those of the HTTP server are skipped.
     engine_args = EngineArgs.from_cli_args(parser.parse_known_args(list(arm.engine_args))[0])
     engine_args.model = arm.source

@@ -33,7 +33,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     from huggingface_hub import errors
 
     # httpx's in release 1 of huggingface_hub, httpx2's in release 2.
-    transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # imported there, not exported
     known = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, transport, OSError, ValueError)
     try:
         yield

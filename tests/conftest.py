@@ -2,21 +2,60 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from probes import hub
 from server.config import Settings, load
 from server.launch import launched
+from tests.support.hub import Hub, running
 
 POOL = Path(__file__).parents[1] / "offline/nano_pool/pool.yaml"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the tests, what starts vLLM comes first: it takes longest, short tests fill the gaps."""
+    if hasattr(config, "workerinput"):
+        real = {item.path for item in items if item.get_closest_marker("vllm")}
+        items.sort(key=lambda item: (not asks_shared_servers(item.path), item.path not in real))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process gets whole files, one of them all that ask the shared servers."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "shared servers" if asks_shared_servers(config.rootpath / file) else file
+
+    return Scheduling(config, log)
+
+
+@cache
+def asks_shared_servers(file: Path) -> bool:
+    """The process that hands out the tests collects none, so the text tells."""
+    return "vllm_pool" in file.read_text()
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub that this process uses, with a cache of its own, and asks again without a pause."""
+    with running() as there:
+        there.use(monkeypatch, tmp_path / "home")
+        monkeypatch.setattr(hub, "WAITS_S", (0.0, 0.0))
+        yield there
 
 
 @dataclass(frozen=True)

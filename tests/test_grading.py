@@ -136,7 +136,7 @@ def test_workers_end_when_nobody_wants_more() -> None:
     results = process_pool.each("operator:neg", [[1], [2], [3]], workers=2, limit_s=60)
     next(results)
     assert len(descendants(os.getpid()) - before) == 2
-    results.close()  # type: ignore[attr-defined]
+    results.close()  # type: ignore[attr-defined]  # a generator
     assert descendants(os.getpid()) == before
 
 

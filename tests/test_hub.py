@@ -1,7 +1,5 @@
 """Probes from the Hub, with the real client against a loopback Hub that misbehaves on demand."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,16 +7,15 @@ import pytest
 from probes import hub
 from probes.artifact import load_artifact
 from probes.base import ProbeError
-from probes.hub import Reference, fetch, parse
+from probes.hub import fetch
 from probes.hub_errors import HubAwayError
 from probes.reference import load_probe
 from tests.support import hub_http
-from tests.support.hub import TOKEN, Fault, Hub, cut, not_the_hub, reset, running, stall, status, wrong_size
+from tests.support.hub import TOKEN, Hub, status
+from tests.support.hub_probe import REFERENCE, REPO, publish
 from tests.support.probes import artifact
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/golden"
-REPO = "ann/probes"
-REFERENCE = f"hf://{REPO}/large"
 
 
 @pytest.fixture(scope="module")
@@ -27,63 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> Iterator[Hub]:
-    """A Hub with one private repository of one probe, which this process uses."""
-    with running() as there:
-        there.use(monkeypatch, tmp_path / "home")
-        monkeypatch.setattr(hub, "WAITS_S", (0.0, 0.0))
-        files = {f"large/{file.name}": file.read_bytes() for file in folder.iterdir()}
-        there.repository(REPO, private=True).commit({**files, "README.md": b"# probes", "large/notes.txt": b"mine"})
-        yield there
-
-
-def half_written(home: Path) -> list[Path]:
-    return [path for path in home.rglob("*") if path.name.endswith(".incomplete") or ".tmp" in path.name]
-
-
-@pytest.mark.parametrize(
-    ("text", "reference"),
-    [
-        ("hf://ann/probes/large", Reference("ann/probes", "large", "main")),
-        ("hf://ann/probes/v2/large@main", Reference("ann/probes", "v2/large", "main")),
-        ("hf://ann/probes@v1.0", Reference("ann/probes", "", "v1.0")),
-        ("hf://ann/probes/large@refs/pr/4", Reference("ann/probes", "large", "refs/pr/4")),
-        (
-            "hf://CoffeeGitta/pika-probes/Qwen2.5-7B--MATH--linear_eoi_probe--success_rate--k5-t0.7@" + "a" * 40,
-            Reference("CoffeeGitta/pika-probes", "Qwen2.5-7B--MATH--linear_eoi_probe--success_rate--k5-t0.7", "a" * 40),
-        ),
-    ],
-)
-def test_parses(text: str, reference: Reference) -> None:
-    assert parse(text) == reference
-    assert parse(str(reference)) == reference
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "ann/probes/large",
-        "hf://ann",
-        "hf:///probes/large",
-        "hf://ann/../large",
-        "hf://ann/probes/../../etc",
-        "hf://ann/probes//large",
-        "hf://ann/probes/large/",
-        "hf://ann/probes/.git",
-        "hf://ann/probes/la rge",
-        "hf://ann/probes/large?x=1",
-        "hf://ann/probes/large\n",
-        "hf://ann/probes/large@",
-        "hf://ann/probes/large@../main",
-        "hf://ann/probes/large@a@b",
-        "hf://ann/probes/large@-f",
-        "hf://datasets/ann/rollouts",
-        "hf://an--n/probes",
-    ],
-)
-def test_refuses_what_is_no_reference(text: str) -> None:
-    with pytest.raises(ProbeError, match=r"hf://owner/repo/folder\[@revision\]"):
-        parse(text)
+def loopback(loopback: Hub, folder: Path) -> Hub:
+    publish(loopback, folder)
+    return loopback
 
 
 def test_fetches_one_commit_into_the_hubs_cache(loopback: Hub, folder: Path, tmp_path: Path) -> None:
@@ -183,110 +126,6 @@ def test_a_wrong_token_is_named_as_such(loopback: Hub, monkeypatch: pytest.Monke
     with pytest.raises(ProbeError, match="Invalid credentials") as caught:
         fetch(REFERENCE)
     assert "hf_wrong" not in str(caught.value)
-
-
-AWAY: dict[str, Fault] = {
-    "429": status(429, Retry_After="3600"),
-    "500": status(500),
-    "503": status(503, "<html>maintenance</html>", content_type="text/html"),
-    "reset": reset,
-    "not the hub": not_the_hub,
-}
-
-
-@pytest.mark.parametrize("fault", AWAY.values(), ids=AWAY)
-@pytest.mark.parametrize("where", ["GET /api/models", "HEAD .*/resolve/"])
-def test_the_cache_stands_in_where_the_hub_is_away(
-    loopback: Hub, fault: Fault, where: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    before = fetch(REFERENCE)
-    repository = loopback.repositories["model", REPO]
-    repository.commit({"large/config.json": repository.files["large/config.json"] + b"\n"})
-    loopback.fails(where, fault)
-    with caplog.at_level(logging.DEBUG):
-        cached = fetch(REFERENCE)
-    assert (cached.folder, cached.commit, cached.from_cache) == (before.folder, before.commit, True)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "probes.hub"]
-    assert "the Hub is away" in warnings[-1]
-    assert f"taken from its cache, as it was at commit {before.commit}" in warnings[-1]
-    assert TOKEN not in caplog.text
-    loopback.works()
-    assert fetch(REFERENCE).commit == repository.refs["main"]
-
-
-def test_a_dead_hub(loopback: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    repository = loopback.repositories["model", REPO]
-    repository.refs["v1"] = repository.refs["main"]
-    before = fetch(f"{REFERENCE}@v1")
-    with running() as another:
-        dead = another.url
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", dead)
-    for reference in (f"{REFERENCE}@v1", f"{REFERENCE}@{before.commit}"):
-        cached = fetch(reference)
-        assert (cached.folder, cached.commit, cached.from_cache) == (before.folder, before.commit, True)
-    assert "refused" in caplog.text
-    with pytest.raises(HubAwayError, match=r"cannot fetch .*: the Hub is away .* and its cache lacks the probe"):
-        fetch(f"{REFERENCE}@main")
-
-
-def test_offline_by_the_clients_own_switch(loopback: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch(REFERENCE)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert fetch(REFERENCE).from_cache
-
-
-def test_a_hub_that_never_answers(loopback: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch(REFERENCE)
-    monkeypatch.setattr(hub, "TIMEOUT_S", 0.2)
-    loopback.fails("GET /api/models", stall)
-    assert fetch(REFERENCE).from_cache
-
-
-def test_tries_again_where_the_cache_is_empty(loopback: Hub) -> None:
-    loopback.fails("GET /api/models", status(500), times=2)
-    assert not fetch(REFERENCE).from_cache
-    loopback.fails("GET /api/models", status(500), times=3)
-    with pytest.raises(HubAwayError, match="it answers 500"):
-        fetch(f"hf://{REPO}/other")
-
-
-def test_a_cut_download_goes_on_where_it_stopped(loopback: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The client keeps whole chunks, of 10 MiB.
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100)
-    loopback.fails("GET /large/", cut(250), times=1)
-    fetched = fetch(REFERENCE)
-    assert [request.headers.get("range") for request in loopback.asked("GET /large/")] == [None, "bytes=200-"]
-    assert (fetched.folder / "probe.safetensors").read_bytes() == (folder / "probe.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize("fault", [wrong_size(7), wrong_size(-7)], ids=["more", "less"])
-def test_wrong_sizes_leave_nothing_half_written(
-    loopback: Hub, fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loopback.fails("HEAD .*/resolve/.*safetensors", fault)
-    with pytest.raises(HubAwayError, match="Consistency check failed"):
-        fetch(REFERENCE)
-    assert not half_written(tmp_path / "home")
-    assert not list((tmp_path / "home").rglob("*.safetensors"))
-    loopback.works()
-    assert load_artifact(fetch(REFERENCE).folder, verify=False).card.target.arm == "large"
-
-
-def test_part_of_a_probe_in_the_cache_is_no_probe(loopback: Hub) -> None:
-    loopback.fails("HEAD .*/resolve/.*safetensors", status(500))
-    with pytest.raises(HubAwayError, match="its cache lacks the probe"):
-        fetch(REFERENCE)
-
-
-def test_a_new_commit_that_cannot_be_fetched_whole_leaves_the_old_one(loopback: Hub) -> None:
-    before = fetch(REFERENCE)
-    repository = loopback.repositories["model", REPO]
-    changed = {f"large/{name}": repository.files[f"large/{name}"] + b" " for name in ("config.json",)}
-    repository.commit({**changed, "large/probe.safetensors": b"other weights"})
-    loopback.fails("/resolve/.*safetensors", status(500))
-    assert fetch(REFERENCE).commit == before.commit
-    loopback.works()
-    assert fetch(REFERENCE).commit == repository.refs["main"]
 
 
 def test_a_probe_that_is_fetched_anew_does_not_hide_the_others(loopback: Hub) -> None:

@@ -1,30 +1,20 @@
 """Commands that read a probe, given one on the Hub: they do what they do with the same folder at hand."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from probes import hub
 from probes.artifact import load_artifact
 from probes.reference import load_probe
 from server.__main__ import main
-from tests.support.hub import Hub, reset, running
+from tests.support.hub import Hub, reset
 from tests.support.legacy import legacy_folder
 from tests.support.probes import NANO_POOL
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/golden"
-
-
-@pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with running() as there:
-        there.use(monkeypatch, tmp_path / "home")
-        monkeypatch.setattr(hub, "WAITS_S", (0.0, 0.0))
-        yield there
 
 
 def example(which: str, tmp_path: Path) -> tuple[Path, Path, Path]:

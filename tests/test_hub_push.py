@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from probes.artifact import load_artifact, save_artifact
 from probes.card import Estimate, ReliabilityBin
 from probes.manifest import Entry, list_probes
 from server.__main__ import main
-from tests.support.hub import TOKEN, Hub, Repository, reset, running, status
+from tests.support.hub import TOKEN, Hub, Repository, reset, status
 from tests.support.probes import NANO_POOL, artifact
 
 # What the client does when it uploads.
@@ -32,14 +31,6 @@ BINS = [
     ReliabilityBin(predicted=p, observed=Estimate(value=p, low=p - 0.05, high=p + 0.05), weight=1 / 3)
     for p in (0.2, 0.5, 0.9)
 ]
-
-
-@pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with running() as there:
-        there.use(monkeypatch, tmp_path / "home")
-        monkeypatch.setattr(hub, "WAITS_S", (0.0, 0.0))
-        yield there
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from probes.prompt import Renderer
 from probes.reference import load_probe
 from tests.support.legacy import D_MODEL, legacy_folder
 from tests.support.probes import NANO_POOL, artifact
-from tests.test_allow_list import HOSTILE
+from tests.test_allow_list_hostile import HOSTILE
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/golden"
 NANO = {"acme/nano-small": str(NANO_POOL / "nano-small")}

@@ -1,17 +1,15 @@
 """The list of a repository's probes, with the real client against a loopback Hub."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from probes import hub
 from probes.base import ProbeError
 from probes.hub_errors import HubAwayError
 from probes.manifest import list_probes
 from server.__main__ import main
-from tests.support.hub import Hub, running, status
+from tests.support.hub import Hub, status
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/golden"
 REPO = "ann/probes"
@@ -30,12 +28,9 @@ MANIFEST = {"version": "1.0", "generated_at": "2026-01-01T00:00:00", "num_probes
 
 
 @pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with running() as there:
-        there.use(monkeypatch, tmp_path / "home")
-        monkeypatch.setattr(hub, "WAITS_S", (0.0, 0.0))
-        there.repository(REPO).commit({"manifest.json": json.dumps(MANIFEST).encode()})
-        yield there
+def loopback(loopback: Hub) -> Hub:
+    loopback.repository(REPO).commit({"manifest.json": json.dumps(MANIFEST).encode()})
+    return loopback
 
 
 def listed(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:

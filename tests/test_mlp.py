@@ -72,7 +72,7 @@ def test_a_site_that_never_varies_is_not_read() -> None:
     train, validation = (problems(n, n, next_token=True) for n in (300, 200))
     for one in (train, validation):
         more = {site: np.random.default_rng(0).normal(size=(len(one.labels), 8)) for site in many}
-        one.inputs.activations.update({site: values.astype(np.float32) for site, values in more.items()})  # type: ignore[attr-defined]
+        one.inputs.activations.update({site: values.astype(np.float32) for site, values in more.items()})  # type: ignore[attr-defined]  # a dict
     [fit] = Mlp.fit(train, validation)
     assert constant not in fit.probe.sites
 
@@ -82,7 +82,7 @@ def test_output_is_that_of_a_torch_network() -> None:
     [fit] = Mlp.fit(train, validation)
     own = {name: torch.tensor(tensor, dtype=torch.float64) for name, tensor in fit.probe.tensors().items()}
     layers = [validation.inputs.activations[site] for site in fit.probe.sites]
-    read = np.concatenate([*layers, validation.inputs.next_token], axis=1)  # type: ignore[list-item]
+    read = np.concatenate([*layers, validation.inputs.next_token], axis=1)  # type: ignore[list-item]  # it is there
     x = (torch.tensor(read) - own["mean"]) / own["deviation"]
     hidden = torch.relu(x @ own["hidden_weight"] + own["hidden_bias"])
     expected = hidden @ own["output_weight"] + own["output_bias"]

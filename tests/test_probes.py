@@ -32,7 +32,7 @@ both_tasks = pytest.mark.parametrize("task", TASKS)
 def split(noise: bool = False) -> tuple[Examples, Examples, Examples]:
     """Train, validation and test."""
     sizes = (N_TRAIN, N_VALIDATION, N_TEST)
-    return tuple(examples(n, seed, noise) for seed, n in enumerate(sizes))  # type: ignore[return-value]
+    return tuple(examples(n, seed, noise) for seed, n in enumerate(sizes))  # type: ignore[return-value]  # as many as there are sizes
 
 
 @cache

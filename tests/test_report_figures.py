@@ -42,7 +42,7 @@ def test_costs_are_told_per_so_many_queries_that_they_can_be_read(
     ],
 )
 def test_knobs(value: object, text: str) -> None:
-    assert knob(value) == text  # type: ignore[arg-type]
+    assert knob(value) == text  # type: ignore[arg-type]  # of any type
 
 
 def test_labels_stand_apart_within_the_plot_and_in_order() -> None:

@@ -18,7 +18,6 @@ from tests.support.rollouts import (
     check_row,
     command,
     journalled,
-    pika,
     rows,
     start,
     wait_for_lines,
@@ -70,7 +69,9 @@ def test_ray_gives_what_the_endpoint_runner_gives(tmp_path: Path, vllm_pool: Any
 
 @pytest.mark.vllm
 @pytest.mark.timeout(TIMEOUT_S * 3)
-def test_a_killed_run_on_ray_goes_on_where_it_stopped(tmp_path: Path, vllm_pool: Any) -> None:
+def test_a_killed_run_on_ray_goes_on_where_it_stopped(
+    tmp_path: Path, vllm_pool: Any, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, journal = tmp_path / "out.parquet", tmp_path / "out.parquet.partial"
     urls = {"nano-large": vllm_pool.urls["nano-large"]}
     arguments = command(out, *options(urls, "ray", "--concurrency", "2"), splits=("train=120",))
@@ -79,12 +80,11 @@ def test_a_killed_run_on_ray_goes_on_where_it_stopped(tmp_path: Path, vllm_pool:
     process.kill()
     process.communicate()
     kept = journalled(journal)
-    result = pika(*arguments)
-    assert result.returncode == 0, result.stderr
+    assert main(arguments) == 0
     assert 0 < len(kept) < 120
     check_kept(kept, rows(out))
     assert len(rows(out)) == 120
-    assert json.loads(result.stdout.splitlines()[-1])["rows"] == 120
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 120
 
 
 def test_an_endpoint_that_fails_is_named_by_ray_too(

@@ -24,7 +24,7 @@ FORMS = {
 
 def read(problem: str) -> list[tuple[str, int]]:
     """The statements of a problem, read from its text alone."""
-    _, body = re.fullmatch(r"(.*?[?]|Find the final number[.]) (.*)", problem).groups()  # type: ignore[union-attr]
+    _, body = re.fullmatch(r"(.*?[?]|Find the final number[.]) (.*)", problem).groups()  # type: ignore[union-attr]  # a match, or the test fails
     steps = []
     for statement in re.findall(r"[^.;]+[.;]", body):
         ((kind, operand),) = [

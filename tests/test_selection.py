@@ -53,9 +53,9 @@ def test_equal_rankings_are_equal() -> None:
     rng = np.random.default_rng(0)
     raw, labels = rng.normal(size=200), rng.binomial(5, 0.5, size=200) / 5
     for task in ("regression", "classification"):
-        found = scores(np.stack([raw, np.exp(raw), raw * 1e-7]), labels, task)  # type: ignore[arg-type]
+        found = scores(np.stack([raw, np.exp(raw), raw * 1e-7]), labels, task)  # type: ignore[arg-type]  # a plain str
         assert found[0] == found[1] == found[2]
-        assert choose(np.stack([np.zeros(200), raw, raw * 3]), labels, task).best == 1  # type: ignore[arg-type]
+        assert choose(np.stack([np.zeros(200), raw, raw * 3]), labels, task).best == 1  # type: ignore[arg-type]  # a plain str
 
 
 def test_what_cannot_be_ranked_is_refused() -> None:

@@ -76,7 +76,7 @@ def test_derivatives_are_those_of_autograd(kind: str, reference: Reference) -> N
         tokens[:, :, 0] += BIAS[0]
         _, derivative = probe.pool(tokens)
         weight, query = (torch.tensor(one, dtype=torch.float64, requires_grad=True) for one in (WEIGHT, QUERY))
-        reference(torch.tensor(x), weight, query).backward()  # type: ignore[no-untyped-call]
+        reference(torch.tensor(x), weight, query).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         np.testing.assert_allclose(x.T @ derivative[:, 0, 0], weight.grad, rtol=1e-9, atol=1e-12)
         if "query" in probe.readouts:
             np.testing.assert_allclose(x.T @ derivative[:, 0, 1] / D_MODEL**0.5, query.grad, rtol=1e-9, atol=1e-12)

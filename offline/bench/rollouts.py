@@ -19,7 +19,7 @@ from statistics import median
 import aiohttp
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from offline import endpoint_sampler
@@ -27,6 +27,7 @@ from offline.bench.vllm_process import ServerError, running
 from offline.benchmarks.running_total import RunningTotal
 from offline.endpoint_sampler import Request, prepare
 from offline.options import positive
+from offline.progress import bars
 from offline.samplers import Job, Limits, Sample, SampledArm, SamplingError, job_seed
 from server.config import load
 
@@ -191,8 +192,7 @@ def _bench_serve(requests: Sequence[Request], url: str, concurrency: int, folder
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    return bars(MofNCompleteColumn(), "left", TimeRemainingColumn())
 
 
 def _parser() -> ArgumentParser:

@@ -16,11 +16,12 @@ from multiprocessing import get_context
 from time import perf_counter
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
 from offline.bench import scikit_sweep, training_data
 from offline.bench.training_data import TASKS, Data, Shape
+from offline.progress import bars
 from probes.card import Site
 from probes.linear_eoi import ALPHAS, LinearEoi
 
@@ -177,7 +178,6 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
 
 @contextmanager
 def _bar(what: str) -> Iterator[OnStep]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with bars(TimeElapsedColumn()) as progress:
         task = progress.add_task(what, total=1.0)
         yield lambda share: progress.advance(task, share)

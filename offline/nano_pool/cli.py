@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
 from offline.nano_pool.recipe import RECIPES, Recipe
-from offline.nano_pool.trainers import TrainingError, trainers
+from offline.nano_pool.trainers import Run, TrainingError, trainers
+from offline.progress import bars
 
 USAGE = """\
 usage: pika nano train --out FOLDER [options]
@@ -30,6 +30,8 @@ Writes a folder per model, as Transformers and vLLM load it, with `training.json
 versions, time and accuracy. A model that is there already, of the same recipe and seed, is not trained again.
 """
 QUICK_STEPS = 40
+PROBLEMS, QUICK_PROBLEMS = 1000, 100
+"""That accuracies are measured on. Models that hardly learnt never end an answer, which takes its time."""
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +42,8 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv[1:])
     recipes = [_quick(recipe) for recipe in RECIPES] if args.quick else list(RECIPES)
     try:
-        records = _train(recipes, args.out, args.seed, shlex.join(["pika", "nano", *argv]))
+        problems = QUICK_PROBLEMS if args.quick else PROBLEMS
+        records = _train(recipes, Run(args.out, args.seed, shlex.join(["pika", "nano", *argv]), problems))
     except TrainingError as error:
         print(f"pika nano train: {error}", file=sys.stderr)
         return error.exit_code
@@ -61,7 +64,11 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the models go")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps of each model")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_STEPS} steps of each model, asked {QUICK_PROBLEMS} problems instead of {PROBLEMS}",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of problems and weights (default: 0)")
     return parser
 
@@ -70,13 +77,12 @@ def _quick(recipe: Recipe) -> Recipe:
     return replace(recipe, max_steps=QUICK_STEPS, decay_steps=QUICK_STEPS // 3)
 
 
-def _train(recipes: list[Recipe], out: Path, seed: int, command: str) -> dict[str, dict[str, Any]]:
+def _train(recipes: list[Recipe], run: Run) -> dict[str, dict[str, Any]]:
     """The records of all models, in the recipes' order. A model goes on from another in the same process."""
     first = [[recipe] for recipe in recipes if recipe.begins_as is None]
     chains = [[*one, *(r for r in recipes if r.begins_as == one[0].name)] for one in first]
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     records: dict[str, dict[str, Any]] = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress, trainers(chains, out, seed, command) as said:
+    with bars("{task.fields[note]}", TimeElapsedColumn()) as progress, trainers(chains, run) as said:
         tasks = {recipe.name: progress.add_task(recipe.name, total=recipe.max_steps, note="") for recipe in recipes}
         for name, step, what in said:
             if isinstance(what, dict):

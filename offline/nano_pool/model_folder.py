@@ -24,11 +24,11 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, record: di
     """
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # untyped there
             do_sample=False, eos_token_id=END, pad_token_id=PAD
         )
         model.save_pretrained(unfinished)
-        PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # untyped there
             tokenizer_object=tokenizer,
             eos_token=SPECIAL[END],
             pad_token=SPECIAL[PAD],

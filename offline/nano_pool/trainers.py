@@ -4,17 +4,17 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from offline.benchmarks.running_total import RunningTotal
 from offline.nano_pool.recipe import Recipe
 from probes.engine.worker import die_with_parent
 
-PROBLEMS = 1000
-"""Validation problems that accuracies are measured on."""
 EVERY = 20
 """Steps between what is said of progress."""
 
@@ -33,8 +33,20 @@ class TrainingError(Exception):
         return str(self.args[0])
 
 
+@dataclass(frozen=True)
+class Run:
+    """What all models of one run have in common."""
+
+    out: Path
+    seed: int
+    command: str
+    """On record."""
+    problems: int
+    """Validation problems that accuracies are measured on."""
+
+
 @contextmanager
-def trainers(chains: Sequence[Sequence[Recipe]], out: Path, seed: int, command: str) -> Iterator[Iterator[Said]]:
+def trainers(chains: Sequence[Sequence[Recipe]], run: Run) -> Iterator[Iterator[Said]]:
     """Train each chain's models, one after the other, and tell how it goes.
 
     Raises:
@@ -46,7 +58,7 @@ def trainers(chains: Sequence[Sequence[Recipe]], out: Path, seed: int, command: 
     try:
         for chain in chains:
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(list(chain), out, seed, command, sender), daemon=True)
+            process = context.Process(target=_train, args=(list(chain), run, sender), daemon=True)
             process.start()
             sender.close()
             receivers.append(receiver)
@@ -74,16 +86,19 @@ def _said(receivers: list[Connection]) -> Iterator[Said]:
                 yield said
 
 
-def _run(chain: list[Recipe], out: Path, seed: int, command: str, sender: Connection) -> None:
+def _train(chain: list[Recipe], run: Run, sender: Connection) -> None:
     """The child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     die_with_parent()
     import torch
 
+    from offline.nano_pool.tokenizer import train_tokenizer
+
     torch.set_num_threads(1)
     try:
+        tokenizer = train_tokenizer(run.seed)
         for recipe in chain:
-            sender.send((recipe.name, recipe.max_steps, _record(recipe, out, seed, command, sender)))
+            sender.send((recipe.name, recipe.max_steps, _record(recipe, run, tokenizer, sender)))
         sender.send(None)
     except TrainingError as error:
         sender.send(error)
@@ -91,16 +106,15 @@ def _run(chain: list[Recipe], out: Path, seed: int, command: str, sender: Connec
         sender.send(TrainingError(str(error), 1))
 
 
-def _record(recipe: Recipe, out: Path, seed: int, command: str, sender: Connection) -> dict[str, Any]:
+def _record(recipe: Recipe, run: Run, tokenizer: Tokenizer, sender: Connection) -> dict[str, Any]:
     """How the model was trained, now or before."""
     from offline.nano_pool import model_folder
-    from offline.nano_pool.tokenizer import train_tokenizer
     from offline.nano_pool.training import accuracy, train
 
-    folder = out / recipe.name
+    folder = run.out / recipe.name
     record = model_folder.read_record(folder)
     if record is not None:
-        if (record.get("recipe"), record.get("seed")) != (asdict(recipe), seed):
+        if (record.get("recipe"), record.get("seed")) != (asdict(recipe), run.seed):
             raise TrainingError(f"{folder} holds a model of another recipe or seed: give another --out", 2)
         return record
 
@@ -108,14 +122,14 @@ def _record(recipe: Recipe, out: Path, seed: int, command: str, sender: Connecti
         if step % EVERY == 0:
             sender.send((recipe.name, step, loss))
 
-    tokenizer = train_tokenizer(seed)
-    start = None if recipe.begins_as is None else model_folder.load(out / recipe.begins_as)
-    trained = train(recipe, tokenizer, seed, start, on_step)
-    problems = [(p.problem, p.ground_truth) for p in RunningTotal().problems("validation", PROBLEMS, seed + 1)]
+    start = None if recipe.begins_as is None else model_folder.load(run.out / recipe.begins_as)
+    trained = train(recipe, tokenizer, run.seed, start, on_step)
+    problems = RunningTotal().problems("validation", run.problems, run.seed + 1)
+    asked = [(problem.problem, problem.ground_truth) for problem in problems]
     record = {
-        "command": command,
+        "command": run.command,
         "parameters": trained.model.num_parameters(),
-        "accuracy": accuracy(trained.model, tokenizer, problems, seed),
+        "accuracy": accuracy(trained.model, tokenizer, asked, run.seed),
         **trained.record,
     }
     model_folder.save(folder, trained.model, tokenizer, record)

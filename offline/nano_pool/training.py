@@ -41,8 +41,8 @@ class Trained:
 
 def new_model(recipe: Recipe, start: LlamaForCausalLM | None = None) -> LlamaForCausalLM:
     """Of random weights; the first layers, and what stands around them, those of `start` where it is given."""
-    model = LlamaForCausalLM(  # type: ignore[no-untyped-call]
-        LlamaConfig(  # type: ignore[call-arg]
+    model = LlamaForCausalLM(  # type: ignore[no-untyped-call]  # untyped there
+        LlamaConfig(  # type: ignore[call-arg]  # fields are the base class's
             vocab_size=tokens.VOCABULARY,
             hidden_size=recipe.d_model,
             intermediate_size=3 * recipe.d_model,
@@ -93,7 +93,7 @@ def train(
         loss, per_answer = _loss(model, rows)
         for optimiser in optimisers:
             optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped there
         for optimiser in optimisers:
             optimiser.step()
         smoothed = per_answer if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * per_answer
@@ -119,7 +119,7 @@ def train(
         "dtype": "bfloat16" if _has_bfloat16() else "float32",
         "seconds": round(time.monotonic() - began, 1),
     }
-    return Trained(model.to(torch.bfloat16), record)  # type: ignore[arg-type]
+    return Trained(model.to(torch.bfloat16), record)  # type: ignore[arg-type]  # `to` is typed for modules
 
 
 def _batches(recipe: Recipe, tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
@@ -159,7 +159,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[tuple
     prompts = [tokenizer.encode(HEAD + text + TAIL).ids for text, _ in problems]
     longest = max(map(len, prompts))
     padded = torch.tensor([[tokens.PAD] * (longest - len(ids)) + ids for ids in prompts])
-    answers = model.generate(  # type: ignore[misc]
+    answers = model.generate(  # type: ignore[misc]  # its mixin's type is not settled
         padded,
         attention_mask=(padded != tokens.PAD).long(),
         do_sample=True,

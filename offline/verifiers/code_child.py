@@ -23,7 +23,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     # Python's isolated mode imports nothing from here, and -S leaves out `exit`, which programs use.
     confine = runpy.run_path(str(Path(__file__).with_name("confine.py")))["confine"]
-    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # they are objects
     sys.path += job["packages"]
     sys.argv = [PROGRAM]
     missing = confine(**job["limits"])

@@ -43,7 +43,7 @@ def _harvest(model: Path, cache: Path, n: int, batches: int, found: "SimpleQueue
             os.kill(os.getpid(), signal.SIGKILL)
         return forward(self, prompts)
 
-    ProbeModel._forward = counted  # type: ignore[method-assign]
+    ProbeModel._forward = counted  # type: ignore[method-assign]  # counted on the way
     prompts = [[5, 6, 7 + i % 50] * (1 + i % 8) for i in range(n)]
     before = _memory("VmRSS")
     activations.harvest(new_pass(str(model)), prompts, READING, "cpu", cache)

@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._handle()
 
-    do_GET = do_POST = do_PUT = do_HEAD  # noqa: N815
+    do_GET = do_POST = do_PUT = do_HEAD  # noqa: N815 - http.server's names
 
     def _handle(self) -> None:
         self.cut_after, self.size_error = None, 0

@@ -1,0 +1,39 @@
+"""A gateway over upstreams of given behaviour, and what is asked of it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+
+from server.app import create_app
+from tests.support import upstream as faults
+from tests.support.gateway import constant_pool, serving
+from tests.support.upstream import Handler, Upstream
+
+PATH = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "How much is 1 + 1?"}]
+
+
+@contextmanager
+def gateway(handlers: dict[str, list[Handler]], **sections: Any) -> Iterator[tuple[httpx.Client, list[Upstream]]]:
+    """A gateway over one upstream per handler; yields a client and the upstreams in order."""
+    with ExitStack() as stack:
+        upstreams: list[Upstream] = []
+        urls: dict[str, list[str]] = {}
+        for name, behaviours in handlers.items():
+            running = [stack.enter_context(faults.running(one)) for one in behaviours]
+            upstreams += running
+            urls[name] = [one.url for one in running]
+        base = stack.enter_context(serving(create_app(constant_pool(urls, **sections))))
+        yield stack.enter_context(httpx.Client(base_url=base, timeout=20)), upstreams
+
+
+def chat(client: httpx.Client, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    body = {"model": "auto", "messages": MESSAGES, **fields}
+    return client.post(PATH, json=body, headers=headers)
+
+
+def metric(client: httpx.Client, series: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(series))
