@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from probes.base import FloatArray, ProbeError
@@ -75,7 +75,8 @@ def _load(pass_: Pass, device: str) -> PreTrainedModel:
             dtype=getattr(torch, pass_.dtype),
             use_safetensors=True,
             trust_remote_code=False,
-        ).to(device)
+        )
+        nn.Module.to(model, device)
     except (OSError, ValueError, RuntimeError) as error:
         raise ProbeError(f"cannot load {pass_.probe_model}, whose answers are to be looked at: {error}") from error
     return model

@@ -1,6 +1,6 @@
-"""A cascade that looks at the first answer: an arm answers, and a probe on its model's activations at the end of that
-answer says how likely it is right; where that is too little, the best arm is asked too. All that is read, answered and
-answered again is paid for.
+"""A cascade that looks at the first answer: an arm answers, and what its own model makes of that answer (`looks`) says
+how likely it is right; where that is too little, the best arm is asked too. All that is read, answered and answered
+again is paid for.
 
 Before anything is generated, arms compete by success probability less the weighted cost, as `target_accuracy` has them.
 Looking competes with them: it is worth what the arm's own answer is, and a share of what the best arm could still gain
@@ -25,7 +25,7 @@ HOPES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Looks:
-    """What the answers of one arm look like at their ends, for the problems of one split."""
+    """What the answers of one arm look like to its model, for the problems of one split."""
 
     arm: int
     success: FloatArray
