@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +125,20 @@ def test_what_is_trained_is_not_trained_again(trained: Path, capsys: pytest.Capt
     assert {file: file.stat().st_mtime_ns for file in trained.rglob("*") if file.is_file()} == before
     assert main(["nano", "train", "--quick", "--out", str(trained), "--seed", "1"]) == 2
     assert "give another --out" in capsys.readouterr().err
+
+
+def test_the_documented_command_trained_the_nano_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed is of the recipe as it stands, so the command finds nothing left to train."""
+    pool = Path(__file__).parents[1] / "offline" / "nano_pool"
+    [documented] = re.findall(
+        r"^\.venv/bin/pika (nano train .*)$", (pool / "README.md").read_text(), flags=re.MULTILINE
+    )
+    monkeypatch.chdir(pool.parents[1])
+    before = {file: file.stat().st_mtime_ns for file in pool.rglob("*") if file.is_file()}
+    assert main(shlex.split(documented)) == 0
+    assert {file: file.stat().st_mtime_ns for file in pool.rglob("*") if file.is_file()} == before
+    wanted = {"nano-small": (0.40, 0.60), "nano-medium": (0.70, 0.88), "nano-large": (0.88, 0.96)}
+    for name, (low, high) in wanted.items():
+        record = json.loads((pool / name / "training.json").read_text())
+        assert shlex.split(record["command"]) == ["pika", *shlex.split(documented)]
+        assert low <= record["accuracy"] <= high
