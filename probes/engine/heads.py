@@ -49,3 +49,9 @@ def raw(artifacts: Sequence[Artifact], inputs: Inputs, *, partial: bool = False)
     if not partial and not finite.all():
         raise ProbeError(NOT_FINITE)
     return np.where(finite, outputs, np.nan)
+
+
+def sites(artifact: Artifact) -> list[Site]:
+    """Where a probe and the heads beside it read activations."""
+    heads = (artifact.card.output_tokens, artifact.card.statistics)
+    return [*artifact.probe.sites, *(head.site for head in heads if head is not None)]

@@ -111,8 +111,7 @@ def _reading(artifacts: Sequence[Artifact]) -> "Reading":
     sites: dict[Site, None] = {}
     layers: dict[int, None] = {}
     for artifact in artifacts:
-        heads = (artifact.card.output_tokens, artifact.card.statistics)
-        for site in (*artifact.probe.sites, *(head.site for head in heads if head is not None)):
+        for site in heads.sites(artifact):
             if site.position is None:
                 layers[site.layer] = None
             else:
