@@ -45,19 +45,31 @@ def main(argv: list[str]) -> int:
     args, vllm_arguments = _parser().parse_args(argv[:at]), argv[at + 1 :]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        _check_arguments(vllm_arguments)
-        artifacts = _load(args)
-        arguments = vllm_options(artifacts, args.host, args.port) + vllm_arguments
-        require_plugin()
-        env = environment(local=Path(pass_of(artifacts).probe_model).is_dir())
+        command, env = prepare(args, vllm_arguments)
     except (ProbeError, LaunchError) as error:
         print(f"pika: {error}", file=sys.stderr)
         return 1 if isinstance(error, HubAwayError) else 2
+    os.execve(command[0], command, env)  # noqa: S606  # no shell is wanted
+
+
+def prepare(args: argparse.Namespace, vllm_arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The server's command and environment.
+
+    Raises:
+        ProbeError, LaunchError: the probes cannot be served.
+    """
+    for argument in vllm_arguments:
+        if (option := argument.partition("=")[0].replace("_", "-")) in RESERVED:
+            raise LaunchError(f"leave {option} out after --: `pika probe-server` sets it itself")
+    artifacts = _load(args)
+    command = [sys.executable, "-P", "-m", API_SERVER, *vllm_options(artifacts, args.host, args.port), *vllm_arguments]
+    require_plugin()
+    model = pass_of(artifacts).probe_model
+    env = environment(local=Path(model).is_dir())
     if "VLLM_PLUGINS" in env:
         env["VLLM_PLUGINS"] += f",{NAME}"
-    logger.info("%d probes of %s on http://%s:%d", len(artifacts), pass_of(artifacts).probe_model, args.host, args.port)
-    sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-P", "-m", API_SERVER, *arguments], env)  # noqa: S606  # without a shell
+    logger.info("%d probes of %s on http://%s:%d", len(artifacts), model, args.host, args.port)
+    return command, env
 
 
 def vllm_options(artifacts: Sequence[Artifact], host: str, port: int) -> list[str]:
@@ -118,13 +130,6 @@ def _parser() -> argparse.ArgumentParser:
         help="serve probes in spite of this failed check (repeatable); give the gateway the same",
     )
     return parser
-
-
-def _check_arguments(arguments: Sequence[str]) -> None:
-    for argument in arguments:
-        option = argument.partition("=")[0].replace("_", "-")
-        if option in RESERVED:
-            raise LaunchError(f"leave {option} out after --: `pika probe-server` sets it itself")
 
 
 def _load(args: argparse.Namespace) -> list[Artifact]:

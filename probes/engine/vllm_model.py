@@ -4,7 +4,7 @@ What they need to know stands in the model's configuration, where `probes.engine
 """
 
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -39,6 +39,9 @@ class ProbeModel(nn.Module):
     """
 
     is_pooling_model: ClassVar = True
+    # Of the stock architecture:
+    compute_logits: Callable[[Tensor], Tensor]
+    set_aux_hidden_state_layers: Callable[[tuple[int, ...]], None]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -73,7 +76,7 @@ class ProbeModel(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         # Tensors are memory maps: of those that are passed over nothing is read.
         used = ((name, weight) for name, weight in weights if not self.is_unused_checkpoint_weight(name))
-        loaded: set[str] = super().load_weights(used)
+        loaded: set[str] = super().load_weights(used)  # type: ignore[misc]  # the stock architecture's
         return loaded
 
 

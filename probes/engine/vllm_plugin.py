@@ -20,5 +20,7 @@ def register() -> None:
     """Make the architectures `Probe<Arch>` known to vLLM."""
     from vllm import ModelRegistry
 
+    known = ModelRegistry.get_supported_archs()
     for stock in STOCK:
-        ModelRegistry.register_model(f"Probe{stock}", f"probes.engine.vllm_model:Probe{stock}")
+        if f"Probe{stock}" not in known:
+            ModelRegistry.register_model(f"Probe{stock}", f"probes.engine.vllm_model:Probe{stock}")

@@ -32,7 +32,7 @@ def overrides(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     """What vLLM's `--hf-overrides` must say for it to serve probes that read one probe model.
 
     Raises:
-        ProbeError: the plug-in has not this architecture, or the model no such layer.
+        ProbeError: the plug-in has not this architecture, or the model does not fit a probe.
     """
     pass_ = pass_of(artifacts)
     config = read_json(model_file(pass_, "config.json"))
@@ -49,6 +49,12 @@ def overrides(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     depth = max(1, *layers)
     if depth > full_depth:
         raise ProbeError(f"{pass_.probe_model} has layers 0 to {full_depth}; a probe reads layer {depth}")
+    for artifact in artifacts:
+        if artifact.card.d_model != config["hidden_size"]:
+            raise ProbeError(
+                f"{artifact.folder}: the probe reads {artifact.card.d_model} dimensions, its probe model "
+                f"{pass_.probe_model} has {config['hidden_size']}: train the probe anew with `pika train`"
+            )
     types = config.get("layer_types")
     return {
         "architectures": [f"Probe{architecture}"],

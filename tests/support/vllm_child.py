@@ -19,10 +19,16 @@ def main(folder: Path) -> None:
 
     import numpy as np
     from torch import nn
-    from vllm import LLM
+    from vllm import LLM, ModelRegistry
 
     from probes.artifact import load_artifact
+    from probes.engine import vllm_model
+    from probes.engine.vllm_plugin import STOCK
     from probes.engine.vllm_serving import overrides
+
+    # What the plug-in registers by name, vLLM looks at in a process of its own, each for itself.
+    for stock in STOCK:
+        ModelRegistry.register_model(f"Probe{stock}", getattr(vllm_model, f"Probe{stock}"))
 
     def facts(model: nn.Module) -> dict[str, object]:
         return {"class": type(model).__name__, "parameters": [name for name, _ in model.named_parameters()]}
