@@ -122,4 +122,4 @@ def test_what_cannot_be_served_is_refused(
 
 def test_the_gateways_engine_refuses_the_same(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="let the gateway's own engine read it"):
-        VllmEngine([saved(tmp_path, "attn")], "http://127.0.0.1:1")
+        VllmEngine([saved(tmp_path, "attn")], ["http://127.0.0.1:1"])

@@ -45,7 +45,7 @@ class Server:
     """The server's probes, and two that read text alone."""
 
     def engine(self, **options: int) -> VllmEngine:
-        return VllmEngine(self.artifacts, self.url, api_key=KEY, **options)
+        return VllmEngine(self.artifacts, [self.url], api_key=KEY, **options)
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +148,12 @@ async def test_a_server_of_other_probes_or_keys_is_not_taken(server: Server, tmp
     with pytest.raises(
         ProbeError, match=r"has the probe of arm large \(.* serves other probes\): start one with `pika"
     ):
-        await VllmEngine([other], server.url, api_key=KEY).start()
+        await VllmEngine([other], [server.url], api_key=KEY).start()
     with pytest.raises(ProbeError, match=r"refuses the key \(401\)"):
-        await VllmEngine(server.artifacts, server.url, api_key="wrong").start()
+        await VllmEngine(server.artifacts, [server.url], api_key="wrong").start()
     away = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ProbeError, match=rf"{away}: does not answer GET /v1/models"):
-        await VllmEngine([other], away).start()
+        await VllmEngine([other], [away]).start()
     # Of several servers each gives what it has.
     engine = VllmEngine(server.artifacts, [away, server.url], api_key=KEY)
     await engine.start()

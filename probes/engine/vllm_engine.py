@@ -48,7 +48,7 @@ class VllmEngine:
     def __init__(
         self,
         artifacts: Sequence[Artifact],
-        urls: str | Sequence[str],
+        urls: Sequence[str],
         *,
         api_key: str = "",
         queue_prompts: int = 512,
@@ -58,7 +58,7 @@ class VllmEngine:
             check_servable(artifact)
         self._artifacts = tuple(artifacts)
         self._passes = distinct_passes(artifacts)
-        self._urls = [url.rstrip("/").removesuffix("/v1") for url in ([urls] if isinstance(urls, str) else urls)]
+        self._urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._queue_prompts, self._queue_tokens = queue_prompts, queue_tokens
         self._prompts = self._tokens = 0

@@ -59,14 +59,15 @@ def linear(folder: Path, model: Path, layer: int, position: int = -1, seed: int 
 
 
 def mlp(folder: Path, model: Path, layer: int, position: int = -1, seed: int = 0) -> Artifact:
-    """A network that reads next-token statistics too."""
+    """A network that reads two layers and next-token statistics."""
     rng = np.random.default_rng(seed)
-    d, hidden = D_MODEL + NEXT_TOKEN, 16
+    sites = [Site(layer=one, position=position) for one in (layer - 1, layer)]
+    d, hidden = 2 * D_MODEL + NEXT_TOKEN, 16
     shapes = {"mean": d, "hidden_weight": (d, hidden), "hidden_bias": hidden, "output_weight": hidden, "output_bias": 1}
     tensors = {name: rng.normal(size=shape).astype(np.float32) / 8 for name, shape in shapes.items()}
     tensors["deviation"] = np.ones(d, dtype=np.float32)
-    changes = {"kind": "mlp", "parameters": {"next_token": True}}
-    return _saved(folder, model, Mlp(tensors, Site(layer=layer, position=position), next_token=True), changes, {})
+    probe = Mlp(tensors, sites, next_token=True)
+    return _saved(folder, model, probe, {"kind": "mlp", "parameters": probe.parameters()}, {})
 
 
 def _heads(site: Site, rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
