@@ -81,13 +81,14 @@ def test_probes_are_found_on_the_servers_that_have_them(tmp_path: Path) -> None:
     medium = [artifact(tmp_path / f"m{i}", "nano-medium", seed=i) for i in range(3)]
     large = artifact(tmp_path / "l", "nano-large", layer=2)
     asked = [medium[2], large, medium[0]]
+    names = [probe_name(artifact) for artifact in asked]
     serves = {"http://a": served_names(medium), "http://b": served_names([large])}
-    [first, second], missing = routes(asked, serves)
+    [first, second], missing = routes(asked, names, serves)
     assert not missing
     assert (first.url, first.model, first.columns, first.passes) == ("http://a", serves["http://a"][0], 3, (0,))
     assert [(taken.probe, taken.column, taken.prompt) for taken in first.taken] == [(0, 2, 0), (2, 0, 0)]
     assert (second.url, second.passes, [taken.probe for taken in second.taken]) == ("http://b", (1,), [1])
-    assert routes(asked, {"http://a": serves["http://a"]})[1] == [large]
+    assert routes(asked, names, {"http://a": serves["http://a"]})[1] == [large]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from probes.base import FloatArray, Inputs, ProbeError
 from probes.engine import heads
 from probes.engine.base import NOT_FINITE, EngineUnavailableError, Prompt, Scores
 from probes.engine.vllm_routes import Route, empty_scores, routes
-from probes.engine.vllm_serving import check_servable
+from probes.engine.vllm_serving import check_servable, probe_name
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class VllmEngine:
         for artifact in artifacts:
             check_servable(artifact)
         self._artifacts = tuple(artifacts)
+        self._names = [probe_name(artifact) for artifact in artifacts]
         self._passes = distinct_passes(artifacts)
         self._urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -174,9 +175,9 @@ class VllmEngine:
 
     async def _look(self) -> None:
         """Learn what the servers serve."""
-        found = await asyncio.gather(*(self._names(url) for url in self._urls))
+        found = await asyncio.gather(*(self._served(url) for url in self._urls))
         serves = {url: names for url, names in zip(self._urls, found, strict=True) if not isinstance(names, str)}
-        self._routes, missing = routes(self._artifacts, serves)
+        self._routes, missing = routes(self._artifacts, self._names, serves)
         self._problem = None
         if missing:
             arms = ", ".join(artifact.card.target.arm for artifact in missing)
@@ -190,7 +191,7 @@ class VllmEngine:
                 f"`pika probe-server --probes {sources}`"
             )
 
-    async def _names(self, url: str) -> list[str] | str:
+    async def _served(self, url: str) -> list[str] | str:
         """What a server serves, or what is wrong with it."""
         try:
             answer = await self._client.get(f"{url}/v1/models", timeout=LOOK_TIMEOUT_S)

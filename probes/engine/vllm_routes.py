@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from probes.artifact import Artifact, distinct_passes
 from probes.base import FloatArray
 from probes.engine.base import Prompt, Scores
-from probes.engine.vllm_serving import probe_name
 
 FIELDS = tuple(field.name for field in fields(Scores))
 """In the order of a server's answer."""
@@ -68,33 +67,34 @@ class Route:
                 getattr(scores, name)[:, taken.probe] = values[:, taken.prompt, number, taken.column]
 
 
-def routes(artifacts: Sequence[Artifact], serves: Mapping[str, Sequence[str]]) -> tuple[list[Route], list[Artifact]]:
+def routes(
+    artifacts: Sequence[Artifact], names: Sequence[str], serves: Mapping[str, Sequence[str]]
+) -> tuple[list[Route], list[Artifact]]:
     """Routes to the probes that read activations, and those of them that no server serves.
 
     Args:
+        names: the probes', by which servers know them.
         serves: what each server says that it serves: a name for all probes together, then each one's.
     """
     passes, found, missing = distinct_passes(artifacts), dict[str, list[int]](), list[Artifact]()
     for index, artifact in enumerate(artifacts):
         if artifact.probe.site is None:
             continue
-        url = next((url for url, names in serves.items() if probe_name(artifact) in names[1:]), None)
+        url = next((url for url, served in serves.items() if names[index] in served[1:]), None)
         if url is None:
             missing.append(artifact)
         else:
             found.setdefault(url, []).append(index)
     made = []
     for url, indices in found.items():
-        model, *names = serves[url]
+        model, *served = serves[url]
         pass_of = {index: passes.index(pass_) for index in indices if (pass_ := artifacts[index].pass_) is not None}
         sent = sorted(set(pass_of.values()))
         taken = tuple(
-            Taken(
-                index, names.index(probe_name(artifacts[index])), sent.index(pass_of[index]), _heads(artifacts[index])
-            )
+            Taken(index, served.index(names[index]), sent.index(pass_of[index]), _heads(artifacts[index]))
             for index in indices
         )
-        made.append(Route(url, model, len(names), tuple(sent), taken))
+        made.append(Route(url, model, len(served), tuple(sent), taken))
     return made, missing
 
 
