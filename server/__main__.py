@@ -8,6 +8,7 @@ COMMANDS = {
     "serve": ("server.commands:serve", "run the gateway in front of running servers"),
     "up": ("server.commands:up", "start the pool's vLLM servers on this machine, then the gateway"),
     "check": ("server.check:main", "say whether configuration, probes and replicas fit together"),
+    "probe-server": ("server.probe_server:main", "a vLLM server that reads probes, for `engine: {kind: vllm}`"),
     "demo": ("offline.demo:main", "the nano pool with real vLLM: what routing saves, on this machine"),
     "run": ("offline.pipeline:main", "a whole chain from one file, each step where its inputs changed"),
     "rollouts": ("offline.rollouts:main", "sample k answers per problem and verify them"),
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = (f"  {name:<10}{help_}" for name, (_, help_) in COMMANDS.items())
+    lines = (f"  {name:<14}{help_}" for name, (_, help_) in COMMANDS.items())
     return USAGE.format(commands="\n".join(lines))
 
 

@@ -117,6 +117,18 @@ def _arguments(name: str, model: Model, launch: Launch, source: str) -> Iterator
 
 
 def _env(launch: Launch, local: bool) -> dict[str, str]:
+    env = environment(local)
+    if launch.gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, launch.gpus))
+    return env | launch.env
+
+
+def environment(local: bool) -> dict[str, str]:
+    """The environment of a vLLM server.
+
+    Args:
+        local: its model is a folder, so that nothing is to be fetched.
+    """
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     env["VLLM_NO_USAGE_STATS"] = "1"
     if local:
@@ -124,9 +136,7 @@ def _env(launch: Launch, local: bool) -> dict[str, str]:
     if is_cpu_build():
         # The engine computes in its own process instead of starting one more.
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if launch.gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, launch.gpus))
-    return env | launch.env
+    return env
 
 
 def free_port() -> int:

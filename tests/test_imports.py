@@ -58,9 +58,12 @@ def test_the_server_package_is_ours() -> None:
         "probes.base",
         "probes.artifact",
         "probes.calibration",
+        "probes.engine.vllm_engine",
+        "probes.engine.vllm_plugin",
         "routing_policies.utility",
         "server.app",
         "server.__main__",
+        "server.probe_server",
     ],
 )
 def test_loads_without_torch(module: str) -> None:

@@ -3,15 +3,16 @@ that a probe reads activations of; probes that read text alone need none."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probes import calibration, output_tokens, statistics
 from probes.artifact import Artifact, distinct_passes
 from probes.base import FloatArray, Inputs, ProbeError
 from probes.card import Site
-from probes.engine.base import NOT_FINITE, Prompt, Scores
+from probes.engine import heads
+from probes.engine.base import Prompt, Scores
 from probes.prompt import Messages, Renderer, conversation_text
 
 if TYPE_CHECKING:
@@ -45,21 +46,12 @@ class LocalEngine:
             ProbeError: an activation is not a finite number.
         """
         shape = (len(prompts), len(self.artifacts))
-        scores = Scores(np.empty(shape), np.full(shape, np.nan), np.full(shape, np.nan))
+        scores = Scores(np.empty(shape), np.empty(shape), np.empty(shape))
         for pass_, readers in self._readers.items():
-            inputs = self._inputs(pass_, prompts)
-            raw = self._raw(readers, inputs, partial)
-            for column, index in enumerate(readers):
-                artifact = self.artifacts[index]
-                card, beside = artifact.card, artifact.beside
-                scores.success[:, index] = calibration.apply(card.calibration, raw[:, column])
-                if card.output_tokens is not None:
-                    activations = inputs.activations[card.output_tokens.site]
-                    scores.output_tokens[:, index] = output_tokens.predict(card.output_tokens, beside, activations)
-                if card.statistics is not None:
-                    activations = inputs.activations[card.statistics.site]
-                    percentiles = statistics.percentile(card.statistics, beside, activations)
-                    scores.activation_percentile[:, index] = percentiles
+            artifacts = [self.artifacts[index] for index in readers]
+            of_pass = heads.scores(artifacts, self._inputs(pass_, prompts), partial=partial)
+            for field in fields(Scores):
+                getattr(scores, field.name)[:, readers] = getattr(of_pass, field.name)
         return scores
 
     def render(self, conversations: Sequence[Messages | str]) -> list[Prompt]:
@@ -83,7 +75,8 @@ class LocalEngine:
         """
         raw = np.empty((len(prompts), len(self.artifacts)))
         for pass_, readers in self._readers.items():
-            raw[:, readers] = self._raw(readers, self._inputs(pass_, prompts), partial=False)
+            artifacts = [self.artifacts[index] for index in readers]
+            raw[:, readers] = heads.raw(artifacts, self._inputs(pass_, prompts))
         return raw
 
     def _inputs(self, pass_: int | None, prompts: Sequence[Prompt]) -> Inputs:
@@ -94,21 +87,6 @@ class LocalEngine:
         return (
             Inputs(prompt_tokens=np.array([len(ids) for ids in token_ids])) if model is None else model.read(token_ids)
         )
-
-    def _raw(self, readers: Sequence[int], inputs: Inputs, partial: bool) -> FloatArray:
-        """(n, readers); probes of one kind and site are one product. NaN where it is not finite, if that may be."""
-        raw = np.empty((_rows(inputs), len(readers)))
-        alike: dict[tuple[type, Site | None], list[int]] = defaultdict(list)
-        for column, index in enumerate(readers):
-            probe = self.artifacts[index].probe
-            alike[type(probe), probe.site].append(column)
-        for columns in alike.values():
-            probes = [self.artifacts[readers[column]].probe for column in columns]
-            raw[:, columns] = type(probes[0]).raw_all(probes, inputs)
-        finite = np.isfinite(raw)
-        if not partial and not finite.all():
-            raise ProbeError(NOT_FINITE)
-        return np.where(finite, raw, np.nan)
 
     def _model(self, pass_: int, device: str) -> "ProbeModel | None":
         """The probe model of a pass; None where only prompts' lengths are read."""
@@ -133,14 +111,9 @@ def _reading(artifacts: Sequence[Artifact]) -> "Reading":
     sites: dict[Site, None] = {}
     layers: dict[int, None] = {}
     for artifact in artifacts:
-        heads = (artifact.card.output_tokens, artifact.card.statistics)
-        for site in (*artifact.probe.sites, *(head.site for head in heads if head is not None)):
+        for site in heads.sites(artifact):
             if site.position is None:
                 layers[site.layer] = None
             else:
                 sites[site] = None
     return Reading(tuple(sites), tuple(layers), any(artifact.probe.next_token for artifact in artifacts))
-
-
-def _rows(inputs: Inputs) -> int:
-    return len(inputs.texts) if inputs.prompt_tokens is None else len(inputs.prompt_tokens)

@@ -15,12 +15,10 @@ from transformers.utils import logging
 from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass, Site
 from probes.engine.batch import micro_batches
+from probes.engine.next_token import STATISTICS, next_token_statistics
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 """What architectures call the norm after the last block."""
-
-NEXT_TOKENS = 5
-NEXT_TOKEN_STATISTICS = 2 * NEXT_TOKENS + 1
 
 SMALL_PARAMETERS = 20_000_000
 """Up to here one thread serves best: a product takes less time than waking a second thread, or waiting for one."""
@@ -104,7 +102,7 @@ class ProbeModel:
         }
         next_token = None
         if self.reading.next_token:
-            next_token = allocate((len(prompts), NEXT_TOKEN_STATISTICS), np.float64)
+            next_token = allocate((len(prompts), STATISTICS), np.float64)
         with _threads(self._max_threads), torch.inference_mode():
             for i, rows in enumerate(micro_batches(lengths.tolist())):
                 if i < skip:
@@ -116,7 +114,7 @@ class ProbeModel:
                     for row, prompt in zip(rows, hidden[layer].float().cpu().numpy(), strict=True):
                         values[starts[row] : starts[row] + lengths[row]] = prompt[: lengths[row]]
                 if next_token is not None and logits is not None:
-                    next_token[rows] = _next_token(logits).cpu().numpy()
+                    next_token[rows] = next_token_statistics(logits).cpu().numpy()
                 on_batch(len(rows))
         return Inputs(
             prompt_tokens=lengths,
@@ -164,14 +162,6 @@ def _last_tokens(model: nn.Module, last: Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _next_token(logits: Tensor) -> Tensor:
-    """(batch, vocabulary) -> the five largest probabilities, their logarithms, the entropy in nats: (batch, 11)."""
-    logs = logits.float().log_softmax(dim=-1)
-    top = logs.topk(NEXT_TOKENS, dim=-1).values  # (batch, 5)
-    entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)  # (batch, 1)
-    return torch.cat([top.exp(), top, entropy], dim=-1)
 
 
 def _at(lengths: NDArray[np.int64], site: Site, device: torch.device) -> Tensor:
