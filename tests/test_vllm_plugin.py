@@ -100,7 +100,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scored]:
 def test_scores_are_those_of_transformers_hidden_states(architecture: str, scored: dict[str, Scored]) -> None:
     one = scored[architecture]
     expected = one.expected()
-    assert np.nanmin(np.nanstd(expected, axis=0)) > 0.01  # they tell prompts apart
+    known = expected[:, ~np.isnan(expected).all(axis=0)]
+    assert known.std(axis=0).min() > 0.01  # they tell prompts apart
     np.testing.assert_allclose(one.scores, expected, rtol=1e-5, atol=1e-6)
     assert max(one.facts["cached"]) >= 64  # the shared prefix came from the cache
 
