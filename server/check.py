@@ -20,6 +20,7 @@ from probes.hub import is_reference
 from probes.legacy import is_legacy
 from probes.source import model_file, read_json, short_name
 from server.config import ConfigError, Settings, load
+from server.live import needs_torch
 from server.policies import Policies
 from server.pool import Arm, Pool, build_pool
 from server.predictor import Predictor
@@ -108,7 +109,7 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
     for arm in pool.arms:
         for good, message in _arm(arm, settings.models[arm.model.name].model):
             yield Finding(f"arm {arm.name}", good, message)
-    if any(artifact.probe.site is not None for artifact in pool.artifacts) and find_spec("torch") is None:
+    if needs_torch(settings, pool) and find_spec("torch") is None:
         yield Finding("engine", False, "torch is not installed: pip install 'pika-router[engine]'")
     readers = [arm for arm in pool.arms if arm.artifact is not None and arm.artifact.pass_ is None]
     if readers:
