@@ -30,7 +30,7 @@ from probes.engine.wire import (
 
 logger = logging.getLogger(__name__)
 
-JOIN_S = 10.0
+JOIN_S = 30.0
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 2.0
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
@@ -77,7 +77,7 @@ class SocketEngine:
         try:
             self._connection = await self._join()
         except OSError as error:
-            logger.warning("no engine answers at %s (%s): not ready until one does", self.url, error)
+            logger.warning("no engine answers at %s (%r): not ready until one does", self.url, error)
         self._task = asyncio.create_task(self._stay(self._connection))
 
     async def close(self) -> None:
@@ -128,7 +128,7 @@ class SocketEngine:
             except ProbeError as error:
                 logger.error("%s", error)
             except OSError as error:
-                logger.debug("no engine answers at %s: %s", self.url, error)
+                logger.debug("no engine answers at %s: %r", self.url, error)
 
     async def _join(self) -> "_Connection":
         """

@@ -67,10 +67,12 @@ class EngineServer:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        for connection in list(self.connections):
-            connection.transport.abort()
         if self._flush is not None:
             self._flush.cancel()
+            self._report()
+        for connection in list(self.connections):
+            connection.transport.close()
+        await asyncio.sleep(0)
 
     def batch(self, report: BatchReport) -> None:
         self._batches.append(report)
