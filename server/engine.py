@@ -3,7 +3,6 @@
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from importlib import import_module
 
 from probes.artifact import Artifact
 from probes.engine.base import Engine, EngineOptions
@@ -36,12 +35,13 @@ def _engine(artifacts: Sequence[Artifact], settings: EngineSettings, on_report: 
         return ProcessEngine(artifacts, options(settings), on_report=on_report)
     if settings.kind == "remote":
         return SocketEngine(settings.urls[0], artifacts, secret=secret(settings).encode(), on_report=on_report)
-    vllm = import_module("probes.engine.vllm_engine")
+    # Here, since it must know what vLLM can do.
+    from probes.engine.vllm_engine import VllmEngine
+
     queue = settings.queue
-    engine: Engine = vllm.VllmEngine(
+    return VllmEngine(
         artifacts, settings.urls, api_key=secret(settings), queue_prompts=queue.prompts, queue_tokens=queue.tokens
     )
-    return engine
 
 
 def options(settings: EngineSettings) -> EngineOptions:
