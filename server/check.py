@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from probes.artifact import Artifact
 from probes.base import ProbeError
 from probes.card import Pass
+from probes.engine.vllm_serving import check_servable
 from probes.hub import is_reference
 from probes.legacy import is_legacy
 from probes.source import model_file, read_json, short_name
@@ -111,6 +112,8 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
             yield Finding(f"arm {arm.name}", good, message)
     if needs_torch(settings, pool) and find_spec("torch") is None:
         yield Finding("engine", False, "torch is not installed: pip install 'pika-router[engine]'")
+    if settings.engine.kind == "vllm":
+        yield from _read_by_vllm(pool)
     readers = [arm for arm in pool.arms if arm.artifact is not None and arm.artifact.pass_ is None]
     if readers:
         yield Finding("prompts' text", True, f"read by {_names(readers)}; no probe model runs")
@@ -129,6 +132,14 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
         cost = usd * sum(arm.mean_input_tokens for arm in readers) / len(readers)
         finding = f"{runs} in {pass_.dtype}, read by {_names(readers)}; about {cost:.3g} USD a request"
         yield Finding(subject, True, finding)
+
+
+def _read_by_vllm(pool: Pool) -> Iterator[Finding]:
+    for artifact in pool.artifacts:
+        try:
+            check_servable(artifact)
+        except ProbeError as error:
+            yield Finding("engine", False, str(error))
 
 
 def _arm(arm: Arm, model: str) -> Iterator[tuple[bool, str]]:

@@ -35,7 +35,7 @@ def _engine(artifacts: Sequence[Artifact], settings: EngineSettings, on_report: 
         return ProcessEngine(artifacts, options(settings), on_report=on_report)
     if settings.kind == "remote":
         return SocketEngine(settings.urls[0], artifacts, secret=secret(settings).encode(), on_report=on_report)
-    # Here, since it must know what vLLM can do.
+    # Only such gateways need it.
     from probes.engine.vllm_engine import VllmEngine
 
     queue = settings.queue
