@@ -178,6 +178,18 @@ def text_of(content: Any) -> str:
     return ""
 
 
+def has_more_than_text(messages: Messages) -> bool:
+    """Whether some content part is none of text, an image or sound say, which no probe reads."""
+    contents = (message.get("content") for message in messages)
+    parts = (
+        part
+        for content in contents
+        if isinstance(content, Sequence) and not isinstance(content, str)
+        for part in content
+    )
+    return any(not isinstance(part, Mapping) or part.get("type") != "text" for part in parts)
+
+
 def _template_source(pass_: Pass, config: Mapping[str, Any]) -> str:
     """The chat template: a file of its own, else the tokenizer configuration's, the default one of several."""
     file = optional_model_file(pass_, "chat_template.jinja")

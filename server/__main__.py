@@ -7,6 +7,7 @@ from importlib import import_module
 COMMANDS = {
     "serve": ("server.commands:serve", "run the gateway in front of running servers"),
     "up": ("server.commands:up", "start the pool's vLLM servers on this machine, then the gateway"),
+    "engine": ("server.engine_command:main", "score prompts for gateways, apart from them"),
     "check": ("server.check:main", "say whether configuration, probes and replicas fit together"),
     "probe-server": ("server.probe_server:main", "a vLLM server that reads probes, for `engine: {kind: vllm}`"),
     "demo": ("offline.demo:main", "the nano pool with real vLLM: what routing saves, on this machine"),

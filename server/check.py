@@ -16,10 +16,12 @@ from rich.table import Column, Table
 from probes.artifact import Artifact
 from probes.base import ProbeError
 from probes.card import Pass
+from probes.engine.vllm_serving import check_servable
 from probes.hub import is_reference
 from probes.legacy import is_legacy
 from probes.source import model_file, read_json, short_name
 from server.config import ConfigError, Settings, load
+from server.live import needs_torch
 from server.policies import Policies
 from server.pool import Arm, Pool, build_pool
 from server.predictor import Predictor
@@ -108,8 +110,10 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
     for arm in pool.arms:
         for good, message in _arm(arm, settings.models[arm.model.name].model):
             yield Finding(f"arm {arm.name}", good, message)
-    if any(artifact.probe.site is not None for artifact in pool.artifacts) and find_spec("torch") is None:
+    if needs_torch(settings, pool) and find_spec("torch") is None:
         yield Finding("engine", False, "torch is not installed: pip install 'pika-router[engine]'")
+    if settings.engine.kind == "vllm":
+        yield from _read_by_vllm(pool)
     readers = [arm for arm in pool.arms if arm.artifact is not None and arm.artifact.pass_ is None]
     if readers:
         yield Finding("prompts' text", True, f"read by {_names(readers)}; no probe model runs")
@@ -128,6 +132,14 @@ def _probes(pool: Pool, predictor: Predictor, settings: Settings) -> Iterator[Fi
         cost = usd * sum(arm.mean_input_tokens for arm in readers) / len(readers)
         finding = f"{runs} in {pass_.dtype}, read by {_names(readers)}; about {cost:.3g} USD a request"
         yield Finding(subject, True, finding)
+
+
+def _read_by_vllm(pool: Pool) -> Iterator[Finding]:
+    for artifact in pool.artifacts:
+        try:
+            check_servable(artifact)
+        except ProbeError as error:
+            yield Finding("engine", False, str(error))
 
 
 def _arm(arm: Arm, model: str) -> Iterator[tuple[bool, str]]:

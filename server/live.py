@@ -13,8 +13,8 @@ from importlib.util import find_spec
 import httpx
 
 from probes.base import ProbeError
-from probes.engine.process import BatchReport, ProcessEngine
 from server.config import ConfigError, Settings
+from server.engine import opened
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool, build_pool, check_health, watch_health
@@ -84,7 +84,9 @@ class Live:
         self, settings: Settings, pool: Pool, policies: Policies, predictor: Predictor
     ) -> tuple[State, AsyncExitStack]:
         async with AsyncExitStack() as stack:
-            engine = await stack.enter_async_context(_engine(pool, settings, self.metrics)) if pool.artifacts else None
+            engine = None
+            if pool.artifacts:
+                engine = await stack.enter_async_context(opened(pool.artifacts, settings.engine, self.metrics))
             limits = httpx.Limits(keepalive_expiry=KEEPALIVE_EXPIRY_S)
             client = await stack.enter_async_context(httpx.AsyncClient(limits=limits, trust_env=False))
             replicas = [replica for model in pool.models for replica in model.replicas]
@@ -94,37 +96,20 @@ class Live:
         raise AssertionError("an exit stack swallows nothing")
 
 
+def needs_torch(settings: Settings, pool: Pool) -> bool:
+    """Whether a probe model runs on this machine."""
+    return settings.engine.kind == "process" and any(one.probe.site is not None for one in pool.artifacts)
+
+
 def _build(settings: Settings) -> tuple[Settings, Pool, Policies, Predictor]:
     """All that can be checked without starting anything."""
     pool = build_pool(settings)
-    if any(artifact.probe.site is not None for artifact in pool.artifacts) and find_spec("torch") is None:
+    if needs_torch(settings, pool) and find_spec("torch") is None:
         raise ConfigError(
             "these probes need torch: pip install 'pika-router[engine]', or use probes that read text alone (tfidf, "
             "length), or give arms a success_probability"
         )
     return settings, pool, Policies(settings, pool.tier_cost, pool.probes_sha256), Predictor(pool, settings)
-
-
-@asynccontextmanager
-async def _engine(pool: Pool, settings: Settings, metrics: Metrics) -> AsyncIterator[ProcessEngine]:
-    def on_batch(report: BatchReport) -> None:
-        metrics.queue_s.observe(report.queue_s)
-        metrics.batch_prompts.observe(report.prompts)
-        metrics.batch_tokens.observe(report.tokens)
-        metrics.padding.inc(report.padding_tokens)
-
-    engine = ProcessEngine(
-        pool.artifacts,
-        device=settings.engine.device,
-        queue_prompts=settings.engine.queue.prompts,
-        queue_tokens=settings.engine.queue.tokens,
-        on_batch=on_batch,
-    )
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from probes.card import Check
+from probes.engine.wire import LOOKUPS
 from server.pool import Pool
 
 # Half of the exposition would tell when each counter was made, which is when we started.
@@ -92,6 +93,12 @@ class Metrics:
             "pika_probe_batch_tokens", "Tokens per micro-batch, padding left out.", TOKENS
         )
         self.padding = self._counter("pika_probe_padding_tokens", "Padding computed for nothing.")
+        self.cache = self._counter(
+            "pika_probe_cache", "Prompts whose scores were kept (hit), on their way (shared), or neither (miss).",
+            ("result",),
+        )  # fmt: skip
+        for found in LOOKUPS:
+            self.cache.labels(found)
         self.reloads = self._counter("pika_reloads", "Reloads of configuration and probes.", ("result",))
         for result in ("done", "refused"):
             self.reloads.labels(result)

@@ -153,7 +153,7 @@ def build_pool(settings: Settings) -> Pool:
     for problem in settings.unserved.values():
         raise ConfigError(problem)
     models = {name: _build_model(name, model) for name, model in settings.models.items()}
-    artifacts = _load_probes(settings)
+    artifacts = load_probes(settings)
     arms = tuple(_build_arm(name, arm, models[arm.model], artifacts.get(name)) for name, arm in settings.arms.items())
     costs = tier_cost(
         [arm.mean_input_tokens for arm in arms],
@@ -193,7 +193,7 @@ def _build_model(name: str, settings: ModelSettings) -> Model:
     )
 
 
-def _load_probes(settings: Settings) -> dict[str, Artifact]:
+def load_probes(settings: Settings) -> dict[str, Artifact]:
     """By arm."""
     artifacts: dict[str, Artifact] = {}
     renderers: list[Renderer] = []  # one per pass, whose tokenizer all its probes are checked with

@@ -11,7 +11,7 @@ import numpy as np
 from probes.artifact import distinct_passes
 from probes.base import FloatArray
 from probes.engine.base import Engine, Prompt
-from probes.prompt import Renderer, conversation_text, was_cut
+from probes.prompt import Renderer, conversation_text, has_more_than_text, was_cut
 from server.config import Settings, prefill_usd_per_token
 from server.pool import Pool
 
@@ -100,6 +100,8 @@ class Predictor:
         rendered = [renderer.render(messages) for renderer in self.renderers]
         text = conversation_text(messages) if self.reads_text else ""
         flags = [flag for one in rendered for flag in one.flags] + ["truncated"] * was_cut(text)
+        if has_more_than_text(messages):
+            flags.append("text-only")
         return Rendered(
             prompt=Prompt(tuple(one.token_ids for one in rendered), text),
             prompt_tokens=tuple(None if i is None else rendered[i].prompt_tokens for i in self.arm_pass),

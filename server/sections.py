@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from probes.card import Check, Dtype
+from probes.engine.address import check_url
 
 RoutingField = Literal[
     "policy", "variant", "lambda", "value", "thresholds", "min_success", "accuracy", "max_cost_usd", "arms"
@@ -68,6 +69,19 @@ class Launch(Section):
         return args
 
 
+def _check_http(url: str) -> None:
+    """
+    Raises:
+        ValueError: it is no URL of a server, or has a password in it.
+    """
+    parts = urlsplit(url)
+    _ = parts.port  # raises ValueError where it is no port
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is no http(s) URL, such as http://127.0.0.1:8101/v1")
+    if "@" in parts.netloc:
+        raise ValueError("leave user and password out, which logs would show; api_key_env names a key's variable")
+
+
 class Replica(Section):
     """One vLLM process: a URL where it runs, or how to launch it."""
 
@@ -82,12 +96,7 @@ class Replica(Section):
     def _http(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        parts = urlsplit(url)
-        _ = parts.port  # raises ValueError where it is no port
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no http(s) URL, such as http://127.0.0.1:8101/v1")
-        if "@" in parts.netloc:
-            raise ValueError("leave user and password out, which logs would show; api_key_env names a key's variable")
+        _check_http(url)
         if not url.rstrip("/").endswith("/v1"):
             raise ValueError(f"{url!r} must be the base URL of an OpenAI-compatible server, which ends in /v1")
         return url.rstrip("/")
@@ -155,10 +164,18 @@ class Queue(Section):
 
 class Engine(Section):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    kind: Literal["process"] = "process"
+    kind: Literal["process", "remote", "vllm"] = "process"
+    """A process of the gateway's own; `pika engine` at `url`; a vLLM server that `pika probe-server` started there."""
+    url: str | list[str] | None = None
+    """tcp://HOST:PORT or unix:///PATH of `pika engine`; http(s)://HOST:PORT of a vLLM server, or several, one for each
+    probe model."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the secret which that engine asks for."""
     deadline_ms: float = Field(default=1000, gt=0, le=600_000)
     """A prompt not scored by then is answered as `when_unavailable` says."""
     queue: Queue = Queue()
+    cache_prompts: int = Field(default=16_384, ge=0)
+    """Of so many prompts the scores are kept; an equal prompt is not computed again."""
     when_unavailable: str | Literal[503] = 503
     """An arm, or 503."""
     probe_models: dict[str, str] = {}
@@ -171,6 +188,25 @@ class Engine(Section):
     """Checks of probes against their probe models that may fail; answers then carry the flag `mismatch-<check>`."""
     usd_per_million_tokens: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """What a prefilled token costs; default: the input price of the pool model that has the probe model's weights."""
+
+    @model_validator(mode="after")
+    def _where(self) -> Self:
+        if self.kind == "process" and self.url is not None:
+            raise ValueError("url is of an engine that runs elsewhere: say kind: remote, or kind: vllm")
+        if self.kind == "remote":
+            if not isinstance(self.url, str):
+                raise ValueError("kind: remote needs one url: tcp://HOST:PORT or unix:///PATH")
+            check_url(self.url)
+        if self.kind == "vllm":
+            if not self.urls:
+                raise ValueError("kind: vllm needs a url: http://HOST:PORT")
+            for url in self.urls:
+                _check_http(url)
+        return self
+
+    @property
+    def urls(self) -> list[str]:
+        return [self.url] if isinstance(self.url, str) else self.url or []
 
 
 class SafeArm(Section):

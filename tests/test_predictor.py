@@ -63,6 +63,17 @@ async def test_a_conversation_of_any_length_fits_the_queue_of_a_text_probe(tmp_p
     assert "truncated" not in (await found.render([{"role": "user", "content": "three"}])).flags
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["image_url", "input_audio"])
+async def test_images_and_sound_are_scored_on_the_text_and_flagged(kind: str, tmp_path: Path) -> None:
+    found = predictor(tmp_path)
+    parts = [{"type": "text", "text": "three"}, {"type": kind, kind: {}}]
+    rendered = await found.render([{"role": "user", "content": parts}])
+    assert rendered.flags == ("text-only",)
+    assert rendered.prompt.text == "three"
+    assert (await found.render([{"role": "user", "content": parts[:1]}])).flags == ()
+
+
 def test_training_reads_long_texts_as_serving_does(tmp_path: Path) -> None:
     served = predictor(tmp_path)._render([{"role": "user", "content": LONG}]).prompt.text
     assert gather(plan([LONG], Tfidf, None)).inputs.texts == [served]

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -20,12 +21,16 @@ from safetensors.torch import load_file, save_file
 
 from probes.artifact import load_artifact, save_artifact
 from probes.base import ProbeError
-from probes.engine.base import EngineUnavailableError, Prompt, Scores
+from probes.engine import process
+from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt, Scores
 from probes.engine.local import LocalEngine
-from probes.engine.process import BatchReport, ProcessEngine
-from probes.engine.wire import decode_artifact, encode_artifact
+from probes.engine.process import ProcessEngine
+from probes.engine.served import decode_artifact, encode_artifact
+from probes.engine.server import REPORT_S
+from probes.engine.wire import Report
 from probes.reference import load_probe
 from probes.tfidf import Tfidf
+from tests.support.engines import soon
 from tests.support.examples import card_of
 from tests.support.legacy import legacy_folder
 from tests.support.probes import NANO_POOL, artifact
@@ -42,7 +47,7 @@ def prompts(n: int, seed: int = 0) -> list[Prompt]:
 
 @asynccontextmanager
 async def running_engine(folders: Sequence[Path], **options: Any) -> AsyncIterator[ProcessEngine]:
-    engine = ProcessEngine([load_probe(folder) for folder in folders], device="cpu", **options)
+    engine = ProcessEngine([load_probe(folder) for folder in folders], EngineOptions(device="cpu"), **options)
     await engine.start()
     try:
         yield engine
@@ -50,78 +55,47 @@ async def running_engine(folders: Sequence[Path], **options: Any) -> AsyncIterat
         await engine.close()
 
 
-def soon(seconds: float = 30) -> float:
-    return asyncio.get_running_loop().time() + seconds
-
-
 @pytest.fixture(scope="module")
 async def engine(anyio_backend: str) -> AsyncIterator[ProcessEngine]:
     """One for all tests that leave it as it was."""
-    async with running_engine(SERVED, queue_prompts=80, queue_tokens=3000) as engine:
+    async with running_engine(SERVED) as engine:
         yield engine
-
-
-@asynccontextmanager
-async def stuck(engine: ProcessEngine) -> AsyncIterator[None]:
-    """Inside, the child computes one micro-batch without end."""
-    assert engine.pid is not None
-    os.kill(engine.pid, signal.SIGSTOP)
-    first = asyncio.create_task(engine.score(prompts(1), soon()))
-    await asyncio.sleep(0.05)  # taken from the queue
-    yield
-    os.kill(engine.pid, signal.SIGCONT)
-    assert (await first).success.shape == (1, 3)
 
 
 async def test_scores_equal_those_in_process(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     artifacts = [artifact(folder, "nano-medium", layer=3, seed=seed) for seed, folder in enumerate(folders)]
-    reports: list[BatchReport] = []
-    async with running_engine(folders, on_batch=reports.append) as engine:
+    reports: list[Report] = []
+    async with running_engine(folders, on_report=reports.append) as engine:
         assert engine.ready
+        assert stat.S_IMODE(Path(engine.url.removeprefix("unix://")).parent.stat().st_mode) == 0o700
         calls = [engine.score(prompts(1 + n % 3, seed=n), soon()) for n in range(40)]
         answers = await asyncio.gather(*calls)
+        await asyncio.sleep(1.5 * REPORT_S)
     expected = LocalEngine(artifacts, "cpu").score([prompt for n in range(40) for prompt in prompts(1 + n % 3, seed=n)])
     np.testing.assert_allclose(np.concatenate([answer.success for answer in answers]), expected.success, atol=1e-6)
     assert not engine.ready
-    # What came while the first micro-batch was computed went together.
-    assert len(reports) < 10
-    assert sum(report.prompts for report in reports) == len(expected.success)
-    assert all(report.tokens > report.padding_tokens >= 0 <= report.queue_s for report in reports)
+    assert not Path(engine.url.removeprefix("unix://")).parent.exists()
+    batches = [batch for report in reports for batch in report.batches]
+    assert sum(batch.prompts for batch in batches) == len(expected.success)
+    assert all(batch.tokens > batch.padding_tokens >= 0 <= batch.queue_s for batch in batches)
 
 
-async def test_more_than_the_queue_holds_is_refused_at_once(engine: ProcessEngine) -> None:
-    short = [Prompt(((5, 6, 7),))]
-    async with stuck(engine):
-        others = asyncio.create_task(engine.score(short * 80, soon()))
-        await asyncio.sleep(0.05)
-        with pytest.raises(EngineUnavailableError, match="queue is full: 80 prompts with 240 tokens wait"):
-            await engine.score(short, soon())
-    assert (await others).success.shape == (80, 3)
-    with pytest.raises(
-        EngineUnavailableError, match="more than the engine's queue ever holds: 1 prompts with 3001 tokens"
-    ):
-        await engine.score([Prompt(((5,) * 3001,))], soon())
-
-
-async def test_a_passed_deadline_is_an_error_and_is_not_computed(
-    engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bad", [(10**6,), (5, -1), ()])
+async def test_a_prompt_that_cannot_be_computed_does_not_take_the_engine_down(
+    bad: tuple[int, ...], engine: ProcessEngine
 ) -> None:
-    reports: list[BatchReport] = []
-    monkeypatch.setattr(engine, "_on_batch", reports.append)
-    with pytest.raises(EngineUnavailableError, match="before the deadline"):
-        await engine.score(prompts(1), soon(-1))
-    async with stuck(engine):
-        with pytest.raises(EngineUnavailableError, match="before the deadline"):
-            await engine.score(prompts(7), soon(0.1))
-    await engine.score(prompts(2), soon())
-    assert [report.prompts for report in reports] == [1, 2]
+    waiting = [engine.score([one], soon()) for one in (*prompts(3), Prompt((bad,)), *prompts(3, seed=1))]
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [isinstance(answer, Scores) for answer in answers] == [True] * 3 + [False] + [True] * 3
+    assert isinstance(answers[3], EngineUnavailableError)
+    assert str(answers[3]).startswith(("the engine refuses this prompt:", "the engine failed on this prompt:"))
 
 
-async def test_a_prompt_that_fails_does_not_take_the_engine_down(engine: ProcessEngine) -> None:
-    with pytest.raises(EngineUnavailableError, match="failed on these prompts"):
-        await engine.score([Prompt(((10**6,),))], soon())
-    assert (await engine.score(prompts(1), soon())).success.shape == (1, 3)
+async def test_one_token_is_a_prompt(engine: ProcessEngine) -> None:
+    scores = await engine.score([Prompt(((5,),))], soon())
+    expected = LocalEngine([load_probe(folder) for folder in SERVED], "cpu").score([Prompt(((5,),))])
+    np.testing.assert_allclose(scores.success, expected.success, atol=1e-6)
 
 
 async def test_activations_that_are_no_numbers_fail_their_own_prompt_alone(tmp_path: Path) -> None:
@@ -139,17 +113,13 @@ async def test_activations_that_are_no_numbers_fail_their_own_prompt_alone(tmp_p
     for score in (local.score, local.raw):
         with pytest.raises(ProbeError, match="not finite numbers"):
             score([good[0], bad, good[1]])
-    reports: list[BatchReport] = []
-    engine = ProcessEngine(loaded, device="cpu", on_batch=reports.append)
+    engine = ProcessEngine(loaded, EngineOptions(device="cpu"))
     await engine.start()
     try:
-        async with stuck(engine):
-            waiting = [asyncio.create_task(engine.score([one], soon())) for one in (good[0], bad, good[1])]
-            await asyncio.sleep(0.05)
+        waiting = [engine.score([one], soon()) for one in (good[0], bad, good[1])]
         first, second, third = await asyncio.gather(*waiting, return_exceptions=True)
     finally:
         await engine.close()
-    assert [report.prompts for report in reports] == [1, 3]
     assert isinstance(second, EngineUnavailableError)
     assert "not finite numbers: serve the probe model in float32" in str(second)
     assert isinstance(first, Scores)
@@ -157,20 +127,46 @@ async def test_activations_that_are_no_numbers_fail_their_own_prompt_alone(tmp_p
     np.testing.assert_allclose(np.concatenate([first.success, third.success]), expected, atol=1e-6)
 
 
-async def test_a_killed_process_fails_who_waits_and_comes_back(engine: ProcessEngine) -> None:
-    [before] = (await engine.score(prompts(1), soon())).success
-    assert engine.pid is not None
-    os.kill(engine.pid, signal.SIGSTOP)  # so that the call is surely waiting
-    waiting = asyncio.create_task(engine.score(prompts(50), soon()))
-    await asyncio.sleep(0.05)
-    os.kill(engine.pid, signal.SIGKILL)
-    with pytest.raises(EngineUnavailableError, match="died; it is being restarted"):
-        await waiting
-    assert not engine.ready
-    with pytest.raises(EngineUnavailableError, match="is not running; it is being restarted"):
-        await engine.score(prompts(1), soon())
-    await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
-    np.testing.assert_array_equal((await engine.score(prompts(1), soon())).success, [before])
+async def test_a_process_killed_under_load_fails_who_waits_and_comes_back(engine: ProcessEngine) -> None:
+    known = prompts(1, seed=99)
+    [before] = (await engine.score(known, soon())).success
+    outcomes: list[str] = []
+
+    async def keep_asking(client: int) -> None:
+        for i in range(10_000):
+            if "back" in outcomes:
+                return
+            try:
+                await engine.score(prompts(1, seed=100 * client + i), soon(5))
+                outcomes.append("back" if "gone" in outcomes else "scored")
+            except EngineUnavailableError as error:
+                outcomes.append("gone" if "is not there; it is being restarted" in str(error) else str(error))
+                await asyncio.sleep(0.05)
+
+    clients = [asyncio.create_task(keep_asking(client)) for client in range(8)]
+    while outcomes.count("scored") < 20:  # noqa: ASYNC110  # only the clients know
+        await asyncio.sleep(0.01)
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*clients)
+    assert outcomes.count("gone") >= 8
+    assert set(outcomes) == {"scored", "gone", "back"}
+    assert engine.pid not in (None, pid)
+    np.testing.assert_array_equal((await engine.score(known, soon())).success, [before])
+
+
+async def test_a_process_that_hangs_is_told_from_one_that_computes(engine: ProcessEngine) -> None:
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineUnavailableError, match="before the deadline"):
+        await engine.score(prompts(1, seed=7), soon(0.1))
+    assert not await process._speaks(engine._socket, 0.1)
+    os.kill(pid, signal.SIGCONT)
+    assert await process._speaks(engine._socket, 30)
+    assert engine.pid == pid
 
 
 async def test_a_restarted_engine_serves_no_other_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -184,7 +180,7 @@ async def test_a_restarted_engine_serves_no_other_weights(tmp_path: Path, caplog
         os.kill(engine.pid, signal.SIGKILL)
         said = f"{tmp_path / 'a'} has changed on disk: send SIGHUP to the gateway to take it, or restore it"
         await anyio.to_thread.run_sync(until, lambda: said in caplog.text, 60, "the engine refuses the new weights")
-        with pytest.raises(EngineUnavailableError, match="is being restarted"):
+        with pytest.raises(EngineUnavailableError, match="it is being restarted"):
             await engine.score(prompts(1), soon())
         (tmp_path / "a/probe.safetensors").write_bytes(old)
         await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
@@ -234,7 +230,7 @@ async def test_closing_fails_who_waits_and_leaves_no_process() -> None:
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
-from probes.engine.base import Prompt
+from probes.engine.base import EngineOptions, Prompt
 from probes.engine.process import ProcessEngine
 from probes.reference import load_probe
 
@@ -242,11 +238,11 @@ def resident_mb(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
 
 async def main():
-    engine = ProcessEngine([load_probe(folder) for folder in sys.argv[1:]], device="cpu")
+    engine = ProcessEngine([load_probe(folder) for folder in sys.argv[1:]], EngineOptions(device="cpu"))
     await engine.start()
     await engine.score([Prompt(((5,) * 60,))] * 64, asyncio.get_running_loop().time() + 30)
     assert not {"torch", "transformers", "scipy", "sklearn"} & set(sys.modules)
-    print(engine.pid, resident_mb("self"), resident_mb(engine.pid), flush=True)
+    print(engine.pid, resident_mb("self"), resident_mb(engine.pid), engine.url.removeprefix("unix://"), flush=True)
     await asyncio.sleep(600)
 
 asyncio.run(main())
@@ -259,10 +255,13 @@ def test_the_engine_is_small_and_dies_with_a_killed_gateway() -> None:
     ) as gateway:
         try:
             assert gateway.stdout is not None
-            pid, parent_mb, child_mb = map(float, gateway.stdout.readline().split())
+            *figures, socket = gateway.stdout.readline().split()
+            pid, parent_mb, child_mb = map(float, figures)
             assert int(pid) in running()
+            assert Path(socket).is_socket()
         finally:
             gateway.kill()
     until(lambda: int(pid) not in running(), 10, "the engine's process ends with its gateway's")
+    assert not Path(socket).parent.exists()
     # The gateway's own modules take some 60 MB more; together they stay under 600.
     assert parent_mb + child_mb < 520

@@ -12,6 +12,8 @@ CHARACTERS_PER_TOKEN = 4
 """By which text counts in queues."""
 
 NOT_FINITE = "activations are not finite numbers: serve the probe model in float32 or bfloat16"
+TOO_LATE = "the engine did not answer before the deadline (engine.deadline_ms)"
+CLOSED = "the engine is closed"
 
 
 class EngineUnavailableError(Exception):
@@ -31,6 +33,19 @@ class Prompt:
     def tokens(self) -> int:
         """What it takes up in a queue."""
         return sum(map(len, self.token_ids)) + len(self.text) // CHARACTERS_PER_TOKEN
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine's process computes."""
+
+    device: str = "auto"
+    """cpu, cuda:N, or auto: the first GPU where there is one."""
+    queue_prompts: int = 512
+    queue_tokens: int = 200_000
+    """What may wait; more is refused at once."""
+    cache_prompts: int = 16_384
+    """Of so many prompts the scores are kept, a few hundred bytes each."""
 
 
 @dataclass(frozen=True)

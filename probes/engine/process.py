@@ -1,95 +1,69 @@
 """An engine in a process of its own: a forward pass holds the GIL for milliseconds, which the event loop would feel.
 
-What arrives while one micro-batch is computed forms the next one. Imports no torch.
+Imports no torch.
 """
 
 import asyncio
 import logging
 import os
+import secrets
+import shutil
 import sys
-from collections import deque
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from pathlib import Path
 
-import numpy as np
+import orjson
 
 from probes.artifact import Artifact
 from probes.base import ProbeError
-from probes.engine.base import NOT_FINITE, EngineUnavailableError, Prompt, Scores
-from probes.engine.batch import padding_tokens
-from probes.engine.wire import LINE_BYTES, decode_scores, encode_artifact, encode_prompts
+from probes.engine.base import EngineOptions, Prompt, Scores
+from probes.engine.client import SocketEngine
+from probes.engine.served import encode_artifact
+from probes.engine.wire import Report
 
 logger = logging.getLogger(__name__)
 
-BATCH_PROMPTS = 64
-BATCH_TOKENS = 16_384
-"""What one micro-batch takes from the queue at most: later prompts do not wait long for it."""
-HUNG_S = 60.0
-"""A child that computes one micro-batch for longer is taken for dead and restarted."""
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """One computed micro-batch."""
-
-    prompts: int
-    tokens: int
-    """Over all passes, padding left out."""
-    padding_tokens: int
-    queue_s: float
-    """Wait of its first prompt."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Waiting:
-    prompt: Prompt
-    deadline: float
-    arrived: float
-    scores: asyncio.Future[Scores]
-    """Of this one prompt."""
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt.tokens
+CHECK_S = 20.0
+HUNG_S = 30.0
+"""A child that says nothing to a new connection for so long is taken for dead and restarted."""
+MAX_LINE_BYTES = 2**20
 
 
 class ProcessEngine:
-    """Scores prompts in a child process, which it restarts should it die. Satisfies `Engine`.
+    """Starts a child process that listens at a Unix socket, joins it, and restarts it should it die.
+
+    Satisfies `Engine`. Other gateways of this user may join at `url` too.
 
     Args:
         artifacts: the probes, in the order of the scores.
-        device: cpu, cuda:N or auto.
-        queue_prompts, queue_tokens: what may wait; more is refused at once.
-        on_batch: called after each micro-batch.
+        on_report: called with what the engine says of its work.
     """
 
     def __init__(
         self,
         artifacts: Sequence[Artifact],
+        options: EngineOptions | None = None,
         *,
-        device: str = "auto",
-        queue_prompts: int = 512,
-        queue_tokens: int = 200_000,
-        on_batch: Callable[[BatchReport], None] = lambda report: None,
+        on_report: Callable[[Report], None] = lambda report: None,
     ) -> None:
-        self._arguments = (device, *(encode_artifact(artifact) for artifact in artifacts))
-        self._queue_prompts = queue_prompts
-        self._queue_tokens = queue_tokens
-        self._on_batch = on_batch
-        self._queue: deque[_Waiting] = deque()
-        self._tokens = 0
-        self._arrival = asyncio.Event()
-        self._computing: list[_Waiting] = []
+        self._socket = Path(tempfile.gettempdir(), f"pika-engine-{secrets.token_hex(8)}", "engine.sock")
+        self.url = f"unix://{self._socket}"
+        self._arguments = (
+            orjson.dumps(options or EngineOptions()).decode(),
+            self.url,
+            *map(encode_artifact, artifacts),
+        )
+        self._client = SocketEngine(self.url, artifacts, on_report=on_report)
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._ready = False
 
     @property
     def ready(self) -> bool:
-        return self._ready
+        return self._client.ready
 
     @property
     def pid(self) -> int | None:
@@ -102,12 +76,13 @@ class ProcessEngine:
         Raises:
             ProbeError: a probe or a probe model cannot be loaded.
         """
+        self._socket.parent.mkdir(mode=0o700)  # of this user alone, as is the socket in it
         try:
             process = await self._spawn()
+            await self._client.start()
         except BaseException:
-            await self._end_process()
+            await self._end()
             raise
-        self._ready = True
         self._supervisor = asyncio.create_task(self._supervise(process))
 
     async def close(self) -> None:
@@ -115,121 +90,38 @@ class ProcessEngine:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._ready = False
-        self._fail_all("the engine is closed")
-        await self._end_process()
+        await self._client.close()
+        await self._end()
 
     async def score(self, prompts: Sequence[Prompt], deadline: float) -> Scores:
         """See `Engine.score`."""
-        loop = asyncio.get_running_loop()
-        if not self._ready:
-            raise EngineUnavailableError("the engine process is not running; it is being restarted")
-        tokens = sum(prompt.tokens for prompt in prompts)
-        holds = f"(engine.queue: {self._queue_prompts} prompts, {self._queue_tokens} tokens)"
-        if len(prompts) > self._queue_prompts or tokens > self._queue_tokens:
-            asked = f"{len(prompts)} prompts with {tokens} tokens at once"
-            raise EngineUnavailableError(f"more than the engine's queue ever holds: {asked} {holds}; raise it")
-        if len(self._queue) + len(prompts) > self._queue_prompts or self._tokens + tokens > self._queue_tokens:
-            waits = f"{len(self._queue)} prompts with {self._tokens} tokens wait"
-            raise EngineUnavailableError(f"the engine's queue is full: {waits} {holds}")
-        now = loop.time()
-        waiting = [_Waiting(prompt, deadline, now, loop.create_future()) for prompt in prompts]
-        self._queue.extend(waiting)
-        self._tokens += tokens
-        self._arrival.set()
-        try:
-            async with asyncio.timeout_at(deadline):
-                rows = await asyncio.gather(*(one.scores for one in waiting))
-        except TimeoutError as error:
-            raise EngineUnavailableError(
-                "the engine did not answer before the deadline (engine.deadline_ms)"
-            ) from error
-        return Scores.concatenate(rows)
+        return await self._client.score(prompts, deadline)
 
     async def _supervise(self, process: asyncio.subprocess.Process) -> None:
-        """Compute micro-batches for as long as the child lives, then start another; ends when cancelled."""
+        """Start another child whenever one dies or hangs; ends when cancelled."""
         while True:
-            batches = asyncio.create_task(self._compute_batches(process))
-            died = asyncio.create_task(process.wait())
-            try:
-                await asyncio.wait((batches, died), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                self._ready = False
-                batches.cancel()
-                died.cancel()
-            await asyncio.wait((batches,))
-            if not batches.cancelled() and (error := batches.exception()) is not None:
-                logger.error("the engine process failed: %r", error)
-            await self._end_process()
+            while process.returncode is None:
+                try:
+                    async with asyncio.timeout(CHECK_S):  # wait_for may swallow a cancellation
+                        await process.wait()
+                except TimeoutError:
+                    if not await _speaks(self._socket):
+                        logger.error("the engine process hangs; killing it")
+                        process.kill()
             logger.error("the engine process ended with code %s; restarting it", process.returncode)
-            self._fail_all("the engine process died; it is being restarted")
-            process = await self._respawn()
-            self._ready = True
-
-    async def _compute_batches(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin is not None
-        while True:
-            await self._arrival.wait()
-            self._computing = self._next_batch()
-            if not self._computing:
-                continue
-            began = asyncio.get_running_loop().time()
-            process.stdin.write(encode_prompts([one.prompt for one in self._computing]))
-            await process.stdin.drain()
-            try:
-                async with asyncio.timeout(HUNG_S):
-                    scores = await _read(process)
-            except ProbeError as error:
-                logger.error("%s", error)
-                _fail(self._computing, f"the engine failed on these prompts: {error}")
-                continue
-            assert scores is not None
-            for i, one in enumerate(self._computing):
-                if not np.isfinite(scores.success[i]).all():
-                    _fail([one], NOT_FINITE)
-                elif not one.scores.done():
-                    one.scores.set_result(scores[i : i + 1])
-            self._on_batch(_report(self._computing, began))
-
-    def _next_batch(self) -> list[_Waiting]:
-        """Take from the queue what still matters, oldest first."""
-        now = asyncio.get_running_loop().time()
-        batch: list[_Waiting] = []
-        tokens = 0
-        while self._queue and len(batch) < BATCH_PROMPTS:
-            first = self._queue[0]
-            wanted = not first.scores.done() and first.deadline > now
-            if wanted and batch and tokens + first.tokens > BATCH_TOKENS:
-                break
-            self._queue.popleft()
-            self._tokens -= first.tokens
-            if wanted:
-                batch.append(first)
-                tokens += first.tokens
-        if not self._queue:
-            self._arrival.clear()
-        return batch
-
-    def _fail_all(self, message: str) -> None:
-        _fail([*self._computing, *self._queue], message)
-        self._computing = []
-        self._queue.clear()
-        self._tokens = 0
-        self._arrival.clear()
-
-    async def _respawn(self) -> asyncio.subprocess.Process:
-        backoff_s = FIRST_BACKOFF_S
-        while True:
-            await asyncio.sleep(backoff_s)
-            try:
-                return await self._spawn()
-            except (ProbeError, OSError) as error:
-                logger.error("cannot restart the engine: %s", error)
-                await self._end_process()
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            self._process = None
+            backoff_s = FIRST_BACKOFF_S
+            while self._process is None:
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                try:
+                    process = await self._spawn()
+                except (ProbeError, OSError) as error:
+                    await self._kill()
+                    logger.error("cannot restart the engine: %s", error)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        """A child that has loaded its probe models.
+        """A child that has loaded its probe models and listens.
 
         Raises:
             ProbeError: it could not.
@@ -241,59 +133,43 @@ class ProcessEngine:
             "-m",
             "probes.engine.worker",
             *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             # Threads that spin while they wait stall each other where cores are shared, with vLLM say.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-            limit=LINE_BYTES,
+            limit=MAX_LINE_BYTES,
             start_new_session=True,
         )
-        try:
-            await _read(process)
-        except ConnectionError as error:
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        if not line.endswith(b"\n"):
             code = await process.wait()
             raise ProbeError(
                 f"the engine process ended with code {code} while it loaded the probe models; see what it wrote above"
-            ) from error
+            )
+        if (error := orjson.loads(line)) is not None:
+            raise ProbeError(error)
         return process
 
-    async def _end_process(self) -> None:
+    async def _end(self) -> None:
+        await self._kill()
+        shutil.rmtree(self._socket.parent, ignore_errors=True)
+
+    async def _kill(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        assert process.stdin is not None
-        process.stdin.close()
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-        await process.wait()
+        if process is not None:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+            await process.wait()
 
 
-async def _read(process: asyncio.subprocess.Process) -> Scores | None:
-    """The child's next answer.
-
-    Raises:
-        ConnectionError: it died.
-        ProbeError: it reports an error.
-    """
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    if not line.endswith(b"\n"):
-        raise ConnectionError("the engine process ended")
-    return decode_scores(line)
-
-
-def _fail(waiting: Sequence[_Waiting], message: str) -> None:
-    for one in waiting:
-        if not one.scores.done():
-            one.scores.set_exception(EngineUnavailableError(message))
-
-
-def _report(batch: Sequence[_Waiting], began: float) -> BatchReport:
-    passes = len(batch[0].prompt.token_ids)
-    return BatchReport(
-        prompts=len(batch),
-        tokens=sum(one.tokens for one in batch),
-        padding_tokens=sum(padding_tokens([len(one.prompt.token_ids[i]) for one in batch]) for i in range(passes)),
-        queue_s=began - batch[0].arrived,
-    )
+async def _speaks(path: Path, within_s: float = HUNG_S) -> bool:
+    """Whether an engine greets who connects: its event loop runs, whatever it computes."""
+    try:
+        async with asyncio.timeout(within_s):
+            reader, writer = await asyncio.open_unix_connection(path)
+            with closing(writer):
+                return bool(await reader.read(1))
+    except OSError:  # TimeoutError is one
+        return False

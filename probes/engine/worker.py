@@ -1,19 +1,31 @@
-"""The engine process: reads prompts from stdin and writes scores to stdout, until stdin ends.
+"""The engine process: loads probe models, then answers who joins at its socket.
 
-python -m probes.engine.worker cpu ARTIFACT [ARTIFACT ...]      (started by `probes.engine.process`; see `wire.py`)
+python -m probes.engine.worker OPTIONS URL ARTIFACT [ARTIFACT ...]      (started by `probes.engine.process`)
 """
 
 import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
+import orjson
+import uvloop
+
+from probes.artifact import Artifact, distinct_passes
 from probes.base import ProbeError
-from probes.engine.base import Prompt
+from probes.engine.address import bind
+from probes.engine.base import EngineOptions
+from probes.engine.batching import BatchingEngine, HungError
 from probes.engine.local import LocalEngine
-from probes.engine.wire import decode_artifact, decode_prompts, encode_error, encode_ready, encode_scores
+from probes.engine.served import decode_artifact, served_sha256
+from probes.engine.server import EngineServer
 
 logger = logging.getLogger(__name__)
 
@@ -22,36 +34,89 @@ UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
 """Transformers imports these wherever they are installed: 125 MB that no forward pass reads."""
 
 
-def main(device: str, arguments: list[str]) -> None:
-    die_with_parent()
+def main(options: str, url: str, *arguments: str) -> None:
+    parent = os.getppid()
+    signal.signal(signal.SIGTERM, lambda *_: _end(url, parent))
+    die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:
+        _end(url, parent)
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _private_stdout() as out:
+
+        def tell(error: str | None) -> None:
+            out.write(orjson.dumps(error) + b"\n")
+            out.flush()
+
         try:
             artifacts = [decode_artifact(argument) for argument in arguments]
-            if any(artifact.probe.site is not None for artifact in artifacts):
-                sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: "not installed"
-                import torch
-
-                torch.set_num_threads(len(os.sched_getaffinity(0)))
-            engine = LocalEngine(artifacts, device)
-            # The first pass is slow; no user should wait for it.
-            engine.score([Prompt(((0,),) * len(engine.passes), "a")])
+            with bind(url) as sock:
+                uvloop.run(serve(artifacts, EngineOptions(**orjson.loads(options)), sock, ready=lambda: tell(None)))
         except ProbeError as error:
-            _write(out, encode_error(str(error)))
-            return
-        _write(out, encode_ready())
-        for line in sys.stdin.buffer:
-            try:
-                answer = encode_scores(engine.score(decode_prompts(line), partial=True))
-            except Exception as error:
-                logger.exception("a micro-batch failed")
-                answer = encode_error(f"{type(error).__name__}: {error}")
-            _write(out, answer)
+            tell(str(error))
+        except HungError:
+            logger.exception("the engine hangs")
+            os._exit(1)  # its thread would be waited for
+
+
+async def serve(
+    artifacts: Sequence[Artifact],
+    options: EngineOptions,
+    sock: socket.socket,
+    *,
+    secret: bytes = b"",
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Load the probe models and answer gateways until cancelled.
+
+    Args:
+        sock: bound, not listening.
+        secret: what gateways must know; empty: nothing.
+        ready: called when they may join.
+
+    Raises:
+        ProbeError: a probe model cannot be loaded.
+        HungError: a computation never ends.
+    """
+    engine = BatchingEngine(
+        lambda: _load(artifacts, options.device),
+        options,
+        on_batch=lambda report: server.batch(report),
+        on_lookup=lambda found: server.lookup(found),
+    )
+    server = EngineServer(engine, len(distinct_passes(artifacts)), served_sha256(artifacts), secret)
+    try:
+        await engine.start()
+        await server.listen(sock)
+        ready()
+        await engine.finished()
+    finally:
+        await server.close()
+        await engine.close()
+
+
+def _load(artifacts: Sequence[Artifact], device: str) -> LocalEngine:
+    if any(artifact.probe.site is not None for artifact in artifacts):
+        sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: "not installed"
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return LocalEngine(artifacts, device)
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
-    """Ask Linux for a signal when the parent ends, however that ends; elsewhere the end of stdin must do."""
+    """Ask Linux for a signal when the parent ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
+
+
+def _end(url: str, parent: int) -> None:
+    """End at once; the socket goes with a gateway that is gone."""
+    if os.getppid() != parent:
+        path = Path(urlsplit(url).path)
+        with suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()
+    os._exit(128 + signal.SIGTERM)
 
 
 def _private_stdout() -> BinaryIO:
@@ -61,10 +126,5 @@ def _private_stdout() -> BinaryIO:
     return private
 
 
-def _write(out: BinaryIO, line: bytes) -> None:
-    out.write(line)
-    out.flush()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(*sys.argv[1:])

@@ -1,0 +1,74 @@
+"""Engines in this process, whose computing thread a test may hold."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+
+from probes.artifact import Artifact, load_artifact, save_artifact
+from probes.base import ProbeError
+from probes.card import Pass
+from probes.engine.base import EngineOptions, Prompt, Scores
+from probes.engine.batching import BatchingEngine
+from probes.engine.local import LocalEngine
+from probes.engine.wire import BatchReport, Lookup
+from probes.tfidf import Tfidf
+from tests.support.examples import card_of
+
+
+def soon(seconds: float = 30) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+def text_artifact(folder: Path, weight: float = 1.0) -> Artifact:
+    """A probe that weighs the words `two` and `three`: no probe model, no torch."""
+    one = np.ones(2, dtype=np.float32)
+    probe = Tfidf(["three", "two"], one, np.array([weight, -weight], dtype=np.float32), one[:1])
+    save_artifact(folder, card_of(probe), probe)
+    return load_artifact(folder)
+
+
+def text(words: int, more: str = "") -> Prompt:
+    return Prompt((), "two " + "three " * words + more)
+
+
+class Held:
+    """Computes as `LocalEngine` does, one micro-batch whenever the test lets it; remembers them."""
+
+    def __init__(self, artifacts: Sequence[Artifact]) -> None:
+        self._engine = LocalEngine(artifacts)
+        self.artifacts: Sequence[Artifact] = self._engine.artifacts
+        self.passes: Sequence[Pass] = self._engine.passes
+        self.go = threading.Event()
+        self.go.set()
+        self.computed: list[list[str]] = []
+
+    def score(self, prompts: Sequence[Prompt], *, partial: bool = False) -> Scores:
+        if not self.go.wait(60):
+            raise TimeoutError("the test never let it go")
+        self.computed.append([prompt.text for prompt in prompts])
+        if any("poison" in prompt.text for prompt in prompts):
+            raise ValueError("poison")
+        if any("refused" in prompt.text for prompt in prompts):
+            raise ProbeError("not this one")
+        return self._engine.score(prompts, partial=partial)
+
+
+@asynccontextmanager
+async def batching(
+    held: Held,
+    options: EngineOptions | None = None,
+    on_batch: Callable[[BatchReport], None] = lambda report: None,
+    on_lookup: Callable[[Lookup], None] = lambda found: None,
+) -> AsyncIterator[BatchingEngine]:
+    engine = BatchingEngine(lambda: held, options or EngineOptions(), on_batch=on_batch, on_lookup=on_lookup)
+    await engine.start()
+    held.computed.clear()
+    try:
+        yield engine
+    finally:
+        held.go.set()
+        await engine.close()

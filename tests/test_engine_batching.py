@@ -1,0 +1,156 @@
+"""One thread computes for everybody: once, in time, and for those alone who still wait."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probes.engine import batching as module
+from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt
+from probes.engine.batching import BatchingEngine, HungError
+from probes.engine.cache import ScoreCache, key_of
+from probes.engine.local import LocalEngine
+from probes.engine.wire import BatchReport
+from tests.support.engines import Held, batching, soon, text, text_artifact
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    return Held([text_artifact(tmp_path / "a"), text_artifact(tmp_path / "b", -1.0)])
+
+
+@asynccontextmanager
+async def busy(engine: BatchingEngine, held: Held) -> AsyncIterator[None]:
+    """Inside, the thread computes a first prompt and everything else waits."""
+    held.go.clear()
+    first = asyncio.create_task(engine.score([text(1, "first")], soon()))
+    await asyncio.sleep(0.02)
+    yield
+    held.go.set()
+    await first
+
+
+async def test_what_waits_together_is_computed_together_and_as_in_process(held: Held) -> None:
+    reports: list[BatchReport] = []
+    prompts = [text(n) for n in range(8)]
+    async with batching(held, on_batch=reports.append) as engine:
+        async with busy(engine, held):
+            waiting = [asyncio.create_task(engine.score([one], soon())) for one in prompts]
+            await asyncio.sleep(0.02)
+        answers = await asyncio.gather(*waiting)
+    expected = LocalEngine(held.artifacts).score(prompts)
+    np.testing.assert_array_equal(np.concatenate([one.success for one in answers]), expected.success)
+    assert np.isnan(answers[0].output_tokens).all()
+    assert [report.prompts for report in reports] == [1, 8]
+    assert reports[1].queue_s > 0.01
+    assert reports[1].tokens == sum(one.tokens for one in prompts)
+
+
+async def test_equal_prompts_are_computed_once_and_kept(held: Held) -> None:
+    found: list[str] = []
+    async with batching(held, on_lookup=found.append) as engine:
+        async with busy(engine, held):
+            waiting = [asyncio.create_task(engine.score([text(3), text(4), text(3)], soon())) for _ in range(5)]
+            await asyncio.sleep(0.02)
+        answers = await asyncio.gather(*waiting)
+        for _ in range(2):
+            again = await engine.score([text(3)], soon())
+            np.testing.assert_array_equal(again.success, answers[0].success[:1])
+    assert held.computed == [[text(1, "first").text], [text(3).text, text(4).text]]
+    assert Counter(found) == {"miss": 1 + 2, "shared": 1 + 4 * 3, "hit": 2}
+    for answer in answers:
+        np.testing.assert_array_equal(answer.success[0], answer.success[2])
+
+
+async def test_the_cache_is_bounded_and_can_be_left_out(held: Held) -> None:
+    for size, computed in ((2, 4), (0, 5)):
+        async with batching(held, EngineOptions(cache_prompts=size)) as engine:
+            for words in (1, 2, 2, 3, 1):
+                await engine.score([text(words)], soon())
+            assert len(held.computed) == computed
+
+
+def test_the_cache_keeps_what_was_asked_for_last() -> None:
+    cache, row = ScoreCache(2), np.zeros((3, 1))
+    for key in (b"a", b"b"):
+        cache.put(key, row)
+    assert cache.get(b"a") is row
+    cache.put(b"c", row)
+    assert [cache.get(key) is row for key in (b"a", b"b", b"c")] == [True, False, True]
+    assert len(cache) == 2
+
+
+def test_different_prompts_have_different_keys() -> None:
+    prompts = [
+        Prompt(((1, 2), (3,))), Prompt(((1,), (2, 3))), Prompt(((1, 2, 3),)), Prompt(((1, 2),), "3"),
+        Prompt(((), (1, 2, 3))), Prompt(((1, 2, 3), ())), Prompt((), "1"), Prompt((), ""),
+    ]  # fmt: skip
+    assert len({key_of(one) for one in prompts}) == len(prompts)
+
+
+async def test_the_earliest_deadline_is_first(held: Held) -> None:
+    async with batching(held) as engine:
+        engine._queue.pace.fixed_s, engine._queue.pace.token_s = 0.0, 0.001  # each prompt alone
+        async with busy(engine, held):
+            words = {500: 90, 400: 60, 600: 30, 300: np.inf}
+            waiting = [asyncio.create_task(engine.score([text(n)], soon(s))) for n, s in words.items()]
+            await asyncio.sleep(0.02)
+            # Somebody else wants the last one, at once.
+            waiting.append(asyncio.create_task(engine.score([text(300)], soon(20))))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*waiting)
+    assert [len(batch[0].split()) - 1 for batch in held.computed[1:]] == [300, 600, 400, 500]
+
+
+async def test_who_is_too_late_or_gone_is_not_computed_for(held: Held) -> None:
+    async with batching(held) as engine:
+        with pytest.raises(EngineUnavailableError, match="before the deadline"):
+            await engine.score([text(2)], soon(-1))
+        async with busy(engine, held):
+            late = asyncio.create_task(engine.score([text(2)], soon(0.03)))
+            gone = asyncio.create_task(engine.score([text(3), text(4)], soon()))
+            stays = asyncio.create_task(engine.score([text(4)], soon()))
+            await asyncio.sleep(0.01)
+            gone.cancel()
+            with pytest.raises(EngineUnavailableError, match="before the deadline"):
+                await late
+        await stays
+        assert len(engine._queue) == 0
+        assert not engine._waiting
+    assert held.computed[1:] == [[text(4).text]]
+
+
+async def test_a_prompt_whose_batch_fails_is_the_only_one_that_fails(held: Held) -> None:
+    async with batching(held) as engine:
+        async with busy(engine, held):
+            prompts = [text(1), text(1, "poison"), text(2), text(1, "refused")]
+            waiting = [asyncio.create_task(engine.score([one], soon())) for one in prompts]
+            await asyncio.sleep(0.02)
+        good, poison, other, refused = await asyncio.gather(*waiting, return_exceptions=True)
+        assert str(poison) == "the engine failed on this prompt: ValueError: poison"
+        assert str(refused) == "the engine refuses this prompt: not this one"
+        expected = LocalEngine(held.artifacts).score([text(1), text(2)]).success
+        np.testing.assert_array_equal([good.success[0], other.success[0]], expected)  # type: ignore[union-attr]
+
+
+async def test_a_computation_without_end_ends_the_engine(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HUNG_S", 0.05)
+    async with batching(held) as engine:
+        engine._queue.pace = module.Pace(0.0, 1e-9)
+        held.go.clear()
+        waiting = asyncio.create_task(engine.score([text(1)], soon()))
+        with pytest.raises(HungError, match="1 prompts were computed for more than"):
+            await engine.finished()
+        assert not engine.ready
+        with pytest.raises(EngineUnavailableError, match="closed"):
+            await engine.score([text(2)], soon())
+        held.go.set()
+        await engine.close()
+        with pytest.raises(EngineUnavailableError, match="closed"):
+            await waiting
