@@ -36,7 +36,8 @@ async def connect(url: str, protocol: Callable[[], P]) -> P:
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return (await loop.create_unix_connection(protocol, parts.path))[1]
-    return (await loop.create_connection(protocol, parts.hostname, parts.port))[1]
+    host, port = parts.hostname or "", parts.port or 0  # `check_url` has seen to both
+    return (await loop.create_connection(protocol, host, port))[1]
 
 
 def bind(url: str) -> socket.socket:

@@ -172,7 +172,8 @@ class _Connection(FrameProtocol):
         if self.transport.get_write_buffer_size() > MAX_FRAME_BYTES:
             raise EngineUnavailableError("the engine does not read what it is sent")
         number = next(self._numbers) % 2**32
-        self._requests[number] = scores = asyncio.get_running_loop().create_future()
+        scores: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        self._requests[number] = scores
         self.send(Kind.SCORE, number, payload)
         try:
             return await scores
