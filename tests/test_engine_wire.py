@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.engine.base import Prompt, Scores
@@ -22,6 +22,7 @@ from probes.engine.wire import (
 TOKEN_IDS = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5).map(tuple)
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(0, 3), st.integers(1, 4), st.floats(allow_nan=False))
 def test_prompts_travel_whole(data: st.DataObject, passes: int, n: int, left_s: float) -> None:
     prompts = [
@@ -31,6 +32,7 @@ def test_prompts_travel_whole(data: st.DataObject, passes: int, n: int, left_s: 
     assert decode_prompts(encode_prompts(prompts, left_s)) == (expected, left_s)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_garbage_is_told_from_prompts_scores_and_reports(payload: bytes) -> None:
     for decode in (decode_prompts, decode_scores, decode_report):
@@ -40,6 +42,7 @@ def test_garbage_is_told_from_prompts_scores_and_reports(payload: bytes) -> None
             continue
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_prompts_that_were_tampered_with_are_refused_or_read(data: st.DataObject) -> None:
     payload = bytearray(encode_prompts([Prompt(((1, 2, 3), (4,)), "ä"), Prompt(((5,), (6, 7)), "")], 1.0))
