@@ -26,7 +26,7 @@ BATCH, EPOCHS, LEAST_STEPS = 128, 60, 1000
 RATE, DECAY = 1e-3, 2.0
 STOPS = (0.25, 0.5, 1.0)
 """Where on its way training leaves a candidate: validation chooses among them, which is early stopping."""
-SITES, TOGETHER = 4, 6
+SITES, TOGETHER = 3, 6
 """Networks are trained at this many of the sites, those that a linear probe finds best within the training split, and
 on this many layers at once, the best at the best site's position."""
 RIDGE = 0.03
