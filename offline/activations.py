@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass
-from probes.engine.probe_model import ProbeModel, Reading
+from probes.engine.probe_model import ProbeModel
+from probes.engine.reading import Reading
 from probes.fingerprint import fingerprint
 
 FORM = 2
