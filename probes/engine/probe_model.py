@@ -73,7 +73,8 @@ class ProbeModel:
             # Hugging Face's last hidden state stands after the final norm, all others before it.
             remove_final_norm(self._model)
         self._forward_pass = Forward(self._model, reading, self.depth, self.device)
-        self._longest_alike = longest_alike(config)
+        self.longest_alike = longest_alike(config)
+        """Tokens up to which prompts may be read together; None: all may."""
         self._prefixes: Prefixes | None = None
         if reuse_prefixes and config.model_type in PACKABLE and not reading.sequence_layers:
             self._prefixes = Prefixes(self._make_prefix, reading.tail)
@@ -108,7 +109,7 @@ class ProbeModel:
         if self.reading.next_token:
             next_token = allocate((len(prompts), NEXT_TOKEN_STATISTICS), np.float64)
         with _threads(self._max_threads), torch.inference_mode():
-            for i, batch in enumerate(micro_batches(lengths.tolist())):
+            for i, batch in enumerate(micro_batches(lengths.tolist(), longest_together=self.longest_alike)):
                 if i < skip:
                     on_batch(len(batch))
                     continue
@@ -162,11 +163,17 @@ class ProbeModel:
         yield from self._halving(prompts[:middle], rows[:middle])
         yield from self._halving(prompts[middle:], rows[middle:])
 
+    @property
+    def reused_tokens(self) -> int:
+        """Of all prompts so far, those that were not computed because earlier prompts begin with them."""
+        return 0 if self._prefixes is None else self._prefixes.reused_tokens
+
     def _forward(self, prompts: Sequence[Sequence[int]]) -> Hidden:
         return self._forward_pass([self._span(prompt) for prompt in prompts])
 
     def _span(self, prompt: Sequence[int]) -> Span:
-        return Span(prompt) if self._prefixes is None else self._prefixes.span(prompt)
+        alone = self.longest_alike is not None and len(prompt) > self.longest_alike
+        return Span(prompt) if alone or self._prefixes is None else self._prefixes.span(prompt)
 
     def _make_prefix(self, token_ids: Sequence[int]) -> Prefix:
         prefix = Prefix(tuple(token_ids))
