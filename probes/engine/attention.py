@@ -105,9 +105,8 @@ def attend(
         packing.keep.values.append(value.clone())
     asked = packing.asked(tail)
     keys, values = [], []
-    for span, own_key, own_value in zip(
-        packing.spans, key.split(packing.lengths, dim=1), value.split(packing.lengths, dim=1), strict=True
-    ):
+    own = zip(torch.split(key, packing.lengths, dim=1), torch.split(value, packing.lengths, dim=1), strict=True)
+    for span, (own_key, own_value) in zip(packing.spans, own, strict=True):
         if span.prefix is not None:
             own_key = torch.cat([span.prefix.keys[block][:, : span.reused], own_key], dim=1)
             own_value = torch.cat([span.prefix.values[block][:, : span.reused], own_value], dim=1)
@@ -118,7 +117,7 @@ def attend(
     return torch.cat(
         [
             _one(*one, packing, scaling, window, softcap, sinks)
-            for one in zip(query.split(asked, dim=1), keys, values, strict=True)
+            for one in zip(torch.split(query, asked, dim=1), keys, values, strict=True)
         ],
         dim=1,
     ).transpose(0, 1)
@@ -174,7 +173,7 @@ def _variable_length(
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
 
     lengths = [key.shape[1] for key in keys]
-    found: Tensor = varlen_attn(
+    found = varlen_attn(
         query.transpose(0, 1).contiguous(),
         torch.cat(list(keys), dim=1).transpose(0, 1).contiguous(),
         torch.cat(list(values), dim=1).transpose(0, 1).contiguous(),
@@ -186,6 +185,7 @@ def _variable_length(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[0] != keys[0].shape[0],
     )
+    assert isinstance(found, Tensor)
     return found
 
 
@@ -203,7 +203,7 @@ def transformers_attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """`attend` as Transformers' attention modules call it: (1, heads, tokens, head_dim) to (1, tokens, heads, head_dim)."""
+    """`attend` as Transformers' modules call it: (1, heads, tokens, head_dim) to (1, tokens, heads, head_dim)."""
     block: int = module.layer_idx  # type: ignore[assignment]  # every attention module of Transformers has it
     found = attend(
         query[0], key[0], value[0], packing, block, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from probes.engine.attention import Packing, Prefix, Span
 from probes.engine.lean import LEAN, lean_forward
@@ -20,16 +21,16 @@ class Forward:
         model: cut after `depth` blocks; with its LM head where next-token statistics are read.
     """
 
-    def __init__(self, model: nn.Module, reading: Reading, depth: int, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, reading: Reading, depth: int, device: torch.device) -> None:
         self._model: Any = model
         self._base: Any = model.base_model
+        kind: str = model.config.model_type
         self._layers = set(reading.layers) | ({depth} if reading.next_token else set())
         self._depth = depth
         self._with_head = reading.next_token
         self._device = device
         deepest = max(self._layers)
         self._tail = None if deepest in (0, *reading.sequence_layers) else reading.tail
-        kind: str = self._base.config.model_type
         self._lean = kind in LEAN
         self.packs = kind in PACKABLE
         """Whether prompts need no padding."""

@@ -25,7 +25,7 @@ def lean_forward(model: Any, packing: Packing, layers: set[int], tail: int | Non
     """
     token_ids, positions = packing.row()
     hidden = model.embed_tokens(token_ids)
-    cos, sin = (table[0] for table in model.rotary_emb(hidden, positions[None]))  # (tokens, head_dim)
+    cos, sin = (table[0, :, None] for table in model.rotary_emb(hidden, positions[None]))  # (tokens, 1, head_dim)
     deepest = max(layers)
     found = {0: hidden} if 0 in layers else {}
     for block in range(deepest):
@@ -73,8 +73,13 @@ def _block(
         tail=tail,
     )
     hidden = hidden + attention.o_proj(attended.flatten(1))
-    feed_forward: Tensor = layer.mlp(_norm(layer.post_attention_layernorm, hidden))
-    return hidden + feed_forward
+    return hidden + _feed_forward(layer.mlp, _norm(layer.post_attention_layernorm, hidden))
+
+
+def _feed_forward(mlp: Any, x: Tensor) -> Tensor:
+    gate = mlp.act_fn(mlp.gate_proj(x))  # (queries, d_feed_forward)
+    down: Tensor = mlp.down_proj(gate.mul_(mlp.up_proj(x)))
+    return down
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
@@ -82,11 +87,12 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(tokens, heads, head_dim), with tables (tokens, head_dim) whose halves are equal."""
+    """(tokens, heads, head_dim), with tables (tokens, 1, head_dim) whose halves are equal."""
     half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = cos[:, None, :half], sin[:, None, :half]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    rotated = x * cos
+    rotated[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    rotated[..., half:].addcmul_(x[..., :half], sin[..., :half])
+    return rotated
 
 
 def _window(config: Any, attention: Any) -> int | None:

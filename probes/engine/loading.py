@@ -98,7 +98,7 @@ def load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
     try:
         with _quiet():
             # safetensors alone: other weights are pickles.
-            model, found = loader.from_pretrained(
+            model, found = loader.from_pretrained(  # type: ignore[misc]  # a pair, as loading info is asked for
                 pass_.probe_model,
                 revision=pass_.revision,
                 config=config,

@@ -12,7 +12,7 @@ from torch import nn
 from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass
 from probes.engine.attention import Prefix, Span
-from probes.engine.batch import micro_batches
+from probes.engine.batch import GPU_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, micro_batches
 from probes.engine.cores import cores
 from probes.engine.forward import Forward
 from probes.engine.loading import (
@@ -72,6 +72,7 @@ class ProbeModel:
         if self.depth < full_depth:
             # Hugging Face's last hidden state stands after the final norm, all others before it.
             remove_final_norm(self._model)
+        self._batch_tokens = MICRO_BATCH_TOKENS if self.device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
         self._forward_pass = Forward(self._model, reading, self.depth, self.device)
         self.longest_alike = longest_alike(config)
         """Tokens up to which prompts may be read together; None: all may."""
@@ -109,7 +110,7 @@ class ProbeModel:
         if self.reading.next_token:
             next_token = allocate((len(prompts), NEXT_TOKEN_STATISTICS), np.float64)
         with _threads(self._max_threads), torch.inference_mode():
-            for i, batch in enumerate(micro_batches(lengths.tolist(), longest_together=self.longest_alike)):
+            for i, batch in enumerate(micro_batches(lengths.tolist(), self._batch_tokens, self.longest_alike)):
                 if i < skip:
                     on_batch(len(batch))
                     continue
@@ -141,9 +142,7 @@ class ProbeModel:
                     f"{self._vocabulary}: render prompts with the probe model's own tokenizer"
                 )
 
-    def _halving(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[int]
-    ) -> Iterator[tuple[Sequence[int], Hidden]]:
+    def _halving(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Hidden]]:
         """The micro-batch, by halves where the device has no memory for all of it."""
         try:
             hidden = self._forward(prompts)

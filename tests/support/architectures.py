@@ -40,7 +40,9 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=WINDOW),
     "qwen2": lambda: Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen2.5": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
-    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16, layer_types=SLIDING, use_sliding_window=True, sliding_window=WINDOW),
+    "qwen3": lambda: Qwen3Config(
+        **SIZES, head_dim=16, layer_types=SLIDING, use_sliding_window=True, sliding_window=WINDOW,
+    ),
     "gemma2": lambda: Gemma2Config(
         **SIZES, head_dim=16, layer_types=SLIDING, sliding_window=WINDOW, attn_logit_softcapping=1.0,
         query_pre_attn_scalar=24,
