@@ -161,7 +161,7 @@ async def measure(model: Model, plan: Plan, seed: int) -> Measured:
 
         async def load(at: Running, share: float) -> None:
             arrived = prompts(model, plan.arrivals(share), seed=seed + round(100 * share))
-            takes = service(np.array([len(prompt) for prompt in arrived], dtype=np.float64))
+            takes = np.array([service(len(prompt)) for prompt in arrived], dtype=np.float64)
             measured.points.append(await offer(at, arrived, share, measured.capacity, takes, seed))
             advance(1)
 

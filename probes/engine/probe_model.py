@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedModel
 
 from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass
@@ -66,7 +67,7 @@ class ProbeModel:
         self._name, self._vocabulary = pass_.probe_model, int(config.vocab_size)
         model = load(pass_, config, with_head=reading.next_token)
         nn.Module.to(model, self.device)
-        self._model = model if reading.next_token else model.base_model
+        self._model = model if reading.next_token else cast(PreTrainedModel, model.base_model)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self._max_threads = 1 if parameters <= SMALL_PARAMETERS else cores()
         if self.depth < full_depth:
