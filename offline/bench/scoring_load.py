@@ -13,7 +13,7 @@ import numpy as np
 from offline.bench.scoring_model import Model
 from offline.bench.scoring_ways import Cost
 from probes.base import FloatArray
-from probes.engine.base import EngineUnavailableError, Prompt
+from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt
 from probes.engine.process import ProcessEngine
 
 NEVER_S = 3600.0
@@ -60,10 +60,8 @@ async def running(model: Model, bound: int | None = None) -> AsyncIterator[Runni
     batches: list[int] = []
     engine = ProcessEngine(
         [model.artifact],
-        device="cpu",
-        queue_prompts=bound or 10**6,
-        queue_tokens=10**9,
-        on_batch=lambda report: batches.append(report.prompts),
+        EngineOptions(device="cpu", queue_prompts=bound or 10**6, queue_tokens=10**9),
+        on_report=lambda report: batches.extend(batch.prompts for batch in report.batches),
     )
     await engine.start()
     try:
@@ -116,7 +114,7 @@ async def offer(
         len(answered) / seconds,
         np.array(answered),
         np.array(refused),
-        float(np.mean(at.batches)),
+        float(np.mean(at.batches or [1])),
         ideal_queue(arrivals, service_s),
         used,
     )

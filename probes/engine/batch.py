@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-MICRO_BATCH_TOKENS = 1024
-"""Of a forward pass on a CPU, padding included: more run no faster, and fewer stay near the processor. A single longer
-prompt still makes a micro-batch of its own."""
-GPU_MICRO_BATCH_TOKENS = 16_384
+MICRO_BATCH_TOKENS = 8192
+"""Bounds a forward pass's memory, padding included. A single longer prompt still makes a micro-batch of its own."""
+CPU_MICRO_BATCH_TOKENS = 1024
+"""On a CPU more run no faster, and fewer stay near the processor."""
 
 
 def micro_batches(

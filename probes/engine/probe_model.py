@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass
 from probes.engine.attention import Prefix, Span
-from probes.engine.batch import GPU_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, micro_batches
+from probes.engine.batch import CPU_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, micro_batches
 from probes.engine.cores import cores
 from probes.engine.forward import Forward
 from probes.engine.loading import (
@@ -25,8 +25,9 @@ from probes.engine.loading import (
     read_config,
     remove_final_norm,
 )
+from probes.engine.next_token import STATISTICS, next_token_statistics
 from probes.engine.prefixes import Prefixes
-from probes.engine.reading import NEXT_TOKEN_STATISTICS, Hidden, Reading, gather, next_token_statistics
+from probes.engine.reading import Hidden, Reading, gather
 
 SMALL_PARAMETERS = 20_000_000
 """Up to here one thread serves best: a product takes less time than waking a second thread, or waiting for one."""
@@ -73,7 +74,7 @@ class ProbeModel:
         if self.depth < full_depth:
             # Hugging Face's last hidden state stands after the final norm, all others before it.
             remove_final_norm(self._model)
-        self._batch_tokens = MICRO_BATCH_TOKENS if self.device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
+        self._batch_tokens = CPU_MICRO_BATCH_TOKENS if self.device.type == "cpu" else MICRO_BATCH_TOKENS
         self._forward_pass = Forward(self._model, reading, self.depth, self.device)
         self.longest_alike = longest_alike(config)
         """Tokens up to which prompts may be read together; None: all may."""
@@ -109,7 +110,7 @@ class ProbeModel:
         }
         next_token = None
         if self.reading.next_token:
-            next_token = allocate((len(prompts), NEXT_TOKEN_STATISTICS), np.float64)
+            next_token = allocate((len(prompts), STATISTICS), np.float64)
         with _threads(self._max_threads), torch.inference_mode():
             for i, batch in enumerate(micro_batches(lengths.tolist(), self._batch_tokens, self.longest_alike)):
                 if i < skip:

@@ -8,9 +8,6 @@ from torch import Tensor
 
 from probes.card import Site
 
-NEXT_TOKENS = 5
-NEXT_TOKEN_STATISTICS = 2 * NEXT_TOKENS + 1
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -61,11 +58,3 @@ class Hidden:
 def gather(hidden: Hidden, sites: tuple[Site, ...]) -> Tensor:
     """(batch, sites, d_model)"""
     return torch.stack([hidden.layers[site.layer].at(site.position or 0) for site in sites], dim=1)
-
-
-def next_token_statistics(logits: Tensor) -> Tensor:
-    """(batch, vocabulary) -> the five largest probabilities, their logarithms, the entropy in nats: (batch, 11)."""
-    logs = logits.float().log_softmax(dim=-1)
-    top = logs.topk(NEXT_TOKENS, dim=-1).values  # (batch, 5)
-    entropy = -(logs.exp() * logs).sum(dim=-1, keepdim=True)  # (batch, 1)
-    return torch.cat([top.exp(), top, entropy], dim=-1)
