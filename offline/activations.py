@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass
-from probes.engine.probe_model import ProbeModel, Reading
+from probes.engine.probe_model import ProbeModel
+from probes.engine.reading import Reading
 from probes.fingerprint import fingerprint
 
-FORM = 2
+FORM = 3
 """Of the cache; another one is not read. 1 had next-token statistics of unscaled logits. To be raised as well when
 prompts are divided into other micro-batches: an unfinished harvest counts them."""
 GB = 10**9

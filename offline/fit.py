@@ -11,10 +11,13 @@ from offline.material import Material
 from offline.metrics import measure
 from offline.training_set import SPLITS, TrainingSet
 from probes import calibration, output_tokens, statistics
-from probes.base import Examples, Fit, FloatArray, Inputs, Probe, load
+from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError, load
 from probes.card import Calibration, Label, Metrics, OutputTokens, Site, Statistics, Task
+from probes.linear_eoi import LinearEoi
 from probes.measures import auroc, brier, spearman
 from probes.output_tokens import Lengths
+from probes.selection import LayerRule
+from probes.token_readout import TokenReadout
 
 BASELINES = ("length", "tfidf")
 """Probes that read text alone: what every other one is compared with."""
@@ -51,10 +54,15 @@ def fit_arms(
     label: Label,
     seed: int = 0,
     on_step: Callable[[float], None] = lambda share: None,
+    layer_rule: LayerRule = "best",
 ) -> list[Fit]:
     """A probe per arm: fitted on train, chosen on validation.
 
+    Args:
+        layer_rule: see `probes.selection.choose`.
+
     Raises:
+        ProbeError: this kind chooses among no layers, so that there is nothing for a rule to choose.
         DataError: an arm's label is the same on all problems of a split.
     """
     labels = _labels(data, label)
@@ -72,7 +80,11 @@ def fit_arms(
             "instead of a probe" + (f" and train the others with --arms {others}" if others else "")
         )
     train, validation = (Examples(inputs.rows(rows), labels[rows]) for rows in map(data.rows, SPLITS[:2]))
-    return kind.fit(train, validation, task_of(label), seed=seed, on_step=on_step)
+    if layer_rule == "best":
+        return kind.fit(train, validation, task_of(label), seed=seed, on_step=on_step)
+    if not issubclass(kind, (LinearEoi, TokenReadout)):
+        raise ProbeError(f"--layer-rule {layer_rule} is for kinds that read one layer of several, not for {kind.kind}")
+    return kind.fit(train, validation, task_of(label), seed=seed, on_step=on_step, layer_rule=layer_rule)
 
 
 def fit_baselines(data: TrainingSet, inputs: Inputs, seed: int = 0) -> dict[str, list[Fit]]:

@@ -14,7 +14,7 @@ from probes.prompt import Renderer, bounded, new_pass
 from probes.source import resolve_model
 
 if TYPE_CHECKING:
-    from probes.engine.probe_model import Reading
+    from probes.engine.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def plan(
     inputs = Inputs(texts=texts, prompt_tokens=np.array([len(ids) for ids in prompts]))
     if kind.reads in ("text", "length"):
         return Plan(Material(inputs, renderer))
-    from probes.engine.probe_model import Reading, n_layers  # torch: text probes need none
+    from probes.engine.loading import n_layers  # torch: text probes need none
+    from probes.engine.reading import Reading
 
     last_layer = n_layers(renderer.pass_)
     tried = {"layers": _layers(layers, last_layer, renderer)}

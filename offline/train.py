@@ -119,7 +119,7 @@ def _train(
             file=sys.stderr,
         )
     with _bar(f"fitting {args.kind.kind}", 1) as advance:
-        fits = fit_arms(data, material.candidates, args.kind, args.label, args.seed, advance)
+        fits = fit_arms(data, material.candidates, args.kind, args.label, args.seed, advance, args.layer_rule)
     fitted = []
     with _bar("text baselines, calibration, metrics", len(fits) + 1) as advance:
         baselines = fit_baselines(data, material.inputs, args.seed)

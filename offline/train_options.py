@@ -7,6 +7,7 @@ from typing import get_args
 
 from probes.base import KINDS, Probe, ProbeError, load
 from probes.card import Dtype, Label
+from probes.selection import LayerRule
 
 EXAMPLES = """examples:
   pika train pool.yaml --data rollouts.parquet --probe-model Qwen/Qwen2.5-1.5B-Instruct --out probes
@@ -56,6 +57,11 @@ def train_parser() -> ArgumentParser:
         help=f"of {', '.join(KINDS)}, with or without _probe behind (default: linear_eoi)",
     )  # fmt: skip
     add("--layers", type=_numbers, help="to try: all (default), 2,3 or 0..5")
+    add(
+        "--layer-rule", choices=get_args(LayerRule), default="best",
+        help="one-se: the shallowest layer within one standard error of the best on validation, for what depth costs "
+        "(default: best)",
+    )  # fmt: skip
     add("--positions", type=_numbers, help="to try: -5..-1 or -2,-1 (default: all EOI tokens)")
     add(
         "--next-token",

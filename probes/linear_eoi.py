@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError
 from probes.card import ProbeCard, Site, Task
-from probes.selection import choose
+from probes.selection import LayerRule, choose
 
 ALPHAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 
@@ -61,10 +61,15 @@ class LinearEoi(Probe):
         seed: int = 0,
         on_step: Callable[[float], None] = lambda share: None,
         alphas: Sequence[float] = ALPHAS,
+        layer_rule: LayerRule = "best",
     ) -> list[Fit]:
-        """See `Probe.fit`. Among equal scores the first wins, in the order of the inputs' sites, then of `alphas`."""
+        """See `Probe.fit`. Among equal scores the first wins, in the order of the inputs' sites, then of `alphas`.
+
+        Args:
+            layer_rule: see `probes.selection.choose`.
+        """
         # Offline alone: the gateway loads this module too.
-        from probes.linear_sweep import finish, sweep
+        from probes.linear_sweep import finish, solve, sweep
         from probes.workers import for_each, one_thread_each
 
         fits: dict[int, Fit] = {}
@@ -73,8 +78,12 @@ class LinearEoi(Probe):
             candidates = swept.of(arm)
             if task == "classification":
                 finish(candidates, train, validation, arm)
-            choice = choose(candidates.raw, validation.labels[:, arm], task, seed)
+            layers = [site.layer for site, _ in candidates.names]
+            labels = validation.labels[:, arm]
+            choice = choose(candidates.raw, labels, task, seed, layers=layers, layer_rule=layer_rule)
             site, alpha = candidates.names[choice.best]
+            if task == "classification" and layer_rule != "best":
+                solve(candidates, choice.best, train, validation, arm)  # it need not be among the best
             probe = cls(candidates.weights[choice.best].astype(np.float32), site)
             fits[arm] = Fit(probe, choice.score, choice.held_out, alpha=alpha)
 

@@ -89,7 +89,7 @@ def sweep(
 
 def finish(candidates: Candidates, train: Examples, validation: Examples, arm: int) -> None:
     """Solve logistic regression to the end, in place, for the candidates that may be the best."""
-    y, held = train.labels[:, arm], validation.labels[:, arm]
+    held = validation.labels[:, arm]
     found = scores(candidates.raw, held, "classification")
     finished: set[int] = set()
     while True:
@@ -100,12 +100,17 @@ def finish(candidates: Candidates, train: Examples, validation: Examples, arm: i
         elif not near or len(finished) >= FINALISTS:
             return
         i = near[0]
-        site, alpha = candidates.names[i]
-        x = train.inputs.activations[site].astype(np.float64)
-        candidates.weights[i] = fit_logistic(x, y, alpha, start=candidates.weights[i])
-        candidates.raw[i] = validation.inputs.activations[site].astype(np.float64) @ candidates.weights[i]
+        solve(candidates, i, train, validation, arm)
         found[i] = scores(candidates.raw[i : i + 1], held, "classification")[0]
         finished.add(int(i))
+
+
+def solve(candidates: Candidates, i: int, train: Examples, validation: Examples, arm: int) -> None:
+    """Solve one candidate's logistic regression to the end, in place."""
+    site, alpha = candidates.names[i]
+    x = train.inputs.activations[site].astype(np.float64)
+    candidates.weights[i] = fit_logistic(x, train.labels[:, arm], alpha, start=candidates.weights[i])
+    candidates.raw[i] = validation.inputs.activations[site].astype(np.float64) @ candidates.weights[i]
 
 
 def _stack(examples: Examples, sites: Sequence[Site], block: NDArray[np.int64]) -> Activations:

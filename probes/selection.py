@@ -1,6 +1,8 @@
 """Choosing among fitted candidates on validation problems, and what is left to calibrate on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +12,11 @@ from probes.card import Task
 from probes.measures import ranks
 
 FOLDS = 5
+DRAWS = 200
+"""Of the bootstrap that tells a score's standard error."""
+
+LayerRule = Literal["best", "one-se"]
+"""Which layer is chosen: that of the best candidate, or the shallowest of those within one standard error of it."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +29,24 @@ class Choice:
     """(n,): outputs for each fold's problems by the candidate that does best on the other folds."""
 
 
-def choose(raw: ArrayLike, labels: FloatArray, task: Task, seed: int = 0) -> Choice:
+def choose(
+    raw: ArrayLike,
+    labels: FloatArray,
+    task: Task,
+    seed: int = 0,
+    *,
+    layers: Sequence[int] = (),
+    layer_rule: LayerRule = "best",
+) -> Choice:
     """The candidate that ranks the validation problems best: (candidates, n), (n,). Of equals the first wins.
 
     Were calibration fitted on the outputs of the winner, it would be fitted on what chose the winner. So the choice is
     made again without each fold, and the fold's outputs are those of the candidate chosen there (cross-fitting).
+
+    Args:
+        layers: the deepest that each candidate reads, (candidates,); needed by the rule one-se, which takes the best
+            candidate of the shallowest layer that has one within one standard error of the best of all (Breiman et
+            al., Classification and Regression Trees, 1984, section 3.4.3).
 
     Raises:
         ProbeError: no candidate ranks the problems at all, or an output is not finite.
@@ -35,6 +55,12 @@ def choose(raw: ArrayLike, labels: FloatArray, task: Task, seed: int = 0) -> Cho
     order = _order(outputs)
     all_scores, distinct = _scores(outputs, order, labels, task)
     best = first_best(all_scores)
+    tolerance = None if layer_rule == "best" else _standard_error(outputs[best], labels, task, seed)
+
+    def chosen(found: FloatArray) -> int:
+        return first_best(found) if tolerance is None else _shallowest(found, np.asarray(layers), tolerance)
+
+    best = chosen(all_scores)
     n = len(labels)
     held_out = outputs[best].copy()
     folds = np.array_split(np.random.default_rng(seed).permutation(n), min(FOLDS, n))
@@ -45,8 +71,22 @@ def choose(raw: ArrayLike, labels: FloatArray, task: Task, seed: int = 0) -> Cho
             # What is sorted stays sorted when problems are left out, so one sort serves all folds.
             others = order[kept[order]].reshape(len(outputs), -1)
             fold_scores, _ = _scores(outputs, others, labels, task, distinct)
-            held_out[fold] = outputs[first_best(fold_scores), fold]
+            held_out[fold] = outputs[chosen(fold_scores), fold]
     return Choice(best, float(all_scores[best]), held_out)
+
+
+def _shallowest(found: FloatArray, layers: NDArray[np.int64], tolerance: float) -> int:
+    """The best candidate of the shallowest layer that has one nearly as good as the best of all."""
+    near = found >= found[first_best(found)] - tolerance
+    return first_best(np.where(layers == layers[near].min(), found, np.nan))
+
+
+def _standard_error(outputs: FloatArray, labels: FloatArray, task: Task, seed: int) -> float:
+    """Of one candidate's score, by the bootstrap over problems."""
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(labels), size=(DRAWS, len(labels)))
+    found = [scores(outputs[rows][None], labels[rows], task)[0] for rows in draws]
+    return float(np.nanstd(found))
 
 
 def scores(raw: ArrayLike, labels: FloatArray, task: Task) -> FloatArray:

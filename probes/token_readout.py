@@ -15,7 +15,7 @@ from probes.base import Examples, Fit, FloatArray, Inputs, Probe, ProbeError, Re
 from probes.card import ProbeCard, Site, Task
 from probes.logistic import sigmoid
 from probes.parts import check_labels, check_tensors
-from probes.selection import choose
+from probes.selection import LayerRule, choose
 
 BATCH, EPOCHS, LEAST_STEPS = 32, 20, 300
 RATE, DECAY = 1e-2, 0.1
@@ -79,6 +79,7 @@ class TokenReadout(Probe):
         *,
         seed: int = 0,
         on_step: Callable[[float], None] = lambda share: None,
+        layer_rule: LayerRule = "best",
     ) -> list[Fit]:
         """See `Probe.fit`. Layer and early stopping are chosen on validation by `choose`, and held out by it."""
         check_labels(train.labels, validation.labels)
@@ -94,7 +95,9 @@ class TokenReadout(Probe):
                 on_step(1 / len(layers) / len(STOPS))
         fits = []
         for arm, labels in enumerate(validation.labels.T):
-            choice = choose([outputs[:, arm] for outputs in raw], labels, task, seed)
+            outputs = [one[:, arm] for one in raw]
+            depths = [layer for layer, _, _ in found]
+            choice = choose(outputs, labels, task, seed, layers=depths, layer_rule=layer_rule)
             layer, weights, bias = found[choice.best]
             own = [weight.astype(np.float32) for weight in weights[:, arm].T]
             probe = cls(own, bias[arm : arm + 1].astype(np.float32), Site(layer=layer, position=None))

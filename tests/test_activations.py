@@ -17,7 +17,8 @@ from offline import activations
 from offline.activations import harvest
 from probes.base import Inputs
 from probes.card import Dtype, Site
-from probes.engine.probe_model import ProbeModel, Reading
+from probes.engine.probe_model import ProbeModel
+from probes.engine.reading import Reading
 from probes.prompt import new_pass
 from tests.support.harvest import harvest as in_a_process
 from tests.support.probes import NANO_POOL

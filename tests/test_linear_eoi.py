@@ -16,7 +16,7 @@ from offline.activations import harvest
 from probes import lanczos, linear_sweep
 from probes.base import Activations, Examples, FloatArray, Inputs, ProbeError
 from probes.card import Site, Task
-from probes.engine.probe_model import Reading
+from probes.engine.reading import Reading
 from probes.linear_eoi import ALPHAS, LinearEoi
 from probes.linear_models import WIDE, logistic, ridge
 from probes.linear_sweep import sweep

@@ -27,8 +27,10 @@ from probes.base import Activations, Inputs, ProbeError
 from probes.card import Pass, Recipe, Site
 from probes.engine.base import Prompt
 from probes.engine.batch import micro_batches, padding_tokens
+from probes.engine.loading import n_layers
 from probes.engine.local import LocalEngine
-from probes.engine.probe_model import ProbeModel, Reading, n_layers
+from probes.engine.probe_model import ProbeModel
+from probes.engine.reading import Reading
 from probes.linear_eoi import LinearEoi
 from tests.support.probes import NANO_POOL, artifact, card
 

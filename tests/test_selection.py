@@ -64,3 +64,16 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         choose(np.zeros((2, 3)), labels, "regression")
     with pytest.raises(ProbeError, match="not finite"):
         choose(np.array([[0.0, np.nan, 1.0]]), labels, "regression")
+
+
+def test_one_standard_error_buys_no_depth_for_nothing() -> None:
+    """Layer 1 knows all that layer 3 does, up to noise; layer 0 knows nothing."""
+    rng = np.random.default_rng(0)
+    knows = rng.normal(size=300)
+    labels = (knows + rng.normal(size=300) > 0).astype(float)
+    raw = np.stack([rng.normal(size=300), knows + rng.normal(size=300) / 10, knows, knows + rng.normal(size=300) * 2])
+    layers = [0, 1, 3, 2]
+    assert choose(raw, labels, "classification").best == 2
+    choice = choose(raw, labels, "classification", layers=layers, layer_rule="one-se")
+    assert choice.best == 1
+    np.testing.assert_array_equal(choice.held_out, raw[1])

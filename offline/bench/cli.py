@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "training": ("offline.bench.training:main", "fitting linear probes: our sweep against a loop over scikit-learn"),
     "policies": ("offline.bench.policies:main", "a policy over its knob: our sweep against a loop with pandas"),
+    "scoring": ("offline.bench.scoring:main", "reading prompts: our engine against the research code's way"),
     "rollouts": ("offline.bench.rollouts:main", "rollouts from a vLLM server: our client against `vllm bench serve`"),
 }
 

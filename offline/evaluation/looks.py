@@ -17,7 +17,8 @@ from offline.evaluation.samples import Samples
 from offline.evaluation.second_look import Looks
 from probes.base import Examples, load
 from probes.card import Pass, Site
-from probes.engine.probe_model import Reading, n_layers
+from probes.engine.loading import n_layers
+from probes.engine.reading import Reading
 from probes.logistic import fit_logistic, sigmoid
 from probes.prompt import Renderer, new_pass
 from routing_policies.base import FloatArray

@@ -16,7 +16,8 @@ from probes.engine.base import Prompt, Scores
 from probes.prompt import Messages, Renderer, conversation_text
 
 if TYPE_CHECKING:
-    from probes.engine.probe_model import ProbeModel, Reading
+    from probes.engine.probe_model import ProbeModel
+    from probes.engine.reading import Reading
 
 
 class LocalEngine:
@@ -95,7 +96,7 @@ class LocalEngine:
             return None
         from probes.engine.probe_model import ProbeModel
 
-        model = ProbeModel(self.passes[pass_], _reading(artifacts), device)
+        model = ProbeModel(self.passes[pass_], _reading(artifacts), device, reuse_prefixes=True)
         for artifact in artifacts:
             if artifact.card.d_model not in (None, model.d_model):
                 raise ProbeError(
@@ -106,7 +107,7 @@ class LocalEngine:
 
 
 def _reading(artifacts: Sequence[Artifact]) -> "Reading":
-    from probes.engine.probe_model import Reading
+    from probes.engine.reading import Reading
 
     sites: dict[Site, None] = {}
     layers: dict[int, None] = {}

@@ -1,43 +1,36 @@
 """The first blocks of a probe model, for serving and harvesting alike."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from torch import nn
+from transformers import PreTrainedModel
 
 from probes.base import Inputs, ProbeError, Sequences
-from probes.card import Pass, Site
-from probes.engine.batch import micro_batches
+from probes.card import Pass
+from probes.engine.attention import Prefix, Span
+from probes.engine.batch import CPU_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, micro_batches
+from probes.engine.cores import cores
+from probes.engine.forward import Forward
+from probes.engine.loading import (
+    PACKABLE,
+    cut,
+    find_device,
+    load,
+    longest_alike,
+    read_config,
+    remove_final_norm,
+)
 from probes.engine.next_token import STATISTICS, next_token_statistics
-
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
-"""What architectures call the norm after the last block."""
+from probes.engine.prefixes import Prefixes
+from probes.engine.reading import Hidden, Reading, gather
 
 SMALL_PARAMETERS = 20_000_000
 """Up to here one thread serves best: a product takes less time than waking a second thread, or waiting for one."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is to be read of every prompt."""
-
-    sites: tuple[Site, ...] = ()
-    """Each with a position."""
-    sequence_layers: tuple[int, ...] = ()
-    """Layers of which all prompt tokens are read."""
-    next_token: bool = False
-    """Next-token statistics, which need the full depth and the LM head."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(sorted({*(site.layer for site in self.sites), *self.sequence_layers}))
 
 
 class Allocate(Protocol):
@@ -53,31 +46,41 @@ class ProbeModel:
 
     Args:
         device: cpu, cuda:N, or auto: the first GPU where there is one.
+        reuse_prefixes: what prompts begin with alike is computed once, also between calls. Activations then depend in
+            their last bits on the prompts before, by what rounding does; harvests, which must not, do without.
 
     Raises:
         ProbeError: the model cannot be loaded, or has no such layer; or there is no such device.
     """
 
-    def __init__(self, pass_: Pass, reading: Reading, device: str = "auto") -> None:
-        self.device = _device(device)
+    def __init__(self, pass_: Pass, reading: Reading, device: str = "auto", *, reuse_prefixes: bool = False) -> None:
+        self.device = find_device(device)
         self.reading = reading
-        config = _config(pass_)
+        config = read_config(pass_)
         full_depth = int(config.num_hidden_layers)
         layers = reading.layers
         if layers and (layers[0] < 0 or layers[-1] > full_depth):
             raise ProbeError(f"{pass_.probe_model} has layers 0 to {full_depth}; asked for {list(layers)}")
         # A model without any block is one that few architectures can build.
         self.depth = full_depth if reading.next_token else max(1, *layers)
-        _cut(config, self.depth)
+        cut(config, self.depth)
         self.d_model = int(config.hidden_size)
-        model = _load(pass_, config, with_head=reading.next_token)
+        self._name, self._vocabulary = pass_.probe_model, int(config.vocab_size)
+        model = load(pass_, config, with_head=reading.next_token)
         nn.Module.to(model, self.device)
-        self._model = model if reading.next_token else model.base_model
+        self._model = model if reading.next_token else cast(PreTrainedModel, model.base_model)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._max_threads = 1 if parameters <= SMALL_PARAMETERS else None
+        self._max_threads = 1 if parameters <= SMALL_PARAMETERS else cores()
         if self.depth < full_depth:
             # Hugging Face's last hidden state stands after the final norm, all others before it.
-            _remove_final_norm(self._model)
+            remove_final_norm(self._model)
+        self._batch_tokens = CPU_MICRO_BATCH_TOKENS if self.device.type == "cpu" else MICRO_BATCH_TOKENS
+        self._forward_pass = Forward(self._model, reading, self.depth, self.device)
+        self.longest_alike = longest_alike(config)
+        """Tokens up to which prompts may be read together; None: all may."""
+        self._prefixes: Prefixes | None = None
+        if reuse_prefixes and config.model_type in PACKABLE and not reading.sequence_layers:
+            self._prefixes = Prefixes(self._make_prefix, reading.tail)
 
     def read(
         self,
@@ -93,7 +96,12 @@ class ProbeModel:
             allocate: makes the arrays, one for all sites, one per layer of which all tokens are read, and one of
                 next-token statistics, as far as they are read.
             skip: how many micro-batches the arrays hold already.
+
+        Raises:
+            ProbeError: a prompt is empty, or has tokens that are not in the vocabulary; or the device's memory is too
+                small for one prompt.
         """
+        self._check(prompts)
         lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         at_sites = allocate((len(prompts), len(self.reading.sites), self.d_model), np.float32)
@@ -104,18 +112,21 @@ class ProbeModel:
         if self.reading.next_token:
             next_token = allocate((len(prompts), STATISTICS), np.float64)
         with _threads(self._max_threads), torch.inference_mode():
-            for i, rows in enumerate(micro_batches(lengths.tolist())):
+            for i, batch in enumerate(micro_batches(lengths.tolist(), self._batch_tokens, self.longest_alike)):
                 if i < skip:
-                    on_batch(len(rows))
+                    on_batch(len(batch))
                     continue
-                hidden, logits = self._forward([prompts[row] for row in rows])
-                at_sites[rows] = self._gather(hidden, lengths[rows]).float().cpu().numpy()
-                for layer, values in all_tokens.items():
-                    for row, prompt in zip(rows, hidden[layer].float().cpu().numpy(), strict=True):
-                        values[starts[row] : starts[row] + lengths[row]] = prompt[: lengths[row]]
-                if next_token is not None and logits is not None:
-                    next_token[rows] = next_token_statistics(logits).cpu().numpy()
-                on_batch(len(rows))
+                for rows, hidden in self._halving([prompts[row] for row in batch], batch):
+                    if self.reading.sites:
+                        at_sites[rows] = gather(hidden, self.reading.sites).float().cpu().numpy()
+                    for layer, values in all_tokens.items():
+                        found = hidden.layers[layer]
+                        tokens = found.values.float().cpu().numpy()
+                        for row, begin in zip(rows, found.starts.tolist(), strict=True):
+                            values[starts[row] : starts[row] + lengths[row]] = tokens[begin : begin + lengths[row]]
+                    if next_token is not None and hidden.logits is not None:
+                        next_token[rows] = next_token_statistics(hidden.logits).cpu().numpy()
+                on_batch(len(batch))
         return Inputs(
             prompt_tokens=lengths,
             activations={site: at_sites[:, i] for i, site in enumerate(self.reading.sites)},
@@ -123,154 +134,60 @@ class ProbeModel:
             sequences={layer: Sequences(values, starts, lengths) for layer, values in all_tokens.items()},
         )
 
-    def _forward(self, prompts: Sequence[Sequence[int]]) -> tuple[Mapping[int, Tensor], Tensor | None]:
-        """By layer, (batch, T, d_model); and the last tokens' logits, (batch, vocabulary), where they are read."""
-        # Padded on the right, a causal model needs no mask: no prompt token sees what follows it.
-        token_ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)  # (batch, T)
-        for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = torch.tensor(prompt)
-        token_ids = token_ids.to(self.device)
-        if self.reading.next_token:
-            with _last_tokens(self._model, torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)):
-                output = self._model(input_ids=token_ids, use_cache=False, output_hidden_states=True)
-            return dict(enumerate(output.hidden_states)), output.logits.squeeze(1)
-        last_only = set(self.reading.layers) <= {self.depth}
-        output = self._model(input_ids=token_ids, use_cache=False, output_hidden_states=not last_only)
-        if last_only:
-            return {self.depth: output.last_hidden_state}, None
-        return dict(enumerate(output.hidden_states)), None
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        for prompt in prompts:
+            if not len(prompt):
+                raise ProbeError("a prompt has no tokens: the engine reads rendered prompts, which have some")
+            if min(prompt) < 0 or max(prompt) >= self._vocabulary:
+                raise ProbeError(
+                    f"a prompt has token ids from {min(prompt)} to {max(prompt)}; the vocabulary of {self._name} has "
+                    f"{self._vocabulary}: render prompts with the probe model's own tokenizer"
+                )
 
-    def _gather(self, hidden: Mapping[int, Tensor], lengths: NDArray[np.int64]) -> Tensor:
-        """(batch, sites, d_model)"""
-        rows = torch.arange(len(lengths), device=self.device)
-        found = [hidden[site.layer][rows, _at(lengths, site, self.device)] for site in self.reading.sites]
-        return torch.stack(found, dim=1) if found else torch.empty(len(lengths), 0, self.d_model)
+    def _halving(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Hidden]]:
+        """The micro-batch, by halves where the device has no memory for all of it."""
+        try:
+            hidden = self._forward(prompts)
+        except torch.OutOfMemoryError as error:
+            if len(prompts) == 1:
+                raise ProbeError(
+                    f"{self.device} has no memory left for a prompt of {len(prompts[0])} tokens: "
+                    "leave the engine more of it, or let the recipe cut prompts shorter"
+                ) from error
+            hidden = None
+        if hidden is not None:
+            yield rows, hidden
+            return
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(prompts) // 2
+        yield from self._halving(prompts[:middle], rows[:middle])
+        yield from self._halving(prompts[middle:], rows[middle:])
 
+    @property
+    def reused_tokens(self) -> int:
+        """Of all prompts so far, those that were not computed because earlier prompts begin with them."""
+        return 0 if self._prefixes is None else self._prefixes.reused_tokens
 
-@contextmanager
-def _last_tokens(model: nn.Module, last: Tensor) -> Iterator[None]:
-    """Inside, the LM head is given one token of each prompt, by index, (batch,): not (batch, T, vocabulary) logits.
+    def _forward(self, prompts: Sequence[Sequence[int]]) -> Hidden:
+        return self._forward_pass([self._span(prompt) for prompt in prompts])
 
-    What comes before and after it stays the architecture's own: Granite and Cohere scale logits, Gemma caps them.
-    """
+    def _span(self, prompt: Sequence[int]) -> Span:
+        alone = self.longest_alike is not None and len(prompt) > self.longest_alike
+        return Span(prompt) if alone or self._prefixes is None else self._prefixes.span(prompt)
 
-    def keep_last(head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-        return (arguments[0][torch.arange(len(last), device=last.device), last][:, None],)  # (batch, 1, d_model)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep_last)  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _at(lengths: NDArray[np.int64], site: Site, device: torch.device) -> Tensor:
-    """Index of a site's token in each prompt, (batch,); the first one where the prompt is too short."""
-    assert site.position is not None
-    return torch.tensor(np.maximum(0, lengths + site.position), device=device)
-
-
-def n_layers(pass_: Pass) -> int:
-    """The depth of the whole probe model, which is its deepest layer's index.
-
-    Raises:
-        ProbeError: its configuration cannot be read.
-    """
-    return int(_config(pass_).num_hidden_layers)
-
-
-def _device(name: str) -> torch.device:
-    """
-    Raises:
-        ProbeError: there is no such device.
-    """
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if name == "auto":
-        name = gpus[0] if gpus else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
-        raise ProbeError(f"device {name!r} is not here: choose auto, {', '.join(['cpu', *gpus])}") from error
-    return device
-
-
-def _config(pass_: Pass) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(pass_.probe_model, revision=pass_.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            raise ProbeError(
-                f"probe model {pass_.probe_model} wants its own code run, which is never done: "
-                "use one of an architecture that Transformers has"
-            ) from error
-        raise ProbeError(f"cannot read the configuration of probe model {pass_.probe_model}: {error}") from error
-    return config.get_text_config()
-
-
-def _cut(config: Any, depth: int) -> None:
-    """
-    Raises:
-        ProbeError: the architecture's blocks cannot be left out.
-    """
-    try:
-        config.num_hidden_layers = depth
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:depth]
-    except AttributeError as error:  # Mamba's layer types are no list of the configuration's
-        raise ProbeError(
-            f"a probe model of type {config.model_type} cannot be cut after a layer: use a causal transformer"
-        ) from error
-
-
-def _load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
-    loader = AutoModelForCausalLM if with_head else AutoModel
-    try:
-        with _quiet():
-            # safetensors alone: other weights are pickles.
-            model: PreTrainedModel = loader.from_pretrained(
-                pass_.probe_model,
-                revision=pass_.revision,
-                config=config,
-                dtype=getattr(torch, pass_.dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ProbeError(
-            f"cannot load probe model {pass_.probe_model}: {error}; it must be a causal language model in safetensors"
-        ) from error
-    return model
+    def _make_prefix(self, token_ids: Sequence[int]) -> Prefix:
+        prefix = Prefix(tuple(token_ids))
+        self._forward_pass([Span(token_ids)], keep=prefix)
+        return prefix
 
 
 @contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    """With at most n threads; None: as many as torch has been given."""
+def _threads(n: int) -> Iterator[None]:
+    """With at most n threads, and no more than torch has been given."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, n or before))
+    torch.set_num_threads(min(before, n))
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bar, and the report that the blocks we left out were left out."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _remove_final_norm(model: nn.Module) -> None:
-    for name in FINAL_NORMS:
-        if isinstance(getattr(model, name, None), nn.Module):
-            setattr(model, name, nn.Identity())
-            return
-    raise ProbeError(f"{type(model).__name__} has no final norm that we know ({', '.join(FINAL_NORMS)}): cannot cut it")

@@ -23,6 +23,7 @@ from probes.base import ProbeError
 from probes.engine.address import bind
 from probes.engine.base import EngineOptions
 from probes.engine.batching import BatchingEngine, HungError
+from probes.engine.cores import cores
 from probes.engine.local import LocalEngine
 from probes.engine.served import decode_artifact, served_sha256
 from probes.engine.server import EngineServer
@@ -99,7 +100,7 @@ def _load(artifacts: Sequence[Artifact], device: str) -> LocalEngine:
         sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: "not installed"
         import torch
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(cores())
     return LocalEngine(artifacts, device)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from offline import activations
 from probes.card import Site
-from probes.engine.probe_model import ProbeModel, Reading
+from probes.engine.probe_model import ProbeModel
+from probes.engine.reading import Reading
 from probes.prompt import new_pass
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -1,0 +1,62 @@
+"""What `pika bench scoring` found, as a table and as a picture."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Group
+from rich.table import Table
+
+from offline.report.plots import drawing
+
+if TYPE_CHECKING:
+    from offline.bench.scoring import Measured
+
+
+def table(measured: "Measured") -> Group:
+    """Ways to read the same prompts; then the engine under load."""
+    ways = Table(title=f"{measured.tokens:,} tokens, one probe")
+    for column in ("way", "CPU s", "wall s", "CPU s / engine's"):
+        ways.add_column(column, justify="left" if column == "way" else "right")
+    for name, cost in (
+        ("research code: all layers, LM head, padded", measured.reference),
+        ("plain Transformers, cut, batch 1", measured.plain),
+        ("this engine, messages included", measured.engine),
+        ("bare matrix products", measured.floor),
+    ):
+        ratio = cost.cpu_s / measured.engine.cpu_s
+        ways.add_row(name, f"{cost.cpu_s:.2f}", f"{cost.wall_s:.2f}", f"{ratio:.2f}")
+    load = Table(title=f"under load; capacity {measured.capacity:.1f} prompts/s")
+    for column in ("offered", "prompts/s", "p50 ms", "p95 ms", "p99 ms", "ideal p99 ms", "refused", "batch", "CPU s"):
+        load.add_column(column, justify="right")
+    for point in measured.points:
+        latencies = [f"{1000 * value:.1f}" for value in np.percentile(point.latency_s, (50, 95, 99))]
+        ideal = f"{1000 * np.percentile(point.ideal_s, 99):.1f}"
+        refused = f"{len(point.refused_s) / (len(point.refused_s) + len(point.latency_s)):.0%}"
+        row = (f"{point.share:.0%}", f"{point.achieved:.1f}", *latencies, ideal, refused)
+        load.add_row(*row, f"{point.batch_prompts:.1f}", f"{point.cpu_s:.1f}")
+    return Group(ways, load)
+
+
+def plot(measured: "Measured", file: Path) -> None:
+    """Cost of each way on the left, latency by offered load on the right."""
+    with drawing():
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        ways, load = figure.subplots(1, 2)
+        names = ("research code", "Transformers, cut", "this engine", "bare products")
+        costs = [one.cpu_s for one in (measured.reference, measured.plain, measured.engine, measured.floor)]
+        ways.barh(names, costs, height=0.5)
+        ways.invert_yaxis()
+        ways.set_xlabel(f"CPU seconds for {measured.tokens:,} tokens")
+        offered = [100 * point.share for point in measured.points]
+        for percentile, style in ((50, ":"), (95, "--"), (99, "-")):
+            found = [1000 * np.percentile(point.latency_s, percentile) for point in measured.points]
+            load.plot(offered, found, style, color="C0", label=f"p{percentile}")
+        ideal = [1000 * np.percentile(point.ideal_s, 99) for point in measured.points]
+        load.plot(offered, ideal, "-", color="C1", label="p99, ideal queue without bound")
+        load.set_yscale("log")
+        load.set_xlabel("offered load, % of capacity")
+        load.set_ylabel("latency, ms")
+        load.legend(frameon=False)
+        figure.savefig(file, format="png", dpi=160)

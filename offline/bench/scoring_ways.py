@@ -1,0 +1,124 @@
+"""Other ways to read the same prompts with the same model, for comparison; each in CPU seconds and wall time.
+
+Run in a process of their own, with the threads and the waiting policy that the engine's process has.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import AutoModel, AutoModelForCausalLM
+
+from offline.bench.scoring_model import Model
+from probes.engine.base import Prompt
+from probes.engine.cores import cores
+from probes.engine.loading import cut, read_config
+from probes.engine.local import LocalEngine
+from probes.engine.probe_model import SMALL_PARAMETERS
+
+Prompts = Sequence[Sequence[int]]
+BATCH = 16
+POSITIONS = 5
+PACK = 1024
+"""Tokens of one product of the packed floor."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    cpu_s: float
+    wall_s: float
+
+
+def reference(model: Model, prompts: Prompts) -> Cost:
+    """As the research code does: all layers with the LM head, eager attention, batches of 16 padded on the left, and
+    hidden states of the last five positions of all layers copied out."""
+    whole = _load(AutoModelForCausalLM, model, attn_implementation="eager")
+    _use_threads(whole)
+
+    def run() -> None:
+        for begin in range(0, len(prompts), BATCH):
+            batch = prompts[begin : begin + BATCH]
+            longest = max(map(len, batch))
+            token_ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in batch])
+            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
+            hidden = whole(token_ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            for layer in hidden:
+                layer[:, -POSITIONS:].float().numpy().copy()
+
+    return _measure(run)
+
+
+def plain(model: Model, prompts: Prompts) -> Cost:
+    """Transformers alone, cut at the probe's layer, one prompt at a time."""
+    config = _config(model)
+    cut(config, model.layer)
+    first = _load(AutoModel, model, config=config)
+    _use_threads(first)
+
+    def run() -> None:
+        for prompt in prompts:
+            first(torch.tensor([prompt]), use_cache=False).last_hidden_state[0, -1].float().numpy().copy()
+
+    return _measure(run)
+
+
+def floor(model: Model, prompts: Prompts) -> Cost:
+    """The matrix products of the blocks alone, for the same number of tokens; by prompts or in packs: the quicker."""
+    config = _config(model)
+    cut(config, model.layer)
+    first = _load(AutoModel, model, config=config)
+    _use_threads(first)
+    weights: list[Tensor] = [
+        module.weight for block in first.layers for module in block.modules() if isinstance(module, torch.nn.Linear)
+    ]
+    longest = max(PACK, *map(len, prompts))
+    inputs = {width: torch.randn(longest, width, dtype=weights[0].dtype) for width in {w.shape[1] for w in weights}}
+    tokens = sum(map(len, prompts))
+    packs = [min(PACK, tokens - begin) for begin in range(0, tokens, PACK)]
+
+    def run(rows: Sequence[int]) -> None:
+        for n in rows:
+            for weight in weights:
+                linear(inputs[weight.shape[1]][:n], weight)
+
+    costs = [_measure(lambda rows=rows: run(rows)) for rows in (list(map(len, prompts)), packs)]  # type: ignore[misc]  # a lambda's default has no type
+    return min(costs, key=lambda cost: cost.cpu_s)
+
+
+def batch_1(model: Model, prompts: Prompts) -> list[float]:
+    """Wall seconds of our engine for each prompt alone, in this process."""
+    engine = LocalEngine([model.artifact], "cpu")
+    engine.score([Prompt((tuple(prompts[0]),))])
+    seconds = []
+    for prompt in prompts:
+        started = time.perf_counter()
+        engine.score([Prompt((tuple(prompt),))])
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _measure(run: Callable[[], None]) -> Cost:
+    with torch.inference_mode():
+        cpu, wall = time.process_time(), time.perf_counter()
+        run()
+        return Cost(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def _config(model: Model) -> Any:
+    assert model.artifact.pass_ is not None
+    return read_config(model.artifact.pass_)
+
+
+def _load(loader: Any, model: Model, **options: Any) -> Any:
+    dtype = getattr(torch, model.dtype)
+    return loader.from_pretrained(model.folder, dtype=dtype, **options).eval()
+
+
+def _use_threads(module: Any) -> None:
+    """As many as the engine takes for a model of this size."""
+    small = sum(parameter.numel() for parameter in module.parameters()) <= SMALL_PARAMETERS
+    torch.set_num_threads(1 if small else cores())

@@ -1,0 +1,115 @@
+"""One forward pass over several prompts, in the way that their architecture takes: lean, packed or padded."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from probes.engine.attention import Packing, Prefix, Span
+from probes.engine.lean import LEAN, lean_forward
+from probes.engine.loading import PACKABLE
+from probes.engine.reading import Hidden, Reading, Rows
+
+
+class Forward:
+    """
+    Args:
+        model: cut after `depth` blocks; with its LM head where next-token statistics are read.
+    """
+
+    def __init__(self, model: PreTrainedModel, reading: Reading, depth: int, device: torch.device) -> None:
+        self._model: Any = model
+        self._base: Any = model.base_model
+        kind: str = model.config.model_type
+        self._layers = set(reading.layers) | ({depth} if reading.next_token else set())
+        self._depth = depth
+        self._with_head = reading.next_token
+        self._device = device
+        deepest = max(self._layers)
+        self._tail = None if deepest in (0, *reading.sequence_layers) else reading.tail
+        self._lean = kind in LEAN
+        self.packs = kind in PACKABLE
+        """Whether prompts need no padding."""
+
+    def __call__(self, spans: Sequence[Span], keep: Prefix | None = None) -> Hidden:
+        """What the model finds of what the spans compute.
+
+        Args:
+            keep: gets the keys and values of the one prompt.
+        """
+        if not self.packs:
+            return self._padded([span.token_ids for span in spans])
+        packing = Packing(spans, self._device, keep)
+        return self._lean_pass(packing) if self._lean else self._packed(packing)
+
+    def _lean_pass(self, packing: Packing) -> Hidden:
+        deepest = max(self._layers)
+        tail = None if packing.keep is not None else self._tail
+        found = lean_forward(self._base, packing, self._layers, tail)
+        layers = {
+            layer: self._rows(values, packing.asked(tail) if layer == deepest else packing.lengths)
+            for layer, values in found.items()
+        }
+        if not self._with_head:
+            return Hidden(layers)
+        return Hidden(layers, self._model.lm_head(layers[deepest].at(-1)))
+
+    def _packed(self, packing: Packing) -> Hidden:
+        token_ids, positions = packing.row()
+        ends = torch.tensor(list(accumulate(packing.lengths)), device=self._device)
+        found, logits = self._transformers(
+            (torch.zeros_like(ends), ends - 1), input_ids=token_ids[None], position_ids=positions[None], packing=packing
+        )
+        return Hidden({layer: self._rows(values[0], packing.lengths) for layer, values in found.items()}, logits)
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> Hidden:
+        # Padded on the right, a causal model needs no mask: no prompt token sees what follows it.
+        longest = max(map(len, prompts))
+        token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # (batch, T)
+        for row, prompt in enumerate(prompts):
+            token_ids[row, : len(prompt)] = torch.tensor(prompt)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
+        rows = torch.arange(len(prompts), device=self._device)
+        found, logits = self._transformers((rows, lengths - 1), input_ids=token_ids.to(self._device))
+        starts = rows * longest
+        return Hidden(
+            {layer: Rows(values.flatten(0, 1), starts, starts + lengths) for layer, values in found.items()}, logits
+        )
+
+    def _transformers(self, last: tuple[Tensor, Tensor], **inputs: Any) -> tuple[dict[int, Tensor], Tensor | None]:
+        """By layer, (batch, T, d_model); and the logits of the tokens at `last`."""
+        if self._with_head:
+            with _last_tokens(self._model, last):
+                output = self._model(**inputs, use_cache=False, output_hidden_states=True)
+            return {layer: output.hidden_states[layer] for layer in self._layers}, output.logits.squeeze(1)
+        last_only = self._layers == {self._depth}
+        output = self._model(**inputs, use_cache=False, output_hidden_states=not last_only)
+        if last_only:
+            return {self._depth: output.last_hidden_state}, None
+        return {layer: output.hidden_states[layer] for layer in self._layers}, None
+
+    def _rows(self, values: Tensor, lengths: Sequence[int]) -> Rows:
+        """Of prompts one after the other."""
+        ends = torch.tensor(list(accumulate(lengths)), device=self._device)
+        return Rows(values, ends - torch.tensor(lengths, device=self._device), ends)
+
+
+@contextmanager
+def _last_tokens(model: Any, last: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Inside, the LM head is given one token of each prompt, by row and column: not logits of all tokens.
+
+    What comes before and after it stays the architecture's own: Granite and Cohere scale logits, Gemma caps them.
+    """
+
+    def keep_last(head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        return (arguments[0][last][:, None],)  # (batch, 1, d_model)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep_last)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,158 @@
+"""Loads a probe model's first blocks: surplus blocks are neither built nor read from disk."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from probes.base import ProbeError
+from probes.card import Pass
+from probes.engine.attention import PACKED
+
+logger = logging.getLogger(__name__)
+
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+"""What architectures call the norm after the last block."""
+
+PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_oss", "olmo2")
+"""Model types whose packed activations are tested to equal Transformers' own; others are padded."""
+
+
+def n_layers(pass_: Pass) -> int:
+    """The depth of the whole probe model, which is its deepest layer's index.
+
+    Raises:
+        ProbeError: its configuration cannot be read.
+    """
+    return int(read_config(pass_).num_hidden_layers)
+
+
+def find_device(name: str) -> torch.device:
+    """
+    Raises:
+        ProbeError: there is no such device.
+    """
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name == "auto":
+        name = gpus[0] if gpus else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+        raise ProbeError(f"device {name!r} is not here: choose auto, {', '.join(['cpu', *gpus])}") from error
+    return device
+
+
+def read_config(pass_: Pass) -> Any:
+    """
+    Raises:
+        ProbeError: it cannot be read, or names code of its own.
+    """
+    try:
+        config = AutoConfig.from_pretrained(pass_.probe_model, revision=pass_.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise ProbeError(
+                f"probe model {pass_.probe_model} wants its own code run, which is never done: "
+                "use one of an architecture that Transformers has"
+            ) from error
+        raise ProbeError(f"cannot read the configuration of probe model {pass_.probe_model}: {error}") from error
+    return config.get_text_config()
+
+
+def cut(config: Any, depth: int) -> None:
+    """Leave out the blocks after the first `depth`.
+
+    Raises:
+        ProbeError: the architecture's blocks cannot be left out.
+    """
+    try:
+        config.num_hidden_layers = depth
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:depth]
+    except AttributeError as error:  # Mamba's layer types are no list of the configuration's
+        raise ProbeError(
+            f"a probe model of type {config.model_type} cannot be cut after a layer: use a causal transformer"
+        ) from error
+
+
+def load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
+    """The model that the configuration describes, with our own attention where it can be packed.
+
+    Raises:
+        ProbeError: it cannot be loaded, or a tensor of it is missing.
+    """
+    loader = AutoModelForCausalLM if with_head else AutoModel
+    packed = {"attn_implementation": PACKED} if config.model_type in PACKABLE else {}
+    if not packed:
+        logger.warning(
+            "probe model %s is of type %s, whose packing is not tested: its prompts are padded, which is slower",
+            pass_.probe_model,
+            config.model_type,
+        )
+    try:
+        with _quiet():
+            # safetensors alone: other weights are pickles.
+            model, found = loader.from_pretrained(  # type: ignore[misc]  # a pair, as loading info is asked for
+                pass_.probe_model,
+                revision=pass_.revision,
+                config=config,
+                dtype=getattr(torch, pass_.dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **packed,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ProbeError(
+            f"cannot load probe model {pass_.probe_model}: {error}; it must be a causal language model in safetensors"
+        ) from error
+    if found["missing_keys"]:
+        # Transformers would go on with random numbers in their place.
+        missing = ", ".join(sorted(found["missing_keys"])[:5])
+        raise ProbeError(f"probe model {pass_.probe_model} lacks tensors, {missing} among them: get its files again")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def remove_final_norm(model: nn.Module) -> None:
+    """Have the last hidden state stand before the final norm, as all but the last layer do in a whole model."""
+    for name in FINAL_NORMS:
+        if isinstance(getattr(model, name, None), nn.Module):
+            setattr(model, name, nn.Identity())
+            return
+    raise ProbeError(f"{type(model).__name__} has no final norm that we know ({', '.join(FINAL_NORMS)}): cannot cut it")
+
+
+def longest_alike(config: Any) -> int | None:
+    """Tokens up to which a prompt's rotation tables do not depend on the length of what is read with it; None: any.
+
+    Longer ones must be read alone: `longrope` (Phi-3) and `dynamic` choose one table by the longest prompt of a pass.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = list(parameters.values()) if all(isinstance(one, Mapping) for one in parameters.values()) else [parameters]
+    bounds = [
+        int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for kind in kinds
+        if kind.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(bounds, default=None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bar, and the report that the blocks we left out were left out."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
