@@ -71,7 +71,8 @@ def test_one_standard_error_buys_no_depth_for_nothing() -> None:
     rng = np.random.default_rng(0)
     knows = rng.normal(size=300)
     labels = (knows + rng.normal(size=300) > 0).astype(float)
-    raw = np.stack([rng.normal(size=300), knows + rng.normal(size=300) / 10, knows, knows + rng.normal(size=300) * 2])
+    noise = rng.normal(size=(3, 300)) * [[1.0], [0.5], [2.0]]
+    raw = np.stack([noise[0], knows + noise[1], knows, knows + noise[2]])
     layers = [0, 1, 3, 2]
     assert choose(raw, labels, "classification").best == 2
     choice = choose(raw, labels, "classification", layers=layers, layer_rule="one-se")

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from probes.engine.server import EngineServer
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+GOING_S, GOING_STEPS = 0.5, 50
 UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
 """Transformers imports these wherever they are installed: 125 MB that no forward pass reads."""
 
@@ -111,7 +113,11 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
 
 
 def _end(url: str, parent: int) -> None:
-    """End at once; the socket goes with a gateway that is gone."""
+    """End; the socket goes with a gateway that is gone."""
+    for _ in range(GOING_STEPS):  # Linux says so while the gateway's last threads still end
+        if os.getppid() != parent:
+            break
+        time.sleep(GOING_S / GOING_STEPS)
     if os.getppid() != parent:
         path = Path(urlsplit(url).path)
         with suppress(OSError):
