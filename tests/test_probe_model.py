@@ -82,6 +82,7 @@ def test_other_architectures_are_padded_and_the_log_says_so(
         model = ProbeModel(pass_of(tmp_path), Reading((SITE,)), "cpu", reuse_prefixes=True)
     assert "is of type granite, whose packing is not tested: its prompts are padded" in caplog.text
     together = model.read(PROMPTS).activations[SITE]
+    assert model.padding_tokens == max(map(len, PROMPTS)) * len(PROMPTS) - sum(map(len, PROMPTS))
     alone = np.concatenate([model.read([prompt]).activations[SITE] for prompt in PROMPTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
 

@@ -14,7 +14,10 @@ from tests.support import upstream as faults
 from tests.support.gateway import nano_pool, serving
 from tests.support.processes import descendants, until
 
-BODY = {"model": "auto", "messages": [{"role": "user", "content": "Find the final number. Begin with 2. Add 1. Take 9. Add 3. Subtract 4."}]}
+BODY = {
+    "model": "auto",
+    "messages": [{"role": "user", "content": "Find the final number. Begin with 2. Add 1. Take 9. Add 3. Subtract 4."}],
+}
 
 
 @contextmanager

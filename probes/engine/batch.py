@@ -26,9 +26,3 @@ def micro_batches(
         else:
             batches.append([index])
     return batches
-
-
-def padding_tokens(lengths: Sequence[int], max_tokens: int = MICRO_BATCH_TOKENS) -> int:
-    """Tokens that `micro_batches` adds to n prompts."""
-    padded = sum(len(batch) * lengths[batch[0]] for batch in micro_batches(lengths, max_tokens))
-    return padded - sum(lengths)

@@ -27,7 +27,6 @@ from probes.engine.base import (
     Prompt,
     Scores,
 )
-from probes.engine.batch import padding_tokens
 from probes.engine.cache import ScoreCache, key_of
 from probes.engine.pace import Pace, measure
 from probes.engine.queue import PromptQueue, Queued
@@ -47,6 +46,9 @@ class Computes(Protocol):
 
     @property
     def artifacts(self) -> Sequence[Artifact]: ...
+
+    @property
+    def padding_tokens(self) -> int: ...
 
     def score(self, prompts: Sequence[Prompt], *, partial: bool = False) -> Scores: ...
 
@@ -200,13 +202,13 @@ class BatchingEngine:
             computed = loop.run_in_executor(self._thread, self._compute, [one.prompt for one in batch])
             try:
                 async with asyncio.timeout(limit_s):  # wait_for may swallow a cancellation
-                    rows, seconds = await computed
+                    rows, seconds, padding_tokens = await computed
             except TimeoutError as error:
                 raise HungError(f"{len(batch)} prompts were computed for more than {limit_s:.0f} s") from error
             pace.observe(tokens, seconds)
             for one, row in zip(batch, rows, strict=True):
                 self._settle(one, row)
-            self._on_batch(_report(batch, now))
+            self._on_batch(BatchReport(len(batch), tokens, padding_tokens, now - batch[0].arrived))
 
     # In the thread from here on.
 
@@ -229,10 +231,11 @@ class BatchingEngine:
 
         return computes, measure(score)
 
-    def _compute(self, prompts: Sequence[Prompt]) -> tuple[list[FloatArray | str], float]:
-        began = time.perf_counter()
+    def _compute(self, prompts: Sequence[Prompt]) -> tuple[list[FloatArray | str], float, int]:
+        """Rows, seconds, padding tokens."""
+        began, padded = time.perf_counter(), self._computes.padding_tokens
         rows = self._rows(prompts)
-        return rows, time.perf_counter() - began
+        return rows, time.perf_counter() - began, self._computes.padding_tokens - padded
 
     def _rows(self, prompts: Sequence[Prompt]) -> list[FloatArray | str]:
         try:
@@ -262,13 +265,3 @@ async def _rows(joined: Sequence[_Waiting], seconds: float) -> dict[bytes, Float
             raise EngineUnavailableError(row)
         rows[one.key] = row
     return rows
-
-
-def _report(batch: Sequence[_Waiting], began: float) -> BatchReport:
-    passes = len(batch[0].prompt.token_ids)
-    return BatchReport(
-        prompts=len(batch),
-        tokens=sum(one.tokens for one in batch),
-        padding_tokens=sum(padding_tokens([len(one.prompt.token_ids[i]) for one in batch]) for i in range(passes)),
-        queue_s=began - batch[0].arrived,
-    )

@@ -55,6 +55,11 @@ class LocalEngine:
                 getattr(scores, field.name)[:, readers] = getattr(of_pass, field.name)
         return scores
 
+    @property
+    def padding_tokens(self) -> int:
+        """Computed for nothing so far, by all passes."""
+        return sum(model.padding_tokens for model in self._models if model is not None)
+
     def render(self, conversations: Sequence[Messages | str]) -> list[Prompt]:
         """Conversations, or texts that stand for one user turn each, as `score` takes them."""
         if self._renderers is None:

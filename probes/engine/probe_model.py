@@ -78,6 +78,8 @@ class ProbeModel:
         self._forward_pass = Forward(self._model, reading, self.depth, self.device)
         self.longest_alike = longest_alike(config)
         """Tokens up to which prompts may be read together; None: all may."""
+        self.padding_tokens = 0
+        """Computed for nothing so far; none where prompts are packed."""
         self._prefixes: Prefixes | None = None
         if reuse_prefixes and config.model_type in PACKABLE and not reading.sequence_layers:
             self._prefixes = Prefixes(self._make_prefix, reading.tail)
@@ -170,6 +172,9 @@ class ProbeModel:
         return 0 if self._prefixes is None else self._prefixes.reused_tokens
 
     def _forward(self, prompts: Sequence[Sequence[int]]) -> Hidden:
+        if not self._forward_pass.packs:
+            lengths = [len(prompt) for prompt in prompts]
+            self.padding_tokens += max(lengths) * len(lengths) - sum(lengths)
         return self._forward_pass([self._span(prompt) for prompt in prompts])
 
     def _span(self, prompt: Sequence[int]) -> Span:
