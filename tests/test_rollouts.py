@@ -194,7 +194,7 @@ def test_the_documented_command_made_the_nano_pools_rollouts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme = (POOL.parent / "README.md").read_text().replace("\\\n", " ")
-    [documented] = re.findall(r"^\.venv/bin/(pika rollouts .*)$", readme, flags=re.MULTILINE)
+    [documented] = re.findall(r"^\.venv/bin/(pika rollouts .*rollouts\.parquet)$", readme, flags=re.MULTILINE)
     monkeypatch.chdir(ROOT)
     committed = POOL.parent / "rollouts.parquet"
     before = committed.stat().st_mtime_ns
