@@ -103,7 +103,8 @@ def test_scores_are_those_of_transformers_hidden_states(architecture: str, score
     known = expected[:, ~np.isnan(expected).all(axis=0)]
     assert known.std(axis=0).min() > 0.01  # they tell prompts apart
     np.testing.assert_allclose(one.scores, expected, rtol=1e-5, atol=1e-6)
-    assert max(one.facts["cached"]) >= 64  # the shared prefix came from the cache
+    if architecture != "Mistral":  # all its layers have windows: what has left them is not kept for other prompts
+        assert max(one.facts["cached"]) >= 64  # the shared prefix came from the cache
 
 
 @pytest.mark.timeout(900)
