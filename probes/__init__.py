@@ -5,7 +5,8 @@
 >>> probe.card.target.model
 'nano-small'
 >>> engine = LocalEngine([probe], device="cpu")
->>> prompts = ["What is x at the end? x = 5; x += 2;", "What is x at the end? x = 5; x += 2; x *= 2; x -= 3; x += 9;"]
+>>> begin = "What is x at the end? x = 5; x += 2; "
+>>> prompts = [begin + "x -= 4; x += 8; x = 7;", begin + "x = 12; x *= 2; x -= 3; x += 9; x -= 7;"]
 >>> scores = engine.score(engine.render(prompts))  # texts, or conversations in OpenAI's form
 >>> easy, hard = scores.success[:, 0]  # (prompts, probes), calibrated
 >>> bool(easy > 0.9 > 0.5 > hard)

@@ -20,10 +20,8 @@ NANO = Path(__file__).parents[1] / "offline" / "nano_pool" / "rollouts.parquet"
 def few_rollouts(folder: Path) -> Path:
     """Some of the nano pool's, as `pika rollouts` wrote them."""
     table = pq.read_table(NANO)
-    ids = [f"{split}-{n}" for split in ("train", "validation", "test") for n in range(8)]
-    known = pc.unique(table["problem_id"]).to_pylist()
-    chosen = [one for one in ids if one in known] or [*known[:8], *known[3000:3008], *known[-8:]]
-    few = table.filter(pc.is_in(table["problem_id"], pa.array(chosen)))
+    ids = [f"{split}-{n}" for split in ("train-0", "validation-0", "test-0") for n in range(8)]
+    few = table.filter(pc.is_in(table["problem_id"], pa.array(ids)))
     pq.write_table(few, folder / "nano.parquet")
     return folder / "nano.parquet"
 

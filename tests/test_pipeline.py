@@ -27,7 +27,7 @@ PROBLEMS = {"train": 200, "validation": 120, "test": 100}
 CHAIN: dict[str, Any] = {
     "pool": "pool.yaml",
     "train": {"data": "rollouts.parquet", "kind": "tfidf", "out": "probes"},
-    "tune": {"data": "rollouts.parquet", "policies": ["utility"]},
+    "tune": {"data": "rollouts.parquet", "policies": ["utility"], "target": "accuracy=0.85"},
 }
 
 

@@ -197,7 +197,7 @@ def effort_pool(tmp_path: Path) -> Path:
     thinks.mkdir()
     for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(POOL.parent / "nano-large" / file, thinks)
-    template = json.loads((thinks / "tokenizer_config.json").read_text())["chat_template"]
+    template = (POOL.parent / "nano-large/chat_template.jinja").read_text()
     effort = "{{ '<|im_start|>system\\nReasoning: ' + reasoning_effort + '<|im_end|>\\n' }}"
     (thinks / "chat_template.jinja").write_text(effort + template)
     large = pool["models"]["nano-large"] | {"model": str(POOL.parent / "nano-large")}

@@ -115,7 +115,9 @@ def _config(model: Model) -> Any:
 
 def _load(loader: Any, model: Model, **options: Any) -> Any:
     dtype = getattr(torch, model.dtype)
-    return loader.from_pretrained(model.folder, dtype=dtype, **options).eval()
+    return loader.from_pretrained(
+        model.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+    ).eval()
 
 
 def _use_threads(module: Any) -> None:
