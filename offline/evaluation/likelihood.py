@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from probes.base import FloatArray, ProbeError
+from probes.base import FloatArray
 from probes.card import Pass
 from probes.engine.batch import micro_batches
+from probes.engine.loading import find_device, from_safetensors
 
 FEATURES = 5
 BATCH_TOKENS = 1024
@@ -29,9 +30,11 @@ def likelihood(pass_: Pass, texts: Sequence[Sequence[int]], starts: Sequence[int
         starts: where the answers begin.
 
     Raises:
-        ProbeError: the model cannot be loaded.
+        ProbeError: the model cannot be loaded, or a tensor of it is missing; or there is no such device.
     """
-    model = _load(pass_, device)
+    name = f"{pass_.probe_model}, whose answers are to be looked at"
+    model = from_safetensors(AutoModelForCausalLM, pass_, name)
+    nn.Module.to(model, find_device(device))
     found = np.empty((len(texts), FEATURES))
     with torch.inference_mode():
         for rows in micro_batches([len(text) for text in texts], BATCH_TOKENS):
@@ -63,20 +66,3 @@ def _summary(tokens: NDArray[np.float64]) -> FloatArray:
     """(tokens, 3) -> (5,)"""
     own, likeliest, entropy = tokens.T
     return np.array([own.sum(), own.min(), (own - likeliest).min(), entropy.max(), entropy.mean()])
-
-
-def _load(pass_: Pass, device: str) -> PreTrainedModel:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            pass_.probe_model,
-            revision=pass_.revision,
-            dtype=getattr(torch, pass_.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-        nn.Module.to(model, device)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ProbeError(f"cannot load {pass_.probe_model}, whose answers are to be looked at: {error}") from error
-    return model

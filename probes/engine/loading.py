@@ -95,27 +95,37 @@ def load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
             pass_.probe_model,
             config.model_type,
         )
+    return from_safetensors(loader, pass_, f"probe model {pass_.probe_model}", config=config, **packed)
+
+
+def from_safetensors(loader: Any, pass_: Pass, name: str, **options: Any) -> PreTrainedModel:
+    """A pass's model, whole or as `options` have it, in the pass's dtype.
+
+    Args:
+        loader: Transformers' class that loads it.
+        name: what errors call it.
+
+    Raises:
+        ProbeError: it cannot be loaded, or a tensor of it is missing.
+    """
     try:
         with _quiet():
             # safetensors alone: other weights are pickles.
-            model, found = loader.from_pretrained(  # type: ignore[misc]  # a pair, as loading info is asked for
+            model, found = loader.from_pretrained(
                 pass_.probe_model,
                 revision=pass_.revision,
-                config=config,
                 dtype=getattr(torch, pass_.dtype),
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **packed,
+                **options,
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ProbeError(
-            f"cannot load probe model {pass_.probe_model}: {error}; it must be a causal language model in safetensors"
-        ) from error
+        raise ProbeError(f"cannot load {name}: {error}; it must be a causal language model in safetensors") from error
     if found["missing_keys"]:
         # Transformers would go on with random numbers in their place.
         missing = ", ".join(sorted(found["missing_keys"])[:5])
-        raise ProbeError(f"probe model {pass_.probe_model} lacks tensors, {missing} among them: get its files again")
+        raise ProbeError(f"{name} lacks tensors, {missing} among them: get its files again")
     loaded: PreTrainedModel = model
     return loaded
 
