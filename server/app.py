@@ -11,7 +11,7 @@ from server import score, status
 from server.chat import Chat
 from server.config import Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
-from server.http import read_headers, request_id
+from server.http import request_id
 from server.live import Live
 
 
@@ -34,7 +34,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="PIKA Router", lifespan=lifespan)
     app.state.live = live
-    app.router.routes.append(Route("/v1/chat/completions", Chat(), methods=["POST"]))
+    # First of all routes: the others are looked through only by what asks for them.
+    app.router.routes.insert(0, Route("/v1/chat/completions", Chat(), methods=["POST"]))
     app.include_router(score.router)
     app.include_router(status.router)
     app.add_exception_handler(GatewayError, _gateway_error)
@@ -46,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     headers = {name.decode(): value.decode() for name, value in error.headers()}
-    headers["x-request-id"] = request_id(read_headers(request.scope))
+    headers["x-request-id"] = request_id(request.scope["headers"])
     return Response(error.body(), error.status, headers)
 
 
@@ -54,7 +55,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same form as all other errors."""
     assert isinstance(error, HTTPException)
     body = error_body(str(error.detail), "invalid_request_error")
-    headers = {**(error.headers or {}), "x-request-id": request_id(read_headers(request.scope))}
+    headers = {**(error.headers or {}), "x-request-id": request_id(request.scope["headers"])}
     return Response(body, error.status_code, headers, "application/json")
 
 

@@ -3,25 +3,13 @@
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from server.chat_request import ChatRequest, parse_chat
 from server.decision import decide
 from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
-from server.http import (
-    Receive,
-    Scope,
-    Send,
-    read_body,
-    read_headers,
-    request_id,
-    send_error,
-    send_whole,
-    unless_client_leaves,
-)
-from server.knobs import DEBUG_HEADER
+from server.http import Receive, Scope, Send, Watch, read_body, request_id, send_error, send_whole
 from server.record import Record, decision_headers
-from server.relay import Answer, BrokenStreamError
+from server.relay import Answer, BrokenStreamError, Headers, Rest
 from server.retry import Dispatch, dispatch
 from server.sse import EventRelay, error_event, parse_usage
 from server.state import State, current
@@ -29,6 +17,7 @@ from server.state import State, current
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 5
+DEBUG_HEADER = (b"x-pika-debug", b"1")
 
 
 class Chat:
@@ -36,13 +25,15 @@ class Chat:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = current(scope)
-        headers = read_headers(scope)
+        headers = scope["headers"]
         exchange = Exchange(state, request_id(headers), send)
         try:
-            async with state.admit():
-                raw = await read_body(headers, receive, state.settings.limits.body_mb)
+            with state:
+                raw = await read_body(headers, receive, state.settings.limits)
                 exchange.record.read()
-                await unless_client_leaves(exchange.serve(parse_chat(raw, headers)), receive)
+                request = parse_chat(raw, headers)
+                with Watch(receive) as watch:
+                    await exchange.serve(request, watch)
         except GatewayError as error:
             await exchange.fail(error)
         except Exception:
@@ -50,61 +41,56 @@ class Chat:
             await exchange.fail(GatewayError(INTERNAL_ERROR))
 
 
-@dataclass
 class Exchange:
     """One request from its body to its last byte."""
 
-    state: State
-    request_id: str
-    send: Send
-    started: bool = False
-    """Whether the client has our response's head."""
-    debug: bool = False
-    record: Record = field(init=False)
+    def __init__(self, state: State, request_id: str, send: Send) -> None:
+        self.state = state
+        self.request_id = request_id
+        self.send = send
+        self.record = Record(state, request_id)
+        self.started = False
+        self.debug = False
 
-    def __post_init__(self) -> None:
-        self.record = Record(self.state, self.request_id)
-
-    async def serve(self, request: ChatRequest) -> None:
-        self.debug = request.headers.get(DEBUG_HEADER) == "1"
-        sent = Dispatch(await decide(self.state, request))
+    async def serve(self, request: ChatRequest, watch: Watch) -> None:
+        self.debug = DEBUG_HEADER in request.headers
+        sent = Dispatch(self.state, await decide(self.state, request))
         self.record.decided(sent)
         try:
-            answer = await dispatch(self.state, request, self.request_id, "/chat/completions", sent)
-            try:
-                if answer.stream is None:
-                    await self._relay_whole(answer)
-                else:
-                    await self._relay_stream(answer, drop_usage=not request.wants_usage)
-            finally:
-                await answer.aclose()
+            answer = await dispatch(request, self.request_id, sent, watch)
+            if answer.rest is None:
+                await self._relay_whole(answer)
+            else:
+                await self._relay_stream(answer, answer.rest, drop_usage=not request.wants_usage)
         finally:
-            sent.release(self.state)
+            sent.release()
 
     async def _relay_whole(self, answer: Answer) -> None:
         self.started = True
-        await send_whole(self.send, answer.status, [*answer.headers, *self._headers()], answer.body)
-        self.record.finish(answer.status, parse_usage(answer.body) if answer.status == 200 else None)
+        usage = parse_usage(answer.body) if answer.status == 200 else None
+        await send_whole(self.send, answer.status, answer.headers + self._headers(), answer.body)
+        self.record.finish(answer.status, usage)
 
-    async def _relay_stream(self, answer: Answer, drop_usage: bool) -> None:
-        assert answer.stream is not None
+    async def _relay_stream(self, answer: Answer, rest: Rest, drop_usage: bool) -> None:
         events = EventRelay(drop_usage)
         self.started = True
         self.record.first_byte()
-        headers = [*answer.headers, *self._headers()]
-        await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
         try:
-            await self._pass_on(events.feed(answer.body))
-            async for chunk in answer.stream:
-                await self._pass_on(events.feed(chunk))
+            headers = answer.headers + self._headers()
+            await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            data = answer.body
+            while data:
+                if passed := events.feed(data):
+                    await self.send({"type": "http.response.body", "body": passed, "more_body": True})
+                data = await rest.some()
         except BrokenStreamError as error:
+            if self.record.sent is not None:
+                self.record.sent.failed()
             raise UpstreamError(str(error)) from error
+        finally:
+            rest.close()
         await self.send({"type": "http.response.body", "body": events.flush()})
         self.record.finish(answer.status, events.usage)
-
-    async def _pass_on(self, data: bytes) -> None:
-        if data:
-            await self.send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def fail(self, error: GatewayError) -> None:
         """Tell the client: an error answer, or the last event of a stream that has begun."""
@@ -117,6 +103,6 @@ class Exchange:
                 else:
                     await send_error(self.send, error, self._headers())
 
-    def _headers(self) -> list[tuple[bytes, bytes]]:
+    def _headers(self) -> Headers:
         record = self.record
         return decision_headers(self.state, self.request_id, record.routing_s, record.sent, self.debug)

@@ -1,6 +1,5 @@
 """One chat request, read and checked once."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,19 +8,32 @@ import orjson
 from server.errors import BadRequestError
 from server.sections import Capability
 
+Headers = list[tuple[bytes, bytes]]
+KNOB_PREFIX = b"x-pika-"
+
 
 @dataclass(frozen=True)
 class ChatRequest:
     """A chat body whose routing-relevant fields have the right types; all others are the upstream's matter."""
 
     body: dict[str, Any]
-    headers: Mapping[str, str]
-    """Lower-case names."""
+    headers: Headers
+    """As ASGI has them: names in lower case, repeated ones each for itself."""
     model: str
     messages: list[dict[str, Any]]
     stream: bool
     size: int
     """Bytes of the body as received."""
+    path: str = "/v1/chat/completions"
+
+    @property
+    def knob_headers(self) -> dict[str, str]:
+        """The `x-pika-*` headers; of a repeated one the last."""
+        return {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in self.headers
+            if name.startswith(KNOB_PREFIX)
+        }
 
     @property
     def needs(self) -> frozenset[Capability]:
@@ -57,7 +69,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def parse_chat(raw: bytes, headers: Mapping[str, str]) -> ChatRequest:
+def parse_chat(raw: bytes, headers: Headers) -> ChatRequest:
     """Check what routing needs: model, messages, stream.
 
     Raises:

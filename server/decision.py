@@ -1,6 +1,6 @@
 """Which arm takes a request, and why."""
 
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from probes.engine.base import EngineUnavailableError
 from routing_policies.base import BoolArray, Policy, PolicyError
 from routing_policies.costs import expected_cost
 from server.chat_request import ChatRequest
-from server.errors import BadRequestError, ContextLengthError, ProbeUnavailableError, UnknownModelError
+from server.errors import BadRequestError, ContextLengthError, GatewayError, ProbeUnavailableError, UnknownModelError
 from server.knobs import parse_knobs
 from server.pool import Arm
 from server.predictor import Prediction
@@ -36,6 +36,8 @@ class Decision:
     """Arms that could still take the request, (k,); the chosen one included."""
     chooser: Policy | None
     """None where no policy chose, so that nothing else may take the request either."""
+    next_policy: str | None = None
+    """What falls back of a pinned request are policy's choices; this is its name."""
 
     @property
     def success_probability(self) -> float | None:
@@ -50,7 +52,8 @@ class Decision:
             return None
         arm, infeasible = _choose(self.chooser, self.prediction.success, self.cost, allowed)
         flags = _flags(state.pool.arms[arm], request, self.prediction, infeasible)
-        return replace(self, arm=arm, path="fallback", flags=flags, allowed=allowed)
+        policy = self.next_policy or self.policy
+        return replace(self, arm=arm, policy=policy, path="fallback", flags=flags, allowed=allowed)
 
     def fallbacks(self, state: State, request: ChatRequest) -> list[int]:
         """All next choices in order."""
@@ -70,16 +73,36 @@ async def decide(state: State, request: ChatRequest) -> Decision:
         BadRequestError: a knob is wrong, or no arm can serve what the request needs.
         ProbeUnavailableError: the engine cannot answer and the configuration names no arm for that case.
     """
-    names = [arm.name for arm in state.pool.arms]
+    names = state.pool.names
     pinned = state.pool.index(request.model)
     if pinned is None and request.model != "auto" and not request.model.startswith("auto-"):
         raise UnknownModelError(
             f"model {request.model[:100]!r} does not exist: use 'auto', or an arm: {', '.join(names)}", "model"
         )
     alias = "auto" if pinned is not None else request.model
-    knobs = parse_knobs(request.body, request.headers, alias, list(state.settings.allow_request), names)
-    if pinned is not None:
-        return _pin(state, request, pinned)
+    knobs = parse_knobs(request.body, request.knob_headers, alias, state.settings.allow_request, names)
+    may_fall_back: bool = knobs.pop("fallback", pinned is None)
+    if pinned is None:
+        decision = await _route(state, request, knobs)
+        return decision if may_fall_back else replace(decision, chooser=None)
+    decision = _pin(state, request, pinned)
+    if may_fall_back:
+        # Where nothing else could take the request, there is nothing to fall back to.
+        with suppress(GatewayError):
+            routed = await _route(state, request, knobs)
+            decision = replace(
+                routed,
+                arm=pinned,
+                policy="none",
+                path="pinned",
+                flags=decision.flags,
+                allowed=routed.allowed | decision.allowed,
+                next_policy=routed.policy,
+            )
+    return decision
+
+
+async def _route(state: State, request: ChatRequest, knobs: dict[str, Any]) -> Decision:
     arms: list[str] | None = knobs.pop("arms", None)
     max_cost_usd: float | None = knobs.pop("max_cost_usd", state.policies.knobs.get("max_cost_usd"))
     try:
@@ -115,9 +138,14 @@ async def decide(state: State, request: ChatRequest) -> Decision:
 def _pin(state: State, request: ChatRequest, arm: int) -> Decision:
     prediction = state.predictor.unscored(None)
     flags = _flags(state.pool.arms[arm], request, prediction, infeasible=False)
+    cost = expected_costs(state, prediction)
+    return Decision(arm, "none", "pinned", flags, prediction, cost, _only(state, arm), None)
+
+
+def _only(state: State, arm: int) -> BoolArray:
     only = np.zeros(len(state.pool.arms), dtype=np.bool_)
     only[arm] = True
-    return Decision(arm, "none", "pinned", flags, prediction, expected_costs(state, prediction), only, None)
+    return only
 
 
 def _unavailable(
@@ -129,10 +157,8 @@ def _unavailable(
     if arm is None or not allowed[arm]:
         raise ProbeUnavailableError(f"the probe engine cannot answer: {reason}")
     flags = _flags(state.pool.arms[arm], request, prediction, infeasible=False)
-    only = np.zeros(len(state.pool.arms), dtype=np.bool_)
-    only[arm] = True
     cost = expected_costs(state, prediction)
-    return Decision(arm, policy, "probe-unavailable", flags, prediction, cost, only, None)
+    return Decision(arm, policy, "probe-unavailable", flags, prediction, cost, _only(state, arm), None)
 
 
 def _choose(policy: Policy, success: FloatArray, cost: FloatArray, allowed: BoolArray) -> tuple[int, bool]:
@@ -144,6 +170,8 @@ def _choose(policy: Policy, success: FloatArray, cost: FloatArray, allowed: Bool
 def expected_costs(state: State, prediction: Prediction) -> FloatArray:
     """Expected USD of one answer per arm, (k,): input and output tokens as far as known, else their means."""
     arms = state.pool.arms
+    if prediction is state.predictor.unknown:
+        return state.pool.mean_costs
     means = np.array([arm.mean_output_tokens for arm in arms])
     known = zip(arms, prediction.prompt_tokens, strict=True)
     tokens = np.array([[arm.mean_input_tokens if count is None else count for arm, count in known]], dtype=np.float64)
@@ -159,23 +187,25 @@ def expected_costs(state: State, prediction: Prediction) -> FloatArray:
 
 def _surely_fits(state: State, request: ChatRequest) -> bool:
     """Whether every arm's context holds the request without counting tokens: a token has at least one byte."""
-    return all(
-        request.size + CHAT_OVERHEAD_TOKENS + (arm.max_tokens(request.body) or 0) <= arm.model.max_context_tokens
-        for arm in state.pool.arms
-    )
+    size = request.size + CHAT_OVERHEAD_TOKENS
+    return all(size + (arm.max_tokens(request.body) or 0) <= arm.model.max_context_tokens for arm in state.pool.arms)
 
 
 def _servable(state: State, request: ChatRequest, prediction: Prediction, arms: list[str] | None) -> BoolArray:
     """Arms that the request may go to: asked for, able to serve what it needs, with room for prompt and answer."""
     pool = state.pool.arms
-    able = [arm for arm in pool if (arms is None or arm.name in arms) and request.needs <= arm.model.supports]
+    needed = request.needs
+    if arms is None and not needed and prediction is state.predictor.unknown:
+        return state.pool.every_arm
+    able = [arm for arm in pool if (arms is None or arm.name in arms) and needed <= arm.model.supports]
     if not able:
-        needs = " and ".join(sorted(request.needs))
+        needs = " and ".join(sorted(needed))
         raise BadRequestError(f"no arm that may be chosen supports {needs}: add `supports` to its model, or pin an arm")
-    fitting = [arm for arm in able if _fits(arm, request, prediction.prompt_tokens[pool.index(arm)])]
+    counts = dict(zip(state.pool.names, prediction.prompt_tokens, strict=True))
+    fitting = [arm for arm in able if _fits(arm, request, counts[arm.name])]
     if not fitting:
         longest = max(able, key=lambda arm: arm.model.max_context_tokens)
-        count = prediction.prompt_tokens[pool.index(longest)]
+        count = counts[longest.name]
         raise ContextLengthError(
             f"the prompt has {count} tokens, with max_tokens {longest.max_tokens(request.body) or 0} more than any "
             f"arm's context holds ({longest.name}: {longest.model.max_context_tokens}); shorten it or lower max_tokens",
@@ -203,10 +233,13 @@ def _affordable(cost: FloatArray, allowed: BoolArray, max_cost_usd: float | None
 
 
 def _flags(arm: Arm, request: ChatRequest, prediction: Prediction, infeasible: bool) -> tuple[str, ...]:
-    found: Mapping[str, Any] = {
-        "infeasible": infeasible,
-        "tools-unseen": bool(request.body.get("tools")),
-        "policy-changed": arm.sampling_changed(request.body),
-        "uncalibrated": arm.uncalibrated,
-    }
-    return (*prediction.flags, *(flag for flag, present in found.items() if present))
+    flags = list(prediction.flags)
+    if infeasible:
+        flags.append("infeasible")
+    if request.body.get("tools"):
+        flags.append("tools-unseen")
+    if arm.sampling_changed(request.body):
+        flags.append("policy-changed")
+    if arm.uncalibrated:
+        flags.append("uncalibrated")
+    return tuple(flags)

@@ -4,9 +4,13 @@ GatewayError                 500
 ├── BadRequestError          400
 │   └── ContextLengthError   400
 ├── UnknownModelError        404
+├── SlowBodyError            408
 ├── BodyTooLargeError        413
+├── UpstreamLimitedError     429  retry-after: as the upstreams ask
+├── ClientLeftError          499  never sent: nobody is there
 ├── OverloadedError          503  retry-after: 1
 ├── ProbeUnavailableError    503  retry-after: 1
+├── UpstreamDownError        503  retry-after: until an upstream is tried again
 ├── UpstreamError            502
 └── UpstreamTimeoutError     504
 """
@@ -29,7 +33,7 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
     code: ClassVar[str | None] = None
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -60,6 +64,12 @@ class UnknownModelError(GatewayError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class SlowBodyError(GatewayError):
+    status = 408
+    type = "invalid_request_error"
+    code = "body_too_slow"
 
 
 class BodyTooLargeError(GatewayError):
@@ -100,3 +110,19 @@ class UpstreamTimeoutError(GatewayError):
     status = 504
     type = "upstream_error"
     code = "upstream_timeout"
+
+
+class UpstreamDownError(GatewayError):
+    """Every server of the arm has just failed again and again; nothing was sent."""
+
+    status = 503
+    type = "upstream_error"
+    code = "upstream_down"
+
+
+class UpstreamLimitedError(GatewayError):
+    """Every server of the arm has asked not to be sent anything for a while; nothing was."""
+
+    status = 429
+    type = "upstream_error"
+    code = "upstream_limited"

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from routing_policies.base import NAMES, load
@@ -17,7 +17,7 @@ MAX_WORD = 64
 
 
 def parse_knobs(
-    body: Mapping[str, Any], headers: Mapping[str, str], alias: str, allowed: list[str], arms: list[str]
+    body: Mapping[str, Any], headers: Mapping[str, str], alias: str, allowed: Sequence[str], arms: list[str]
 ) -> dict[str, Any]:
     """The knobs that a request sets, by the words of the `routing` object.
 
@@ -30,6 +30,8 @@ def parse_knobs(
         BadRequestError: a knob is unknown, not allowed, or of the wrong type or range; names the field.
     """
     routing = body.get("routing")
+    if routing is None and alias == "auto" and not headers:
+        return {}
     if routing is None:
         routing = {}
     if not isinstance(routing, dict):
@@ -67,6 +69,8 @@ def _from_headers(headers: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 def _parse_header(field: str, text: str) -> Any:
     if field in ("policy", "variant"):
         return text.strip()
+    if field == "fallback":
+        return {"true": True, "false": False}.get(text.strip().lower(), text)
     parts = [part.strip() for part in text.split(",")]
     if field == "arms":
         return parts
@@ -117,6 +121,12 @@ def _text(value: Any, _: list[str]) -> str:
     return value
 
 
+def _flag(value: Any, _: list[str]) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
 def _bounded(low: float, high: float) -> Callable[[Any, list[str]], float]:
     def check(value: Any, _: list[str]) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -156,6 +166,7 @@ CHECKS: dict[str, Callable[[Any, list[str]], Any]] = {
     "accuracy": _bounded(0, 1),
     "max_cost_usd": _bounded(0, math.inf),
     "arms": _arms,
+    "fallback": _flag,
 }
 
 

@@ -6,8 +6,8 @@ began with, which are closed after the last of them.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 
 import httpx
@@ -15,16 +15,14 @@ import httpx
 from probes.base import ProbeError
 from server.config import ConfigError, Settings
 from server.engine import opened
+from server.health import watching
 from server.metrics import Metrics
 from server.policies import Policies
-from server.pool import Pool, build_pool, check_health, watch_health
+from server.pool import Pool, build_pool
 from server.predictor import Predictor
 from server.state import State
 
 logger = logging.getLogger(__name__)
-
-KEEPALIVE_EXPIRY_S = 2.0
-"""Idle upstream connections are dropped well before vLLM drops them, after 5 s: none closes under a request."""
 
 
 class Live:
@@ -87,12 +85,9 @@ class Live:
             engine = None
             if pool.artifacts:
                 engine = await stack.enter_async_context(opened(pool.artifacts, settings.engine, self.metrics))
-            limits = httpx.Limits(keepalive_expiry=KEEPALIVE_EXPIRY_S)
-            client = await stack.enter_async_context(httpx.AsyncClient(limits=limits, trust_env=False))
-            replicas = [replica for model in pool.models for replica in model.replicas]
-            await asyncio.gather(*(check_health(replica, client) for replica in replicas))
-            await stack.enter_async_context(_watching(pool, client))
-            return State(settings, pool, policies, predictor, engine, client, self.metrics), stack.pop_all()
+            client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+            await stack.enter_async_context(watching(pool, client))
+            return State(settings, pool, policies, predictor, engine, self.metrics), stack.pop_all()
         raise AssertionError("an exit stack swallows nothing")
 
 
@@ -110,17 +105,6 @@ def _build(settings: Settings) -> tuple[Settings, Pool, Policies, Predictor]:
             "length), or give arms a success_probability"
         )
     return settings, pool, Policies(settings, pool.tier_cost, pool.probes_sha256), Predictor(pool, settings)
-
-
-@asynccontextmanager
-async def _watching(pool: Pool, client: httpx.AsyncClient) -> AsyncIterator[None]:
-    watcher = asyncio.create_task(watch_health(pool, client))
-    try:
-        yield
-    finally:
-        watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
 
 
 async def _drain(state: State, opened: AsyncExitStack) -> None:

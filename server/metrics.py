@@ -50,8 +50,7 @@ class Metrics:
             ("arm", "policy", "path", "code"),
         )  # fmt: skip
         self.flags = self._counter("pika_flags", "Requests that carried a flag.", ("flag",))
-        for flag in FLAGS:
-            self.flags.labels(flag)
+        self._flag_counters = {flag: self.flags.labels(flag) for flag in FLAGS}
         self.tokens = self._counter("pika_tokens", "Tokens by the upstream's usage.", ("arm", "kind"))
         self.cost = self._counter("pika_cost_usd", "Cost of answers, usage times prices.", ("arm",))
         self.probe_cost = self._counter("pika_probe_cost_usd", "Cost of the probe models' prefill.")
@@ -126,6 +125,10 @@ class Metrics:
             self.probe_info.labels(artifact.card.probe_name, artifact.revision).set(1)
         self._replicas.pool = pool
 
+    def count_flag(self, flag: str) -> None:
+        """A request carried it."""
+        self._flag_counters[flag].inc()
+
     def observe_percentile(self, percentile: float | None) -> None:
         """Of a scored prompt; None where no probe has statistics."""
         if percentile is not None:
@@ -162,8 +165,15 @@ class _Replicas(Collector):
     pool: Pool | None = None
 
     def collect(self) -> list[GaugeMetricFamily]:
-        up = GaugeMetricFamily("pika_replica_up", "Whether the last health check passed.", labels=("arm", "replica"))
+        labels = ("arm", "replica")
+        up = GaugeMetricFamily("pika_replica_up", "Whether the last health check passed.", labels=labels)
+        breaker_open = GaugeMetricFamily(
+            "pika_breaker_open",
+            "Whether the replica failed so often that it is left alone.",
+            labels=labels,
+        )
         for arm in self.pool.arms if self.pool is not None else ():
             for replica in arm.model.replicas:
                 up.add_metric((arm.name, replica.name), float(replica.healthy))
-        return [up]
+                breaker_open.add_metric((arm.name, replica.name), float(replica.breaker.open))
+        return [up, breaker_open]

@@ -1,45 +1,44 @@
-"""Models, arms and replicas as the gateway runs them, and which replica takes a request."""
+"""Models, arms and replicas as the gateway runs them."""
 
-import asyncio
 import logging
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import httpx
+import numpy as np
 
 from probes.artifact import Artifact
-from probes.base import ProbeError
+from probes.base import FloatArray, ProbeError
 from probes.prompt import Renderer
 from probes.reference import load_probe
+from routing_policies.base import BoolArray
 from routing_policies.costs import tier_cost
 from server.config import ConfigError, Settings
+from server.replica import Replica
 from server.sections import Arm as ArmSettings
-from server.sections import Capability, Prices
+from server.sections import ArmLimits, Capability, Limits, Prices
 from server.sections import Model as ModelSettings
 
 logger = logging.getLogger(__name__)
 
-HEALTH_INTERVAL_S = 2.0
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 
 
-@dataclass
-class Replica:
-    """One upstream server and what is known of it now."""
+@dataclass(frozen=True)
+class Timeouts:
+    """What bounds one exchange with an upstream."""
 
-    name: str
-    """host:port, also its metrics label."""
-    url: str
-    headers: Mapping[str, str] = field(repr=False)
-    """Sent upstream; holds the key."""
-    in_flight: int = 0
-    healthy: bool = True
+    connect_s: float = 2
+    first_byte_s: float = 120
+    between_chunks_s: float = 60
+    total_s: float = 900
 
-    @property
-    def health_url(self) -> str:
-        return self.url.removesuffix("/v1") + "/health"
+    @classmethod
+    def of(cls, limits: Limits, own: ArmLimits) -> "Timeouts":
+        """An arm's own limits, else everybody's."""
+        return cls(**{name: getattr(own, name) or getattr(limits, name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,8 @@ class Model:
     supports: frozenset[Capability]
     prices: Prices
     replicas: tuple[Replica, ...]
-
-    def replica(self, tried: Collection[Replica]) -> Replica | None:
-        """The least loaded replica not tried yet, healthy ones first; None where all were tried."""
-        left = [replica for replica in self.replicas if replica not in tried]
-        return min(left, key=lambda replica: (not replica.healthy, replica.in_flight), default=None)
+    prefix_affinity: bool = False
+    """Whether requests that begin alike shall go to the same replica."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +67,14 @@ class Arm:
     """Stands in for a probe."""
     mean_input_tokens: float
     mean_output_tokens: float
+    timeouts: Timeouts = Timeouts()
 
-    @property
+    @cached_property
     def probe_name(self) -> str | None:
         """The probe and its very weights, as headers and metrics name it."""
         return None if self.artifact is None else f"{self.artifact.card.probe_name}@{self.artifact.revision}"
 
-    @property
+    @cached_property
     def uncalibrated(self) -> bool:
         """Whether the success probability is not known to be that of one answer."""
         return self.artifact is None or self.artifact.card.calibration.of != "success"
@@ -89,6 +86,8 @@ class Arm:
 
     def fields(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A client's body as this arm gets it: its defaults where the client says nothing, its request always."""
+        if not self.defaults and not self.request:
+            return dict(body)
         said = {name: value for name, value in body.items() if value is not None or name not in self.defaults}
         fields: dict[str, Any] = {}
         for layer in (self.defaults, said, self.request):
@@ -124,8 +123,27 @@ class Pool:
     tier_cost: tuple[float, ...]
     """Mean USD of one answer per arm, (k,)."""
 
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the arms."""
+        return [arm.name for arm in self.arms]
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+    @cached_property
+    def mean_costs(self) -> FloatArray:
+        """`tier_cost` as an array, (k,)."""
+        return np.array(self.tier_cost)
+
+    @cached_property
+    def every_arm(self) -> BoolArray:
+        """(k,), all true."""
+        return np.ones(len(self.arms), dtype=np.bool_)
+
     def index(self, name: str) -> int | None:
-        return next((i for i, arm in enumerate(self.arms) if arm.name == name), None)
+        return self._indices.get(name)
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
@@ -154,7 +172,10 @@ def build_pool(settings: Settings) -> Pool:
         raise ConfigError(problem)
     models = {name: _build_model(name, model) for name, model in settings.models.items()}
     artifacts = load_probes(settings)
-    arms = tuple(_build_arm(name, arm, models[arm.model], artifacts.get(name)) for name, arm in settings.arms.items())
+    arms = tuple(
+        _build_arm(name, arm, models[arm.model], artifacts.get(name), settings.limits)
+        for name, arm in settings.arms.items()
+    )
     costs = tier_cost(
         [arm.mean_input_tokens for arm in arms],
         [arm.mean_output_tokens for arm in arms],
@@ -180,7 +201,7 @@ def _build_model(name: str, settings: ModelSettings) -> Model:
                     f"models.{name}.replicas.{number}: set the environment variable {replica.api_key_env}"
                 )
             headers["authorization"] = f"Bearer {key}"
-        replicas.append(Replica(httpx.URL(replica.url).netloc.decode(), replica.url, headers))
+        replicas.append(Replica.at(replica.url, headers))
     names = [replica.name for replica in replicas]
     if len(set(names)) < len(names):
         raise ConfigError(f"models.{name}.replicas name the same host and port twice: {', '.join(names)}")
@@ -190,6 +211,7 @@ def _build_model(name: str, settings: ModelSettings) -> Model:
         supports=frozenset(settings.supports),
         prices=settings.usd_per_million_tokens,
         replicas=tuple(replicas),
+        prefix_affinity=settings.prefix_affinity,
     )
 
 
@@ -205,7 +227,7 @@ def load_probes(settings: Settings) -> dict[str, Artifact]:
     return artifacts
 
 
-def _build_arm(name: str, arm: ArmSettings, model: Model, artifact: Artifact | None) -> Arm:
+def _build_arm(name: str, arm: ArmSettings, model: Model, artifact: Artifact | None, limits: Limits) -> Arm:
     if artifact is not None and not artifact.card.beats_length:
         logger.warning("arm %s: its probe does not surely know more than the prompt's length; train it on more", name)
     # The artifact's own mean wins: it was measured on the answers that the probe was trained on.
@@ -221,28 +243,5 @@ def _build_arm(name: str, arm: ArmSettings, model: Model, artifact: Artifact | N
         success_probability=arm.success_probability,
         mean_input_tokens=tokens.input,
         mean_output_tokens=tokens.output,
+        timeouts=Timeouts.of(limits, arm.limits),
     )
-
-
-async def watch_health(pool: Pool, client: httpx.AsyncClient) -> None:
-    """Ask every replica for /health until cancelled. A server without that endpoint counts as up: it answered."""
-    replicas = [replica for model in pool.models for replica in model.replicas]
-    while True:
-        await asyncio.gather(*(check_health(replica, client) for replica in replicas))
-        await asyncio.sleep(HEALTH_INTERVAL_S)
-
-
-async def check_health(replica: Replica, client: httpx.AsyncClient) -> None:
-    """One health check; sets `replica.healthy`."""
-    try:
-        # httpx's own timeout is per read: a server that drips would hold up all checks.
-        async with asyncio.timeout(HEALTH_INTERVAL_S):
-            response = await client.get(replica.health_url, headers=dict(replica.headers))
-        healthy = response.status_code < 500
-    except (httpx.HTTPError, TimeoutError):
-        healthy = False
-    if healthy != replica.healthy:
-        logger.log(
-            logging.INFO if healthy else logging.WARNING, "replica %s is %s", replica.name, "up" if healthy else "down"
-        )
-    replica.healthy = healthy

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Prediction:
     looks: int = 1
     """How many passes' activations were compared with the training prompts'."""
 
-    @property
+    @cached_property
     def percentile(self) -> float | None:
         """How unlike the training prompts this one is: the highest of the arms' activation percentiles, less what the
         highest of several passes' would be anyway.
@@ -83,6 +84,10 @@ class Predictor:
         self.constants = np.array(
             [np.nan if arm.success_probability is None else arm.success_probability for arm in pool.arms]
         )
+        nothing = np.full_like(self.constants, np.nan)
+        tokens = (None,) * len(self.constants)
+        self.unknown = Prediction(self.constants, nothing, nothing, tokens, self.mismatches, 0.0)
+        """Of a prompt that was not even rendered."""
         self.probed = np.array([arm.artifact is not None for arm in pool.arms])
         computed = [one.pass_ for one in pool.artifacts if one.probe.site is not None]
         self.pass_usd_per_token = tuple(
@@ -113,10 +118,9 @@ class Predictor:
 
     def unscored(self, rendered: Rendered | None) -> Prediction:
         """What is known without the engine: constants, and the length where the prompt was rendered."""
-        unknown = np.full_like(self.constants, np.nan)
         if rendered is None:
-            tokens = (None,) * len(self.constants)
-            return Prediction(self.constants, unknown, unknown, tokens, self.mismatches, 0.0)
+            return self.unknown
+        unknown = np.full_like(self.constants, np.nan)
         return Prediction(self.constants, unknown, unknown, rendered.prompt_tokens, rendered.flags, 0.0)
 
     async def score(self, rendered: Sequence[Rendered], engine: Engine | None) -> list[Prediction]:

@@ -32,14 +32,15 @@ class Record:
         """There is a decision; where a fallback replaces it, `sent` says so."""
         self.sent = sent
         self.routing_s = time.perf_counter() - self.began
-        self.state.metrics.routing.observe(self.routing_s)
-        self.state.metrics.probe_cost.inc(sent.decision.prediction.prefill_usd)
-        self.state.metrics.observe_percentile(sent.decision.prediction.percentile)
+        metrics, prediction = self.state.metrics, sent.decision.prediction
+        metrics.routing.observe(self.routing_s)
+        if prediction.prefill_usd:
+            metrics.probe_cost.inc(prediction.prefill_usd)
+        metrics.observe_percentile(prediction.percentile)
 
     def first_byte(self) -> None:
         if self.sent is not None:
-            arm = self.state.pool.arms[self.sent.decision.arm].name
-            self.state.metrics.first_token.labels(arm).observe(time.perf_counter() - self.began)
+            self.state.series[self.sent.decision.arm].first_token.observe(time.perf_counter() - self.began)
 
     def finish(self, status: int, usage: dict[str, Any] | None = None) -> None:
         """The request is over; a second call changes nothing."""
@@ -51,38 +52,38 @@ class Record:
             self.state.metrics.requests.labels("none", "none", "none", str(status)).inc()
             logger.info("request %s code=%d ms=%.1f", self.request_id, status, duration_s * 1e3)
             return
-        metrics, decision = self.state.metrics, self.sent.decision
-        arm = self.state.pool.arms[decision.arm].name
-        metrics.requests.labels(arm, decision.policy, decision.path, str(status)).inc()
-        metrics.duration.labels(arm).observe(duration_s)
-        flags = ",".join(decision.flags) or "-"
+        decision = self.sent.decision
+        series = self.state.series[decision.arm]
+        series.requests(decision.policy, decision.path, status).inc()
+        series.duration.observe(duration_s)
         for flag in decision.flags:
-            metrics.flags.labels(flag).inc()
+            self.state.metrics.count_flag(flag)
         if status == 200:
             self._count_answer(decision, usage)
         logger.info(
             "request %s arm=%s policy=%s path=%s code=%d ms=%.1f success=%s percentile=%s flags=%s",
-            *(self.request_id, arm, decision.policy, decision.path, status, duration_s * 1e3),
-            *(_short(decision.success_probability, 3), _short(decision.prediction.percentile, 1), flags),
+            *(self.request_id, self.sent.arm.name, decision.policy, decision.path, status, duration_s * 1e3),
+            *(_short(decision.success_probability, 3), _short(decision.prediction.percentile, 1)),
+            ",".join(decision.flags) or "-",
         )
 
     def _count_answer(self, decision: Decision, usage: dict[str, Any] | None) -> None:
-        metrics, arms = self.state.metrics, self.state.pool.arms
-        chosen = arms[decision.arm]
+        arms, all_series = self.state.pool.arms, self.state.series
+        series = all_series[decision.arm]
         probability = decision.success_probability
         if probability is not None:
-            metrics.success.labels(chosen.name).observe(probability)
-            metrics.expected_correct.labels(chosen.name).inc(probability)
+            series.success.observe(probability)
+            series.expected_correct.inc(probability)
         if usage is None:
             logger.warning("request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
             return
         inputs, outputs = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        metrics.tokens.labels(chosen.name, "input").inc(inputs)
-        metrics.tokens.labels(chosen.name, "output").inc(outputs)
-        metrics.cost.labels(chosen.name).inc(chosen.cost_usd(inputs, outputs))
-        for arm in arms:
-            always = (inputs, outputs) if arm is chosen else (inputs, arm.mean_output_tokens)
-            metrics.cost_always.labels(arm.name).inc(arm.cost_usd(*always))
+        series.input_tokens.inc(inputs)
+        series.output_tokens.inc(outputs)
+        series.cost.inc(arms[decision.arm].cost_usd(inputs, outputs))
+        for i, arm in enumerate(arms):
+            always = outputs if i == decision.arm else arm.mean_output_tokens
+            all_series[i].cost_always.inc(arm.cost_usd(inputs, always))
 
 
 def _short(value: float | None, digits: int) -> str:
@@ -98,27 +99,23 @@ def decision_headers(
     state: State, request_id: str, routing_s: float, sent: Dispatch | None, debug: bool
 ) -> list[tuple[bytes, bytes]]:
     """The `x-pika-*` headers, sent before the first byte of every answer."""
-    headers = {"x-request-id": request_id}
-    if sent is not None:
-        decision = sent.decision
-        arm = state.pool.arms[decision.arm]
-        headers |= {
-            "x-pika-arm": arm.name,
-            "x-model-router-selected-model": arm.model.name,
-            "x-pika-policy": decision.policy,
-            "x-pika-path": decision.path,
-            "x-pika-flags": ",".join(decision.flags),
-            "x-pika-expected-cost-usd": f"{decision.cost[decision.arm]:.3g}",
-            "x-pika-routing-ms": f"{routing_s * 1e3:.2f}",
-            "x-pika-attempts": str(sent.attempts),
-        }
-        if decision.success_probability is not None:
-            headers["x-pika-success-probability"] = f"{decision.success_probability:.4f}"
-        if arm.probe_name is not None:
-            headers["x-pika-probe"] = arm.probe_name
-        if debug:
-            known = zip(state.pool.arms, decision.prediction.success, strict=True)
-            headers["x-pika-success-probabilities"] = ",".join(
-                f"{one.name}={value:.4f}" for one, value in known if not np.isnan(value)
-            )
-    return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    headers = [(b"x-request-id", request_id.encode())]
+    if sent is None:
+        return headers
+    decision = sent.decision
+    headers += state.series[decision.arm].headers
+    headers += [
+        (b"x-pika-policy", decision.policy.encode()),
+        (b"x-pika-path", decision.path.encode()),
+        (b"x-pika-flags", ",".join(decision.flags).encode()),
+        (b"x-pika-expected-cost-usd", b"%.3g" % decision.cost[decision.arm]),
+        (b"x-pika-routing-ms", b"%.2f" % (routing_s * 1e3)),
+        (b"x-pika-attempts", b"%d" % sent.attempts),
+    ]
+    if decision.success_probability is not None:
+        headers.append((b"x-pika-success-probability", b"%.4f" % decision.success_probability))
+    if debug:
+        known = zip(state.pool.names, decision.prediction.success, strict=True)
+        text = ",".join(f"{name}={value:.4f}" for name, value in known if not np.isnan(value))
+        headers.append((b"x-pika-success-probabilities", text.encode()))
+    return headers

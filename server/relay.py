@@ -1,33 +1,45 @@
 """One upstream exchange: the request's bytes out, the answer's bytes back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
-import httpx
-
-from server.pool import Replica
-from server.sections import Limits
+from server.connection import Connection
+from server.pool import Timeouts
+from server.replica import Replica
+from server.upstream import BrokenError, ExchangeError, SilentError, StaleError, UnreachableError
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A non-streamed answer is held until it is whole, so that a broken one can still be tried elsewhere."""
 
+Headers = list[tuple[bytes, bytes]]
+
 HOP_BY_HOP = frozenset(
     (
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
     )
 )
-NOT_FORWARDED = HOP_BY_HOP | {"host", "content-length", "content-type", "authorization", "accept-encoding", "expect"}
-NOT_RETURNED = HOP_BY_HOP | {"content-length", "date", "server", "x-request-id"}
+NOT_FORWARDED = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"content-type",
+    b"content-encoding",
+    b"authorization",
+    b"accept-encoding",
+    b"expect",
+    b"x-request-id",
+}
+NOT_RETURNED = HOP_BY_HOP | {b"content-length", b"date", b"server", b"x-request-id"}
+OURS = b"x-pika-"
 
 Outcome = Literal["server_error", "connect_error", "timeout", "broken"]
 
@@ -46,110 +58,131 @@ class BrokenStreamError(Exception):
     """The upstream failed after its first byte."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Answer:
-    """An upstream's answer: whole, or a stream whose first chunk is here."""
+    """An upstream's answer: whole, or a stream whose first bytes are here."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    headers: Headers
     body: bytes
-    """The whole body, or a stream's first chunk."""
-    stream: AsyncIterator[bytes] | None = None
-    """The chunks after the first; None where the body is whole."""
-    response: httpx.Response | None = field(default=None, repr=False)
-
-    async def aclose(self) -> None:
-        """Close the upstream connection if the answer was not read to its end: this cancels generation."""
-        if self.response is not None:
-            with suppress(httpx.HTTPError):
-                await self.response.aclose()
+    """The whole body, or a stream's first bytes."""
+    rest: "Rest | None" = None
+    """The bytes after the first; None where the body is whole."""
 
 
-def forwarded_headers(headers: Mapping[str, str], replica: Replica, request_id: str) -> list[tuple[bytes, bytes]]:
-    """The client's headers as the upstream gets them: ours, the hop's and the client's key are taken out."""
-    kept = {
-        name: value for name, value in headers.items() if name not in NOT_FORWARDED and not name.startswith("x-pika-")
-    }
-    ours = {"content-type": "application/json", "accept-encoding": "identity", "x-request-id": request_id}
-    sent = {**kept, **ours, **replica.headers}
-    # As bytes: httpx would refuse what is not ASCII, which HTTP lets a client send.
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent.items()]
+@dataclass(slots=True)
+class Rest:
+    """A stream after its first bytes."""
+
+    connection: Connection
+    replica: Replica
+    between_chunks_s: float
+
+    async def some(self) -> bytes:
+        """The next bytes, none at the end.
+
+        Raises:
+            BrokenStreamError: the upstream broke off or fell silent.
+        """
+        try:
+            return await self.connection.some(asyncio.get_running_loop().time() + self.between_chunks_s)
+        except SilentError as error:
+            raise BrokenStreamError(f"{self.replica.name} sent nothing for {self.between_chunks_s:g} s") from error
+        except ExchangeError as error:
+            raise BrokenStreamError(f"{self.replica.name} {error} in mid-stream") from error
+
+    def close(self) -> None:
+        """Let go of the connection; this cancels generation if the stream was not read to its end."""
+        self.connection.finish()
 
 
-async def post(
-    client: httpx.AsyncClient,
-    replica: Replica,
-    path: str,
-    content: bytes,
-    headers: list[tuple[bytes, bytes]],
-    limits: Limits,
-    first_byte_s: float,
-) -> Answer:
-    """Send a request to one replica and return once its first byte (stream) or its whole body is here.
+def forwarded_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The client's headers as the upstream gets them, in their order, repeated ones too: ours, the hop's and the
+    client's key are taken out.
+
+    Args:
+        headers: names in lower case, as ASGI has them.
+    """
+    listed = _listed(headers)
+    return b"".join(
+        [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in headers
+            if name not in NOT_FORWARDED and name not in listed and not name.startswith(OURS)
+        ]
+    )
+
+
+def returned_headers(headers: Headers) -> Headers:
+    """The upstream's headers as the client gets them."""
+    listed = _listed(headers)
+    return [
+        (name, value)
+        for name, value in headers
+        if name not in NOT_RETURNED and name not in listed and not name.startswith(OURS)
+    ]
+
+
+def _listed(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """Headers that `connection` declares to be for this hop alone."""
+    listed: set[bytes] = set()
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            listed.update(token.strip().lower() for token in value.split(b","))
+    return listed
+
+
+async def post(replica: Replica, request: bytes, timeouts: Timeouts, stream: bool) -> Answer:
+    """Send a request to one replica and return once its first bytes (stream) or its whole body are here.
+
+    Args:
+        request: head and body.
+        stream: whether a stream was asked for; a whole answer has `total_s` to come.
 
     Raises:
         AttemptError: refused, timed out, broken off, or answered with 429 or 5xx.
     """
-    timeout = httpx.Timeout(connect=limits.connect_s, read=None, write=first_byte_s, pool=None)
-    request = client.build_request("POST", replica.url + path, content=content, headers=headers, timeout=timeout)
+    first_byte_s = timeouts.first_byte_s if stream else timeouts.total_s
     try:
-        async with asyncio.timeout(limits.connect_s + first_byte_s):
-            response = await client.send(request, stream=True)
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise AttemptError("connect_error", f"{replica.name} cannot be reached") from error
-    except (httpx.TimeoutException, TimeoutError) as error:
-        raise AttemptError("timeout", f"{replica.name} sent nothing within {first_byte_s:g} s") from error
-    except httpx.HTTPError as error:
-        raise AttemptError("broken", f"{replica.name} broke off: {type(error).__name__}") from error
-    try:
-        return await _read(response, replica, limits, first_byte_s)
-    except BaseException:
-        with suppress(httpx.HTTPError):
-            await response.aclose()
-        raise
-
-
-async def _read(response: httpx.Response, replica: Replica, limits: Limits, first_byte_s: float) -> Answer:
-    chunks = response.aiter_raw()
-    headers = [(name.lower(), value) for name, value in response.headers.raw]
-    headers = [(name, value) for name, value in headers if name.decode("latin-1") not in NOT_RETURNED]
-    streamed = response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream")
-    try:
-        async with asyncio.timeout(first_byte_s):
-            if streamed:
-                first = await anext(chunks, b"")
-                if not first:
-                    raise AttemptError("broken", f"{replica.name} ended its stream before the first byte")
-                return Answer(200, headers, first, _rest(chunks, replica, limits), response)
-            body = bytearray()
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > MAX_ANSWER_BYTES:
-                    raise AttemptError("broken", f"{replica.name} answered more than {MAX_ANSWER_BYTES} bytes")
-    except (httpx.TimeoutException, TimeoutError) as error:
-        raise AttemptError("timeout", f"{replica.name} did not finish within {first_byte_s:g} s") from error
-    except httpx.HTTPError as error:
-        raise AttemptError("broken", f"{replica.name} broke off: {type(error).__name__}") from error
-    answer = Answer(response.status_code, headers, bytes(body))
-    if response.status_code == 429 or response.status_code >= 500:
-        raise AttemptError("server_error", f"{replica.name} answered {response.status_code}", answer)
+        try:
+            answer = await _exchange(replica, request, timeouts, stream, first_byte_s, fresh=False)
+        except StaleError:
+            answer = await _exchange(replica, request, timeouts, stream, first_byte_s, fresh=True)
+    except UnreachableError as error:
+        raise AttemptError("connect_error", f"{replica.name} cannot be reached: {error}") from error
+    except SilentError as error:
+        raise AttemptError("timeout", f"{replica.name} did not answer within {first_byte_s:g} s") from error
+    except ExchangeError as error:
+        raise AttemptError("broken", f"{replica.name} {error}") from error
+    if answer.status == 429 or answer.status >= 500:
+        raise AttemptError("server_error", f"{replica.name} answered {answer.status}", answer)
     return answer
 
 
-async def _rest(chunks: AsyncIterator[bytes], replica: Replica, limits: Limits) -> AsyncIterator[bytes]:
-    """A stream's chunks after the first.
+async def _exchange(
+    replica: Replica, request: bytes, timeouts: Timeouts, stream: bool, first_byte_s: float, fresh: bool
+) -> Answer:
+    connection = await replica.upstream.send(request, timeouts.connect_s, fresh)
+    until = asyncio.get_running_loop().time() + first_byte_s
+    kept = False
+    try:
+        if stream:
+            await connection.head(until)
+            if connection.status == 200 and _is_stream(connection.headers):
+                first = await connection.some(until)
+                if not first:
+                    raise BrokenError("ended its stream before the first byte")
+                kept = True
+                rest = Rest(connection, replica, timeouts.between_chunks_s)
+                return Answer(200, returned_headers(connection.headers), first, rest)
+        body = await connection.whole(MAX_ANSWER_BYTES, until)
+        if connection.status > 599:
+            raise BrokenError(f"answered with the code {connection.status}, which HTTP does not have")
+        return Answer(connection.status, returned_headers(connection.headers), body)
+    finally:
+        if not kept:
+            connection.finish()
 
-    Raises:
-        BrokenStreamError: the upstream broke off or fell silent.
-    """
-    while True:
-        try:
-            async with asyncio.timeout(limits.between_chunks_s):
-                chunk = await anext(chunks, None)
-        except TimeoutError as error:
-            raise BrokenStreamError(f"{replica.name} sent nothing for {limits.between_chunks_s:g} s") from error
-        except httpx.HTTPError as error:
-            raise BrokenStreamError(f"{replica.name} broke off in mid-stream") from error
-        if chunk is None:
-            return
-        yield chunk
+
+def _is_stream(headers: Headers) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)

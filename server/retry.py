@@ -1,88 +1,202 @@
 """From a decision to an answer: the arm's replicas, then the policy's next choice; never after the first byte."""
 
 import logging
+import math
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 import orjson
 
-from server.chat_request import ChatRequest
+from probes.prompt import text_of
+from server.chat_request import ChatRequest, Headers
 from server.decision import Decision
-from server.errors import BadRequestError, GatewayError, UpstreamError, UpstreamTimeoutError
-from server.pool import Arm, Replica
-from server.relay import Answer, AttemptError, forwarded_headers, post
-from server.sse import with_usage
+from server.errors import (
+    BadRequestError,
+    GatewayError,
+    UpstreamDownError,
+    UpstreamError,
+    UpstreamLimitedError,
+    UpstreamTimeoutError,
+)
+from server.http import Watch
+from server.pool import Arm
+from server.relay import Answer, AttemptError, forwarded_lines, post
+from server.replica import Replica, choose
+from server.sse import ask_for_usage
 from server.state import State
 
 logger = logging.getLogger(__name__)
 
 MAX_REPLICAS_PER_ARM = 3
+PREFIX_CHARACTERS = 4096
 
 
-@dataclass
+@dataclass(slots=True)
 class Dispatch:
     """Where a request went in the end; the replica counts as loaded until `release`."""
 
+    state: State
     decision: Decision
     attempts: int = 0
-    holds: Replica | None = None
+    replica: Replica | None = None
+    era: int = 0
+    """The replica's breaker's."""
 
-    def release(self, state: State) -> None:
+    @property
+    def arm(self) -> Arm:
+        return self.state.pool.arms[self.decision.arm]
+
+    def hold(self, replica: Replica) -> None:
+        """An attempt begins."""
+        self.attempts += 1
+        self.replica = replica
+        self.era = replica.breaker.enter(time.monotonic())
+        replica.in_flight += 1
+        self.state.series[self.decision.arm].in_flight.inc()
+
+    def release(self) -> None:
         """The exchange is over: the replica has room again."""
-        if self.holds is not None:
-            self.holds.in_flight -= 1
-            state.metrics.in_flight.labels(state.pool.arms[self.decision.arm].name).dec()
-            self.holds = None
+        if self.replica is not None:
+            self.replica.in_flight -= 1
+            self.replica = None
+            self.state.series[self.decision.arm].in_flight.dec()
+
+    def succeeded(self) -> None:
+        """The replica answers."""
+        replica, now = self.replica, time.monotonic()
+        if replica is not None and replica.breaker.succeeded(self.era, now):
+            replica.recovered(now)
+            logger.info("replica %s takes requests again", replica.name)
+
+    def failed(self) -> None:
+        """The replica does not do what it should."""
+        replica, now = self.replica, time.monotonic()
+        if replica is not None and replica.breaker.failed(self.era, now):
+            logger.warning("replica %s fails: nothing is sent to it for %.0f s", replica.name, replica.wait_s(now))
 
 
-async def dispatch(state: State, request: ChatRequest, request_id: str, path: str, sent: Dispatch) -> Answer:
+async def dispatch(request: ChatRequest, request_id: str, sent: Dispatch, watch: Watch) -> Answer:
     """Try until one replica answers. `sent` tells the caller what was tried, also where this is cancelled.
 
     Raises:
         GatewayError: every arm that may take the request failed without an answer of its own.
     """
+    state = sent.state
+    state.retries.request(time.monotonic())
+    tried: list[Replica] = []  # of all arms: several may be served by one model
+    considered: list[Replica] = []
+    failure: AttemptError | None = None
+    last = sent.decision
+    here = 0  # attempts for this arm
+    watch.limit(sent.arm.timeouts.total_s)
     while True:
-        arm = state.pool.arms[sent.decision.arm]
-        tried: list[Replica] = []
-        while len(tried) < MAX_REPLICAS_PER_ARM and (replica := arm.model.replica(tried)) is not None:
-            tried.append(replica)
-            sent.attempts += 1
-            sent.holds = replica
-            replica.in_flight += 1
-            state.metrics.in_flight.labels(arm.name).inc()
-            try:
-                return await _attempt(state, arm, replica, request, request_id, path)
-            except AttemptError as error:
-                sent.release(state)
-                failure = error
-                logger.warning("request %s: %s", request_id, error)
-        following = sent.decision.fallback(state, request)
-        if following is None:
-            if failure.answer is not None:
-                return failure.answer
-            raise _gateway_error(failure)
-        sent.decision = following
+        now = time.monotonic()
+        while (replica := _choose(sent.arm, request, tried, here, now)) is None:
+            considered += sent.arm.model.replicas
+            following = sent.decision.fallback(state, request)
+            if following is None:
+                break
+            sent.decision, here = following, 0
+            watch.limit(sent.arm.timeouts.total_s)
+        if replica is None:
+            break
+        # What was refused a connection did no work, so that trying elsewhere adds no load; anything else does.
+        if failure is not None and failure.outcome != "connect_error" and not state.retries.take(now):
+            logger.warning("request %s: not tried again, the retry budget is spent", request_id)
+            break
+        here += 1
+        tried.append(replica)
+        last = sent.decision
+        sent.hold(replica)
+        try:
+            return await _attempt(sent, replica, request, request_id)
+        except AttemptError as error:
+            sent.release()
+            failure = error
+            logger.warning("request %s: %s", request_id, error)
+    if failure is None:
+        raise _out_of_reach(considered)
+    sent.decision = last
+    if failure.answer is not None:
+        return failure.answer
+    if failure.outcome == "timeout":
+        raise UpstreamTimeoutError(f"no upstream answered in time: {failure}")
+    raise UpstreamError(f"no upstream could answer: {failure}")
 
 
-async def _attempt(
-    state: State, arm: Arm, replica: Replica, request: ChatRequest, request_id: str, path: str
-) -> Answer:
-    headers = forwarded_headers(request.headers, replica, request_id)
-    content = upstream_body(arm, request)
-    limits = state.settings.limits
-    # A non-streamed answer's first byte comes when all of it is generated.
-    first_byte_s = limits.first_byte_s if request.stream else limits.total_s
+def _choose(arm: Arm, request: ChatRequest, tried: list[Replica], here: int, now: float) -> Replica | None:
+    if here >= MAX_REPLICAS_PER_ARM:
+        return None
+    prefix = _prefix(request) if arm.model.prefix_affinity else None
+    return choose(arm.model.replicas, tried, now, prefix)
+
+
+def _prefix(request: ChatRequest) -> bytes:
+    """What makes a conversation this one: all up to the first user message."""
+    texts = []
+    for message in request.messages:
+        texts.append(text_of(message.get("content"))[:PREFIX_CHARACTERS])
+        if message.get("role") == "user":
+            break
+    return "\0".join(texts).encode(errors="replace")
+
+
+async def _attempt(sent: Dispatch, replica: Replica, request: ChatRequest, request_id: str) -> Answer:
+    arm = sent.arm
+    body = upstream_body(arm, request)
+    data = b"".join(
+        (
+            replica.upstream.head(request.path),
+            b"content-type: application/json\r\naccept-encoding: identity\r\nx-request-id: ",
+            request_id.encode(),
+            b"\r\n",
+            forwarded_lines(request.headers),
+            b"content-length: %d\r\n\r\n" % len(body),
+            body,
+        )
+    )
     outcome = "cancelled"
     try:
-        answer = await post(state.client, replica, path, content, headers, limits, first_byte_s)
+        answer = await post(replica, data, arm.timeouts, request.stream)
         outcome = "ok" if answer.status < 400 else "client_error"
+        sent.succeeded()
         return answer
     except AttemptError as error:
         outcome = error.outcome
-        if outcome == "connect_error":
-            replica.healthy = False
+        _judge(sent, replica, error, request.stream)
         raise
     finally:
-        state.metrics.attempts.labels(arm.name, outcome).inc()
+        sent.state.series[sent.decision.arm].attempts[outcome].inc()
+
+
+def _judge(sent: Dispatch, replica: Replica, error: AttemptError, stream: bool) -> None:
+    """What a failed attempt says of the replica."""
+    if error.outcome == "connect_error":
+        replica.healthy = False
+    if error.outcome == "timeout" and not stream:
+        return  # a long generation is no failure of the server's
+    if error.answer is not None and error.answer.status in (429, 503):
+        wait_s = retry_after_s(error.answer.headers)
+        if wait_s is not None:
+            replica.set_aside(wait_s, time.monotonic())
+        if wait_s is not None or error.answer.status == 429:
+            return  # it is busy, and says so
+    sent.failed()
+
+
+def retry_after_s(headers: Headers) -> float | None:
+    """Seconds that an answer's Retry-After asks for, in either of its forms; None without one that can be read."""
+    for name, value in headers:
+        if name == b"retry-after":
+            text = value.decode("latin-1").strip()
+            if text.isascii() and text.isdigit():
+                return float(text[:9])
+            with suppress(ValueError):
+                when = parsedate_to_datetime(text)
+                return max(0.0, when.timestamp() - time.time())
+    return None
 
 
 def upstream_body(arm: Arm, request: ChatRequest) -> bytes:
@@ -91,15 +205,24 @@ def upstream_body(arm: Arm, request: ChatRequest) -> bytes:
     Raises:
         BadRequestError: it is nested deeper than it can be written.
     """
-    body = {**arm.fields(request.body), "model": arm.model.name}
+    body = arm.fields(request.body)
+    body["model"] = arm.model.name
     body.pop("routing", None)
+    if request.stream:
+        ask_for_usage(body)
     try:
-        return orjson.dumps(with_usage(body) if request.stream else body)
+        return orjson.dumps(body)
     except TypeError as error:
         raise BadRequestError("the body is nested too deeply") from error
 
 
-def _gateway_error(failure: AttemptError) -> GatewayError:
-    if failure.outcome == "timeout":
-        return UpstreamTimeoutError(f"no upstream answered in time: {failure}")
-    return UpstreamError(f"no upstream could answer: {failure}")
+def _out_of_reach(replicas: list[Replica]) -> GatewayError:
+    """Nothing was even tried: every server is set aside or fails."""
+    now = time.monotonic()
+    error: GatewayError
+    if any(replica.limited for replica in replicas):
+        error = UpstreamLimitedError("every server of the arm has asked not to be sent anything for a while")
+    else:
+        error = UpstreamDownError("every server of the arm fails; it is tried again shortly")
+    error.retry_after_s = max(1, math.ceil(min(replica.wait_s(now) for replica in replicas)))
+    return error

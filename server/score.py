@@ -10,7 +10,7 @@ from probes.engine.base import EngineUnavailableError
 from server.chat_request import check_messages, parse_chat, parse_json
 from server.decision import Decision, decide
 from server.errors import BadRequestError, ProbeUnavailableError
-from server.http import read_body, read_headers, request_id
+from server.http import read_body, request_id
 from server.predictor import Messages, Prediction
 from server.state import State, current
 
@@ -24,9 +24,9 @@ MAX_INPUTS = 256
 async def score(request: Request) -> Response:
     """Success probability of every arm for one or more prompts."""
     state = current(request.scope)
-    headers = read_headers(request.scope)
+    headers = request.scope["headers"]
     async with state.admit():
-        raw = await read_body(headers, request.receive, state.settings.limits.body_mb)
+        raw = await read_body(headers, request.receive, state.settings.limits)
         conversations = _conversations(parse_json(raw))
         rendered = [await state.predictor.render(messages) for messages in conversations]
         try:
@@ -47,9 +47,9 @@ async def score(request: Request) -> Response:
 async def route(request: Request) -> Response:
     """Where a chat body would go, and why."""
     state = current(request.scope)
-    headers = read_headers(request.scope)
+    headers = request.scope["headers"]
     async with state.admit():
-        chat = parse_chat(await read_body(headers, request.receive, state.settings.limits.body_mb), headers)
+        chat = parse_chat(await read_body(headers, request.receive, state.settings.limits), headers)
         decision = await decide(state, chat)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
     arms = state.pool.arms

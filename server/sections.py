@@ -10,10 +10,11 @@ from probes.card import Check, Dtype
 from probes.engine.address import check_url
 
 RoutingField = Literal[
-    "policy", "variant", "lambda", "value", "thresholds", "min_success", "accuracy", "max_cost_usd", "arms"
+    "policy", "variant", "lambda", "value", "thresholds", "min_success", "accuracy", "max_cost_usd", "arms", "fallback"
 ]
 ROUTING_FIELDS: tuple[RoutingField, ...] = (
     "policy", "variant", "lambda", "value", "thresholds", "min_success", "accuracy", "max_cost_usd", "arms",
+    "fallback",
 )  # fmt: skip
 Capability = Literal["tools", "images"]
 
@@ -116,6 +117,8 @@ class Model(Section):
     max_context_tokens: int = Field(gt=0)
     supports: list[Capability] = []
     usd_per_million_tokens: Prices
+    prefix_affinity: bool = False
+    """Requests that begin alike go to the same replica, whose prefix cache knows them, while it is not much busier."""
     replicas: list[Replica] = []
     """None where a pool is only trained, tuned and evaluated: what serves an arm needs at least one."""
 
@@ -123,6 +126,15 @@ class Model(Section):
 class MeanTokens(Section):
     input: float = Field(ge=0)
     output: float = Field(ge=0)
+
+
+class ArmLimits(Section):
+    """Times in seconds that an arm has in place of `limits`'."""
+
+    connect_s: float | None = Field(default=None, gt=0)
+    first_byte_s: float | None = Field(default=None, gt=0)
+    between_chunks_s: float | None = Field(default=None, gt=0)
+    total_s: float | None = Field(default=None, gt=0)
 
 
 class Arm(Section):
@@ -139,6 +151,7 @@ class Arm(Section):
     success_probability: float | None = Field(default=None, ge=0, le=1)
     """Instead of a probe: a constant, flagged `uncalibrated`."""
     mean_tokens: MeanTokens | None = None
+    limits: ArmLimits = ArmLimits()
 
     @field_validator("request", "defaults")
     @classmethod
@@ -258,7 +271,13 @@ class Limits(Section):
 
     in_flight: int = Field(default=1000, gt=0)
     body_mb: float = Field(default=10, gt=0)
+    body_s: float = Field(default=60, gt=0)
+    """From a request's head to the end of its body."""
     connect_s: float = Field(default=2, gt=0)
+    """To an upstream."""
     first_byte_s: float = Field(default=120, gt=0)
+    """From the request sent upstream to a stream's first byte; an answer that is no stream has `total_s`."""
     between_chunks_s: float = Field(default=60, gt=0)
+    """Of a stream."""
     total_s: float = Field(default=900, gt=0)
+    """From a request's whole body to the end of its answer."""

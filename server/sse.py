@@ -68,7 +68,6 @@ def error_event(body: bytes) -> bytes:
     return b"data: " + body + b"\n\n"
 
 
-def with_usage(body: dict[str, Any]) -> dict[str, Any]:
-    """A streamed request's body that asks for the usage chunk, other stream options kept."""
-    options = body.get("stream_options") or {}
-    return {**body, "stream_options": {**options, "include_usage": True}}
+def ask_for_usage(body: dict[str, Any]) -> None:
+    """Let a streamed request's body ask for the usage chunk, other stream options kept."""
+    body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}

@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
-
-import httpx
+from typing import Any, Self
 
 from probes.engine.base import Engine
 from server.config import Settings
@@ -15,6 +13,8 @@ from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool
 from server.predictor import Predictor
+from server.retry_budget import RetryBudget
+from server.series import ArmSeries
 
 
 @dataclass
@@ -25,37 +25,47 @@ class State:
     predictor: Predictor
     engine: Engine | None
     """None where no arm has a probe."""
-    client: httpx.AsyncClient
     metrics: Metrics
+    retries: RetryBudget = field(default_factory=RetryBudget)
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is in flight."""
 
     def __post_init__(self) -> None:
         self.idle.set()
+        self.series = tuple(ArmSeries(self.metrics, arm) for arm in self.pool.arms)
 
-    @asynccontextmanager
-    async def admit(self) -> AsyncIterator[None]:
-        """Hold one of `limits.in_flight` places, for `limits.total_s` at the most.
+    def __enter__(self) -> Self:
+        """Hold one of `limits.in_flight` places.
 
         Raises:
             OverloadedError: all are taken.
-            UpstreamTimeoutError: the time is up.
         """
-        limits = self.settings.limits
-        if self.in_flight >= limits.in_flight:
+        if self.in_flight >= self.settings.limits.in_flight:
             raise OverloadedError("too many requests in flight (limits.in_flight); try again shortly")
         self.in_flight += 1
         self.idle.clear()
-        try:
-            async with asyncio.timeout(limits.total_s):
-                yield
-        except TimeoutError as error:
-            raise UpstreamTimeoutError("the request took longer than limits.total_s") from error
-        finally:
-            self.in_flight -= 1
-            if not self.in_flight:
-                self.idle.set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.in_flight -= 1
+        if not self.in_flight:
+            self.idle.set()
+
+    @asynccontextmanager
+    async def admit(self) -> AsyncIterator[None]:
+        """The same, for `limits.total_s` at the most.
+
+        Raises:
+            OverloadedError: all places are taken.
+            UpstreamTimeoutError: the time is up.
+        """
+        with self:
+            try:
+                async with asyncio.timeout(self.settings.limits.total_s):
+                    yield
+            except TimeoutError as error:
+                raise UpstreamTimeoutError("the request took longer than limits.total_s") from error
 
 
 def current(scope: MutableMapping[str, Any]) -> State:

@@ -60,6 +60,10 @@ class Upstream:
     handler: Handler
     port: int = 0
     requests: list[Request] = field(default_factory=list)
+    health: int = 200
+    """The status of /health."""
+    metrics: bytes = b""
+    """What /metrics says."""
     left: threading.Event = field(default_factory=threading.Event)
     """Set when the other side closed the connection while we were still sending."""
 
@@ -131,7 +135,7 @@ async def streams_on(_: Request, to: Connection) -> None:
 
 @contextmanager
 def running(handler: Handler) -> Iterator[Upstream]:
-    """An upstream in a thread of its own; /health is always fine."""
+    """An upstream in a thread of its own; /health is fine."""
     upstream = Upstream(handler)
     loop = asyncio.new_event_loop()
     connections: set[asyncio.Task[None]] = set()
@@ -143,7 +147,9 @@ def running(handler: Handler) -> Iterator[Upstream]:
         try:
             while (request := await _read(reader)) is not None:
                 if request.path == "/health":
-                    writer.write(response(200, b""))
+                    writer.write(response(upstream.health, b""))
+                elif request.path == "/metrics":
+                    writer.write(response(200, upstream.metrics))
                 else:
                     upstream.requests.append(request)
                     await upstream.handler(request, Connection(reader, writer, upstream))
