@@ -30,6 +30,8 @@ class Policy(ABC):
 
     needs_success: ClassVar[bool] = True
     """False where the decision does not read success probabilities, so that no probe need run."""
+    reads_costs_alone: ClassVar[bool] = False
+    """Whether equal costs of equal arms always lead to the same choice."""
     knob: ClassVar[str | None] = None
     """The `routing` field that `auto-<policy>-<value>` sets."""
 

@@ -10,6 +10,7 @@ from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, bes
 @dataclass(frozen=True)
 class MinCost(Policy):
     needs_success: ClassVar[bool] = False
+    reads_costs_alone: ClassVar[bool] = True
 
     @classmethod
     def from_knobs(cls, knobs: Mapping[str, Any], tier_cost: tuple[float, ...]) -> Self:

@@ -1,11 +1,13 @@
 """create_app(settings): builds the parts, opens them in `lifespan`, and mounts the routes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import score, status
 from server.chat import Chat
@@ -13,6 +15,23 @@ from server.config import Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
 from server.http import request_id
 from server.live import Live
+
+
+class Gateway(FastAPI):
+    """A FastAPI application whose raw routes are reached without its middleware, which costs a tenth of a request."""
+
+    def __init__(self, raw: Mapping[str, ASGIApp], **options: Any) -> None:
+        super().__init__(**options)
+        self.raw = raw
+        # They stand in its own table too, for other methods' answers.
+        self.router.routes += [Route(path, app, methods=["POST"]) for path, app in raw.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.raw.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if app is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await app(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -32,10 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await live.close()
 
-    app = FastAPI(title="PIKA Router", lifespan=lifespan)
+    app = Gateway({"/v1/chat/completions": Chat()}, title="PIKA Router", lifespan=lifespan)
     app.state.live = live
-    # First of all routes: the others are looked through only by what asks for them.
-    app.router.routes.insert(0, Route("/v1/chat/completions", Chat(), methods=["POST"]))
     app.include_router(score.router)
     app.include_router(status.router)
     app.add_exception_handler(GatewayError, _gateway_error)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from server.chat_request import ChatRequest, parse_chat
 from server.decision import decide
-from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
+from server.errors import INTERNAL_ERROR, GatewayError, SlowBodyError, UpstreamError
 from server.http import Receive, Scope, Send, Watch, read_body, request_id, send_error, send_whole
 from server.record import Record, decision_headers
 from server.relay import Answer, BrokenStreamError, Headers, Rest
@@ -25,15 +25,16 @@ class Chat:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = current(scope)
+        limits = state.settings.limits
         headers = scope["headers"]
         exchange = Exchange(state, request_id(headers), send)
         try:
-            with state:
-                raw = await read_body(headers, receive, state.settings.limits)
+            with state, Watch() as watch:
+                watch.limit(limits.body_s, SlowBodyError(limits.body_s))
+                raw = await read_body(headers, receive, limits)
                 exchange.record.read()
-                request = parse_chat(raw, headers)
-                with Watch(receive) as watch:
-                    await exchange.serve(request, watch)
+                watch.client(receive)
+                await exchange.serve(parse_chat(raw, headers), watch)
         except GatewayError as error:
             await exchange.fail(error)
         except Exception:

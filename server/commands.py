@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -215,6 +216,9 @@ async def run_gateway(read: Read, sock: socket.socket) -> None:
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
     async with app.router.lifespan_context(app) as state:
+        # What stands now stays: garbage collections need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         server = GatewayServer(config, state or {})
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         reloads: set[asyncio.Task[bool]] = set()

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class Decision:
     next_policy: str | None = None
     """What falls back of a pinned request are policy's choices; this is its name."""
 
-    @property
+    @cached_property
     def success_probability(self) -> float | None:
         value = float(self.prediction.success[self.arm])
         return None if np.isnan(value) else value
@@ -130,7 +131,7 @@ async def _route(state: State, request: ChatRequest, knobs: dict[str, Any]) -> D
             flags = _flags(state.pool.arms[safe], request, prediction, infeasible=False)
             return Decision(safe, name, "safe-arm", flags, prediction, cost, allowed, policy)
     affordable, over_budget = _affordable(cost, allowed, max_cost_usd)
-    arm, infeasible = _choose(policy, prediction.success, cost, affordable)
+    arm, infeasible = _chosen(state, policy, prediction, cost, affordable)
     flags = _flags(state.pool.arms[arm], request, prediction, infeasible or over_budget)
     return Decision(arm, name, "routed", flags, prediction, cost, affordable, policy)
 
@@ -159,6 +160,18 @@ def _unavailable(
     flags = _flags(state.pool.arms[arm], request, prediction, infeasible=False)
     cost = expected_costs(state, prediction)
     return Decision(arm, policy, "probe-unavailable", flags, prediction, cost, _only(state, arm), None)
+
+
+def _chosen(
+    state: State, policy: Policy, prediction: Prediction, cost: FloatArray, allowed: BoolArray
+) -> tuple[int, bool]:
+    if not (policy.reads_costs_alone and cost is state.pool.mean_costs and allowed is state.pool.every_arm):
+        return _choose(policy, prediction.success, cost, allowed)
+    arm = state.constant_choices.get(policy)
+    if arm is None:
+        arm, _ = _choose(policy, prediction.success, cost, allowed)
+        state.constant_choices[policy] = arm
+    return arm, False
 
 
 def _choose(policy: Policy, success: FloatArray, cost: FloatArray, allowed: BoolArray) -> tuple[int, bool]:

@@ -13,6 +13,7 @@ GatewayError                 500
 ├── UpstreamDownError        503  retry-after: until an upstream is tried again
 ├── UpstreamError            502
 └── UpstreamTimeoutError     504
+    └── TotalTimeError       504
 """
 
 from typing import ClassVar
@@ -71,6 +72,13 @@ class SlowBodyError(GatewayError):
     type = "invalid_request_error"
     code = "body_too_slow"
 
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the body did not come within {limit_s:g} s (limits.body_s)")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        # Whatever may still come is not waited for.
+        return [*super().headers(), (b"connection", b"close")]
+
 
 class BodyTooLargeError(GatewayError):
     status = 413
@@ -110,6 +118,11 @@ class UpstreamTimeoutError(GatewayError):
     status = 504
     type = "upstream_error"
     code = "upstream_timeout"
+
+
+class TotalTimeError(UpstreamTimeoutError):
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the request took longer than {limit_s:g} s (limits.total_s)")
 
 
 class UpstreamDownError(GatewayError):

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
-from server.errors import BodyTooLargeError, ClientLeftError, GatewayError, SlowBodyError, UpstreamTimeoutError
+from server.errors import BodyTooLargeError, ClientLeftError, GatewayError
 from server.sections import Limits
 
 Scope = MutableMapping[str, Any]
@@ -31,28 +31,13 @@ async def read_body(raw_headers: RawHeaders, receive: Receive, limits: Limits) -
 
     Raises:
         BodyTooLargeError: it is, or says it is, larger than `limits.body_mb`.
-        SlowBodyError: it took longer than `limits.body_s`.
         ClientLeftError: the client left before its end.
     """
     limit = int(limits.body_mb * 1024 * 1024)
     for name, value in raw_headers:
-        # What is no number is the server's to refuse, and it counts the bytes anyway.
+        # What is no number is the server's to refuse, and the bytes are counted anyway.
         if name == b"content-length" and value.isdigit() and int(value[:20]) > limit:
             raise _too_large(limits)
-    try:
-        async with asyncio.timeout(limits.body_s):
-            return await _read(receive, limit)
-    except TimeoutError as error:
-        raise SlowBodyError(f"the body did not come within {limits.body_s:g} s (limits.body_s)") from error
-    except OverflowError:
-        raise _too_large(limits) from None
-
-
-async def _read(receive: Receive, limit: int) -> bytes:
-    """
-    Raises:
-        OverflowError: it is larger than `limit` bytes.
-    """
     parts = []
     size = 0
     while True:
@@ -63,7 +48,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
         parts.append(part)
         size += len(part)
         if size > limit:
-            raise OverflowError
+            raise _too_large(limits)
         if not message.get("more_body"):
             return part if len(parts) == 1 else b"".join(parts)
 
@@ -85,51 +70,52 @@ async def send_error(send: Send, error: GatewayError, headers: RawHeaders = ()) 
 
 
 class Watch:
-    """Cancels the task that serves a request once its client leaves or its time is up.
+    """Cancels the task that serves a request once its time is up or its client leaves.
 
-    with Watch(receive) as watch:
-        watch.limit(60)
+    with Watch() as watch:
+        watch.limit(60, SlowBodyError("..."))
         ...
+        watch.client(receive)
 
     Raises:
-        ClientLeftError: the client left; the block has ended by then.
-        UpstreamTimeoutError: the time was up; the same.
+        GatewayError: the one that `limit` was given; the block has ended by then.
+        ClientLeftError: the client left; the same.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._error: GatewayError | None = None
 
-    def limit(self, seconds: float) -> None:
-        """From the block's beginning; a second call overrules the first."""
+    def limit(self, seconds: float, error: GatewayError) -> None:
+        """From now on; a second call overrules the first."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._began + seconds, self._expire, seconds)
+        self._timer = self._loop.call_later(seconds, self._cancel, error)
+
+    def client(self, receive: Receive) -> None:
+        """Look out for the client's leaving. Nothing else may call `receive` from here on."""
+        self._watcher = self._loop.create_task(self._until_left(receive))
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._watcher = self._loop.create_task(self._until_left())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._watcher.cancel()
         if self._timer is not None:
             self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
         if self._error is not None and kind is asyncio.CancelledError and not self._task.uncancel():
             raise self._error from error
 
-    async def _until_left(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+    async def _until_left(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
             pass
         self._cancel(ClientLeftError())
-
-    def _expire(self, seconds: float) -> None:
-        self._cancel(UpstreamTimeoutError(f"the request took longer than {seconds:g} s (limits.total_s)"))
 
     def _cancel(self, error: GatewayError) -> None:
         if self._error is None:

@@ -70,6 +70,11 @@ class Arm:
     timeouts: Timeouts = Timeouts()
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether bodies reach it as they are."""
+        return not self.request and not self.defaults
+
+    @cached_property
     def probe_name(self) -> str | None:
         """The probe and its very weights, as headers and metrics name it."""
         return None if self.artifact is None else f"{self.artifact.card.probe_name}@{self.artifact.revision}"
@@ -86,7 +91,7 @@ class Arm:
 
     def fields(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A client's body as this arm gets it: its defaults where the client says nothing, its request always."""
-        if not self.defaults and not self.request:
+        if self.plain:
             return dict(body)
         said = {name: value for name, value in body.items() if value is not None or name not in self.defaults}
         fields: dict[str, Any] = {}
@@ -100,9 +105,12 @@ class Arm:
 
     def max_tokens(self, body: Mapping[str, Any]) -> int | None:
         """The output limit that a request will reach this arm with; None where nobody set one."""
-        fields = self.fields(body)
-        limits = (fields.get(name) for name in OUTPUT_LIMITS)
-        return next((limit for limit in limits if isinstance(limit, int)), None)
+        fields = body if self.plain else self.fields(body)
+        for name in OUTPUT_LIMITS:
+            limit = fields.get(name)
+            if isinstance(limit, int):
+                return limit
+        return None
 
     def sampling_changed(self, body: Mapping[str, Any]) -> bool:
         """Whether the client departs from what the probe's labels were sampled with."""

@@ -15,6 +15,7 @@ from server.decision import Decision
 from server.errors import (
     BadRequestError,
     GatewayError,
+    TotalTimeError,
     UpstreamDownError,
     UpstreamError,
     UpstreamLimitedError,
@@ -90,7 +91,7 @@ async def dispatch(request: ChatRequest, request_id: str, sent: Dispatch, watch:
     failure: AttemptError | None = None
     last = sent.decision
     here = 0  # attempts for this arm
-    watch.limit(sent.arm.timeouts.total_s)
+    _limit(sent, watch)
     while True:
         now = time.monotonic()
         while (replica := _choose(sent.arm, request, tried, here, now)) is None:
@@ -99,7 +100,7 @@ async def dispatch(request: ChatRequest, request_id: str, sent: Dispatch, watch:
             if following is None:
                 break
             sent.decision, here = following, 0
-            watch.limit(sent.arm.timeouts.total_s)
+            _limit(sent, watch)
         if replica is None:
             break
         # What was refused a connection did no work, so that trying elsewhere adds no load; anything else does.
@@ -124,6 +125,11 @@ async def dispatch(request: ChatRequest, request_id: str, sent: Dispatch, watch:
     if failure.outcome == "timeout":
         raise UpstreamTimeoutError(f"no upstream answered in time: {failure}")
     raise UpstreamError(f"no upstream could answer: {failure}")
+
+
+def _limit(sent: Dispatch, watch: Watch) -> None:
+    total_s = sent.arm.timeouts.total_s
+    watch.limit(total_s, TotalTimeError(total_s))
 
 
 def _choose(arm: Arm, request: ChatRequest, tried: list[Replica], here: int, now: float) -> Replica | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 USAGE = b'"usage":'
 NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
+RAW_DECODE = json.JSONDecoder().raw_decode
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 
 
@@ -57,7 +58,7 @@ def parse_usage(data: bytes) -> dict[str, Any] | None:
     if start < 0:
         return None
     try:
-        usage, _ = json.JSONDecoder().raw_decode(data[start + len(USAGE) :].decode().lstrip())
+        usage, _ = RAW_DECODE(data[start + len(USAGE) :].decode().lstrip())
     except ValueError:
         return None
     return usage if isinstance(usage, dict) else None

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from probes.engine.base import Engine
+from routing_policies.base import Policy
 from server.config import Settings
-from server.errors import OverloadedError, UpstreamTimeoutError
+from server.errors import OverloadedError, TotalTimeError
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool
@@ -27,6 +28,8 @@ class State:
     """None where no arm has a probe."""
     metrics: Metrics
     retries: RetryBudget = field(default_factory=RetryBudget)
+    constant_choices: dict[Policy, int] = field(default_factory=dict)
+    """What policies that read costs alone choose among all arms at their mean costs."""
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is in flight."""
@@ -58,14 +61,14 @@ class State:
 
         Raises:
             OverloadedError: all places are taken.
-            UpstreamTimeoutError: the time is up.
+            TotalTimeError: the time is up.
         """
         with self:
             try:
                 async with asyncio.timeout(self.settings.limits.total_s):
                     yield
             except TimeoutError as error:
-                raise UpstreamTimeoutError("the request took longer than limits.total_s") from error
+                raise TotalTimeError(self.settings.limits.total_s) from error
 
 
 def current(scope: MutableMapping[str, Any]) -> State:
