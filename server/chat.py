@@ -9,9 +9,9 @@ from server.decision import decide
 from server.errors import INTERNAL_ERROR, GatewayError, SlowBodyError, UpstreamError
 from server.http import Receive, Scope, Send, Watch, read_body, request_id, send_error, send_whole
 from server.record import Record, decision_headers
-from server.relay import Answer, BrokenStreamError, Headers, Rest
+from server.relay import Answer, BrokenStreamError, Headers, Rest, encoded
 from server.retry import Dispatch, dispatch
-from server.sse import EventRelay, error_event, parse_usage
+from server.sse import EventRelay, error_event
 from server.state import State, current
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Exchange:
         self.send = send
         self.record = Record(state, request_id)
         self.started = False
+        self.whole = False
         self.debug = False
 
     async def serve(self, request: ChatRequest, watch: Watch) -> None:
@@ -67,13 +68,14 @@ class Exchange:
             sent.release()
 
     async def _relay_whole(self, answer: Answer) -> None:
-        self.started = True
-        usage = parse_usage(answer.body) if answer.status == 200 else None
+        self.started = self.whole = True
         await send_whole(self.send, answer.status, answer.headers + self._headers(), answer.body)
-        self.record.finish(answer.status, usage)
+        self.record.finish(answer.status, answer.usage)
 
     async def _relay_stream(self, answer: Answer, rest: Rest, drop_usage: bool) -> None:
         events = EventRelay(drop_usage)
+        # Nobody asked for compression; what is compressed all the same has no events to look for.
+        feed = bytes if encoded(answer.headers) else events.feed
         self.started = True
         self.record.first_byte()
         try:
@@ -81,7 +83,7 @@ class Exchange:
             await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
             data = answer.body
             while data:
-                if passed := events.feed(data):
+                if passed := feed(data):
                     await self.send({"type": "http.response.body", "body": passed, "more_body": True})
                 data = await rest.some()
         except BrokenStreamError as error:
@@ -96,6 +98,8 @@ class Exchange:
     async def fail(self, error: GatewayError) -> None:
         """Tell the client: an error answer, or the last event of a stream that has begun."""
         self.record.finish(error.status)
+        if self.whole:
+            return  # half an answer is sent: nothing can be added to it, the server closes the connection
         # A client that no longer reads is not waited for.
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):

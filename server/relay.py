@@ -1,17 +1,26 @@
 """One upstream exchange: the request's bytes out, the answer's bytes back."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import orjson
 
 from server.connection import Connection
 from server.pool import Timeouts
 from server.replica import Replica
+from server.sse import parse_usage
 from server.upstream import BrokenError, ExchangeError, SilentError, StaleError, UnreachableError
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A non-streamed answer is held until it is whole, so that a broken one can still be tried elsewhere."""
+
+MAX_CHECKED_BYTES = 256 * 1024
+"""A larger answer is not checked to be JSON, which would hold up others."""
+EVENT = re.compile(rb"\s*[:deir]")
+"""How a stream of events begins: a comment, or one of the fields data, event, id and retry, perhaps cut short."""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -68,6 +77,8 @@ class Answer:
     """The whole body, or a stream's first bytes."""
     rest: "Rest | None" = None
     """The bytes after the first; None where the body is whole."""
+    usage: dict[str, Any] | None = None
+    """Of a whole answer, where it says so."""
 
 
 @dataclass(slots=True)
@@ -168,21 +179,46 @@ async def _exchange(
     try:
         if stream:
             await connection.head(until)
-            if connection.status == 200 and _is_stream(connection.headers):
+            if connection.status == 200 and _content_type(connection.headers).startswith(b"text/event-stream"):
                 first = await connection.some(until)
                 if not first:
                     raise BrokenError("ended its stream before the first byte")
+                if not EVENT.match(first) and not encoded(connection.headers):
+                    raise BrokenError("sent what is no stream of events")
                 kept = True
                 rest = Rest(connection, replica, timeouts.between_chunks_s)
                 return Answer(200, returned_headers(connection.headers), first, rest)
         body = await connection.whole(MAX_ANSWER_BYTES, until)
         if connection.status > 599:
             raise BrokenError(f"answered with the code {connection.status}, which HTTP does not have")
-        return Answer(connection.status, returned_headers(connection.headers), body)
+        usage = _checked_usage(connection, body) if connection.status == 200 else None
+        return Answer(connection.status, returned_headers(connection.headers), body, usage=usage)
     finally:
         if not kept:
             connection.finish()
 
 
-def _is_stream(headers: Headers) -> bool:
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+def _checked_usage(connection: Connection, body: bytes) -> dict[str, Any] | None:
+    """
+    Raises:
+        BrokenError: it says that it is JSON, and is none.
+    """
+    if _content_type(connection.headers) != b"application/json" or encoded(connection.headers):
+        return None
+    if len(body) > MAX_CHECKED_BYTES:
+        return parse_usage(body)
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BrokenError("answered with broken JSON") from error
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    return usage if isinstance(usage, dict) else None
+
+
+def _content_type(headers: Headers) -> bytes:
+    return next((value.lower() for name, value in headers if name == b"content-type"), b"").partition(b";")[0].rstrip()
+
+
+def encoded(headers: Headers) -> bool:
+    """Whether the body is compressed, although nobody asked."""
+    return any(name == b"content-encoding" for name, _ in headers)

@@ -92,10 +92,16 @@ class Upstream:
         self._loop = asyncio.get_running_loop()
         if self.tls and self._context is None:
             self._context = httpx.create_ssl_context()
+        # uvloop leaves a connection open whose handshake is cancelled: the handshake has a time limit of its own.
+        handshake_s = connect_s if self.tls else None
         try:
-            async with asyncio.timeout(connect_s):
+            async with asyncio.timeout(connect_s + (handshake_s or 0)):
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(self._returned, self._lost), self.host, self.port, ssl=self._context
+                    lambda: Connection(self._returned, self._lost),
+                    self.host,
+                    self.port,
+                    ssl=self._context,
+                    ssl_handshake_timeout=handshake_s,
                 )
         except ssl.SSLError as error:
             raise UnreachableError(f"TLS: {error.reason or error}") from error

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from server.app import create_app
+from server.sections import ArmLimits
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, serving
 from tests.support.upstream import Handler, Upstream
@@ -16,8 +17,14 @@ MESSAGES = [{"role": "user", "content": "How much is 1 + 1?"}]
 
 
 @contextmanager
-def gateway(handlers: dict[str, list[Handler]], **sections: Any) -> Iterator[tuple[httpx.Client, list[Upstream]]]:
-    """A gateway over one upstream per handler; yields a client and the upstreams in order."""
+def gateway(
+    handlers: dict[str, list[Handler]], arm_limits: dict[str, float] | None = None, **sections: Any
+) -> Iterator[tuple[httpx.Client, list[Upstream]]]:
+    """A gateway over one upstream per handler; yields a client and the upstreams in order.
+
+    Args:
+        arm_limits: every arm's own `limits`.
+    """
     with ExitStack() as stack:
         upstreams: list[Upstream] = []
         urls: dict[str, list[str]] = {}
@@ -25,7 +32,12 @@ def gateway(handlers: dict[str, list[Handler]], **sections: Any) -> Iterator[tup
             running = [stack.enter_context(faults.running(one)) for one in behaviours]
             upstreams += running
             urls[name] = [one.url for one in running]
-        base = stack.enter_context(serving(create_app(constant_pool(urls, **sections))))
+        settings = constant_pool(urls, **sections)
+        if arm_limits is not None:
+            own = ArmLimits(**arm_limits)
+            arms = {name: arm.model_copy(update={"limits": own}) for name, arm in settings.arms.items()}
+            settings = settings.model_copy(update={"arms": arms})
+        base = stack.enter_context(serving(create_app(settings)))
         yield stack.enter_context(httpx.Client(base_url=base, timeout=20)), upstreams
 
 

@@ -29,6 +29,8 @@ class Request:
     path: str
     headers: dict[str, str]
     body: Any
+    repeated: dict[str, list[str]] = field(default_factory=dict)
+    """All values of each header, in order."""
 
 
 @dataclass
@@ -66,6 +68,15 @@ class Upstream:
     """What /metrics says."""
     left: threading.Event = field(default_factory=threading.Event)
     """Set when the other side closed the connection while we were still sending."""
+
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    """What a handler may wait for."""
+    loop: asyncio.AbstractEventLoop | None = field(default=None, repr=False)
+
+    def let_go_on(self) -> None:
+        """Set `go_on`, from another thread."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.go_on.set)
 
     @property
     def url(self) -> str:
@@ -134,10 +145,10 @@ async def streams_on(_: Request, to: Connection) -> None:
 
 
 @contextmanager
-def running(handler: Handler) -> Iterator[Upstream]:
+def running(handler: Handler, port: int = 0) -> Iterator[Upstream]:
     """An upstream in a thread of its own; /health is fine."""
     upstream = Upstream(handler)
-    loop = asyncio.new_event_loop()
+    loop = upstream.loop = asyncio.new_event_loop()
     connections: set[asyncio.Task[None]] = set()
 
     async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,7 +171,7 @@ def running(handler: Handler) -> Iterator[Upstream]:
             connections.discard(task)
             writer.close()
 
-    server = loop.run_until_complete(asyncio.start_server(serve_connection, "127.0.0.1", 0))
+    server = loop.run_until_complete(asyncio.start_server(serve_connection, "127.0.0.1", port))
     upstream.port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -185,6 +196,8 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:]) if name}
+    lines = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in head[1:]) if name]
+    headers = dict(lines)
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Request(head[0].split(" ")[1], headers, json.loads(body) if body else None)
+    repeated = {name: [value for other, value in lines if other == name] for name in headers}
+    return Request(head[0].split(" ")[1], headers, json.loads(body) if body else None, repeated)

@@ -1,0 +1,148 @@
+"""Upstreams whose answers are broken: another replica answers, or once a byte was passed on an error event ends it."""
+
+import json
+
+import httpx
+import pytest
+
+from tests.support import broken_http as broken
+from tests.support import upstream as faults
+from tests.support.gateway_client import MESSAGES, PATH, chat, gateway
+from tests.support.upstream import CHUNK, EVENTS, WHOLE, Handler
+
+BROKEN_WHOLE: dict[str, Handler] = {
+    "slow headers": broken.drips_its_head,
+    "content length too long": broken.promises_too_much,
+    "content length too short": broken.promises_too_little,
+    "no HTTP": broken.speaks_no_http,
+    "malformed JSON": broken.broken_json,
+    "huge head": broken.huge_head,
+    "no such code": broken.no_such_code,
+    "without end": broken.answers_without_end,
+}
+BROKEN_STREAM: dict[str, Handler] = {
+    "slow headers": broken.drips_its_head,
+    "hang after headers": broken.hangs_after_head,
+    "no events": broken.no_events,
+    "no HTTP": broken.speaks_no_http,
+}
+LIMITS = {"first_byte_s": 0.5, "total_s": 5}
+"""Of the arm that answers; the other's total is shorter, so that it does not use up the test's time."""
+
+
+@pytest.mark.parametrize("fault", BROKEN_WHOLE.values(), ids=BROKEN_WHOLE)
+def test_another_replica_gives_the_whole_answer(fault: Handler) -> None:
+    with gateway({"small": [fault, faults.answers]}, limits={"total_s": 3}) as (client, _):
+        answer = chat(client)
+        if fault is broken.drips_its_head:  # until the whole request's time is up: it may be generating
+            assert answer.status_code == 504
+        else:
+            assert (answer.status_code, answer.content) == (200, WHOLE)
+            assert answer.headers["x-pika-attempts"] == "2"
+
+
+@pytest.mark.parametrize("fault", BROKEN_WHOLE.values(), ids=BROKEN_WHOLE)
+def test_without_another_there_is_one_clear_error(fault: Handler) -> None:
+    with gateway({"small": [fault]}, limits={"total_s": 3}) as (client, _):
+        answer = chat(client)
+        assert answer.status_code in (502, 504)
+        assert answer.json()["error"]["type"] == "upstream_error"
+
+
+@pytest.mark.parametrize("fault", BROKEN_STREAM.values(), ids=BROKEN_STREAM)
+def test_another_replica_streams(fault: Handler) -> None:
+    with gateway({"small": [fault, faults.answers]}, limits=LIMITS) as (client, _):
+        answer = chat(client, stream=True)
+        assert answer.content == CHUNK * 3 + b"data: [DONE]\n\n"
+        assert answer.headers["x-pika-attempts"] == "2"
+
+
+def test_broken_chunks_in_mid_stream_end_with_an_error_event() -> None:
+    async def handler(request: faults.Request, to: faults.Connection) -> None:
+        await to.send(EVENTS + faults.chunk(CHUNK))
+        await to.upstream.go_on.wait()
+        await to.send(b"no length\r\n")
+
+    with gateway({"small": [handler]}) as (client, upstreams):
+        body = {"model": "auto", "stream": True, "messages": MESSAGES}
+        with client.stream("POST", PATH, json=body) as answer:
+            chunks = answer.iter_raw()
+            assert next(chunks) == CHUNK
+            upstreams[0].let_go_on()
+            last = b"".join(chunks)
+        assert "error" in json.loads(last.removeprefix(b"data: "))
+
+
+def test_garbled_events_pass_as_they_are() -> None:
+    with gateway({"small": [broken.garbles_an_event]}) as (client, _):
+        assert chat(client, stream=True).content == broken.garbled_event
+
+
+def test_a_stream_without_end_ends_with_its_total_time() -> None:
+    with gateway({"small": [faults.streams_on]}, limits={"total_s": 0.5}) as (client, upstreams):
+        answer = chat(client, stream=True)
+        assert "limits.total_s" in answer.text.removesuffix("\n\n").split("\n\n")[-1]
+        assert upstreams[0].left.wait(5)
+
+
+def test_an_arms_own_limits_win() -> None:
+    with gateway({"small": [faults.hangs]}, limits={"total_s": 60}, arm_limits={"total_s": 0.3}) as (client, upstreams):
+        assert chat(client).status_code == 504
+        assert upstreams[0].left.wait(5)
+
+
+def test_a_client_that_does_not_read_holds_up_the_upstream_not_the_memory() -> None:
+    sent = 0
+
+    async def floods(_: faults.Request, to: faults.Connection) -> None:
+        nonlocal sent
+        await to.send(EVENTS)
+        event = b"data: " + b"x" * 65_536 + b"\n\n"
+        try:
+            while not to.reader.at_eof():
+                await to.send(faults.chunk(event))
+                sent += len(event)
+        finally:
+            to.upstream.left.set()
+
+    with gateway({"small": [floods]}, limits={"total_s": 2}) as (client, upstreams):
+        body = {"model": "auto", "stream": True, "messages": MESSAGES}
+        with client.stream("POST", PATH, json=body) as answer:
+            assert next(answer.iter_raw())
+            assert upstreams[0].left.wait(10), "the request's time is up although nobody reads"
+        assert sent < 64 * 1024 * 1024
+
+
+def test_content_encoding_passes_with_its_bytes() -> None:
+    squeezed = b"\x1f\x8b not for us \n\n to read"
+    whole = broken.answers_with(squeezed, 200, "content-encoding: gzip")
+    with (
+        gateway({"small": [whole]}) as (client, _),
+        client.stream("POST", PATH, json={"model": "auto", "messages": MESSAGES}) as answer,
+    ):
+        assert answer.headers["content-encoding"] == "gzip"
+        assert b"".join(answer.iter_raw()) == squeezed
+
+
+def test_hop_by_hop_headers_stay_on_their_hop() -> None:
+    handler = broken.answers_with(WHOLE, 200, "connection: x-mine, keep-alive", "x-mine: 1", "x-other: 2", "te: no")
+    with gateway({"small": [handler]}) as (client, upstreams):
+        headers = {"connection": "x-hop, keep-alive", "x-hop": "1", "x-kept": "2", "te": "trailers"}
+        answer = chat(client, headers)
+        assert "x-mine" not in answer.headers
+        assert "te" not in answer.headers
+        assert answer.headers["x-other"] == "2"
+        sent = upstreams[0].requests[0].headers
+        assert sent["x-kept"] == "2"
+        assert not {"x-hop", "te", "connection"} & set(sent)
+
+
+def test_repeated_headers_survive_both_ways() -> None:
+    handler = broken.answers_with(WHOLE, 200, "x-many: 1", "x-many: 2")
+    with gateway({"small": [handler]}) as (client, upstreams):
+        request = client.build_request(
+            "POST", PATH, json={"model": "auto", "messages": MESSAGES}, headers=[("x-many", "a"), ("x-many", "b")]
+        )
+        answer: httpx.Response = client.send(request)
+        assert answer.headers.get_list("x-many") == ["1", "2"]
+        assert upstreams[0].requests[0].repeated["x-many"] == ["a", "b"]
