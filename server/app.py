@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,10 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import score, status
 from server.chat import Chat
+from server.chat_request import parse_chat, parse_completion
 from server.config import Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
 from server.http import request_id
 from server.live import Live
+from server.other_request import PATHS, parse_other
 
 
 class Gateway(FastAPI):
@@ -51,7 +54,9 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await live.close()
 
-    app = Gateway({"/v1/chat/completions": Chat()}, title="PIKA Router", lifespan=lifespan)
+    raw: dict[str, ASGIApp] = {"/v1/chat/completions": Chat(parse_chat), "/v1/completions": Chat(parse_completion)}
+    raw |= {path: Chat(partial(parse_other, path)) for path in PATHS}
+    app = Gateway(raw, title="PIKA Router", lifespan=lifespan)
     app.state.live = live
     app.include_router(score.router)
     app.include_router(status.router)

@@ -1,7 +1,8 @@
-"""POST /v1/chat/completions: read, decide, dispatch, relay. A raw ASGI route."""
+"""POST /v1/chat/completions and its like: read, decide, dispatch, relay. Raw ASGI routes."""
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 
 from server.chat_request import ChatRequest, parse_chat
@@ -17,11 +18,19 @@ from server.state import State, current
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 5
+Parse = Callable[[bytes, Headers], ChatRequest]
 DEBUG_HEADER = (b"x-pika-debug", b"1")
 
 
 class Chat:
-    """The route as an ASGI application."""
+    """One such route as an ASGI application.
+
+    Args:
+        parse: reads and checks a body.
+    """
+
+    def __init__(self, parse: Parse = parse_chat) -> None:
+        self.parse = parse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = current(scope)
@@ -34,7 +43,7 @@ class Chat:
                 raw = await read_body(headers, receive, limits)
                 exchange.record.read()
                 watch.client(receive)
-                await exchange.serve(parse_chat(raw, headers), watch)
+                await exchange.serve(self.parse(raw, headers), watch)
         except GatewayError as error:
             await exchange.fail(error)
         except Exception:
@@ -56,14 +65,14 @@ class Exchange:
 
     async def serve(self, request: ChatRequest, watch: Watch) -> None:
         self.debug = DEBUG_HEADER in request.headers
-        sent = Dispatch(self.state, await decide(self.state, request))
+        sent = Dispatch(self.state, request, await decide(self.state, request))
         self.record.decided(sent)
         try:
-            answer = await dispatch(request, self.request_id, sent, watch)
+            answer = await dispatch(sent, self.request_id, watch)
             if answer.rest is None:
                 await self._relay_whole(answer)
             else:
-                await self._relay_stream(answer, answer.rest, drop_usage=not request.wants_usage)
+                await self._relay_stream(answer, answer.rest, drop_usage=request.hides_usage)
         finally:
             sent.release()
 

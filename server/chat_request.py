@@ -1,30 +1,41 @@
-"""One chat request, read and checked once."""
+"""One chat or completion request, read and checked once."""
 
+import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from server.errors import BadRequestError
 from server.sections import Capability
 
+if TYPE_CHECKING:
+    from server.other_request import Form
+
 Headers = list[tuple[bytes, bytes]]
 KNOB_PREFIX = b"x-pika-"
+LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A chat body whose routing-relevant fields have the right types; all others are the upstream's matter."""
+    """A body whose routing-relevant fields have the right types; all others are the upstream's matter."""
 
     body: dict[str, Any]
     headers: Headers
     """As ASGI has them: names in lower case, repeated ones each for itself."""
     model: str
     messages: list[dict[str, Any]]
+    """What probes read."""
     stream: bool
     size: int
     """Bytes of the body as received."""
     path: str = "/v1/chat/completions"
+    routed: bool = True
+    """Whether policies may choose the arm; if not, the model must be an arm's name, and its fields are not applied."""
+    form: "Form | None" = None
+    """Instead of a JSON body."""
 
     @property
     def knob_headers(self) -> dict[str, str]:
@@ -48,37 +59,112 @@ class ChatRequest:
         return frozenset(needs)
 
     @property
-    def wants_usage(self) -> bool:
-        """Whether the client itself asked for a stream's usage chunk."""
+    def hides_usage(self) -> bool:
+        """Whether a stream's usage chunk comes only because we ask for it."""
         options = self.body.get("stream_options")
-        return isinstance(options, dict) and bool(options.get("include_usage"))
+        return self.routed and not (isinstance(options, dict) and options.get("include_usage"))
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object.
+    """A JSON object; of a repeated key the last value, of a whole number every digit.
 
     Raises:
         BadRequestError: it is none.
     """
     try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        # orjson makes floats of integers beyond 64 bits.
+        body = _parse_exactly(raw) if LONG_NUMBER.search(raw) else orjson.loads(raw)
+    except (ValueError, RecursionError) as error:
         raise BadRequestError(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadRequestError("the body must be a JSON object")
     return body
 
 
+def _parse_exactly(raw: bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(raw.decode(), parse_constant=refuse)
+
+
+def write_json(body: dict[str, Any]) -> bytes:
+    """The counterpart of `parse_json`.
+
+    Raises:
+        BadRequestError: it is nested deeper than it can be written, or a number is infinite.
+    """
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        if "64-bit" not in str(error):
+            raise BadRequestError("the body is nested too deeply") from error
+    try:
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(f"the body cannot be sent on as JSON: {error}") from None
+
+
 def parse_chat(raw: bytes, headers: Headers) -> ChatRequest:
-    """Check what routing needs: model, messages, stream.
+    """A chat completion.
 
     Raises:
         BadRequestError: names the field and what it must be.
     """
     body = parse_json(raw)
-    model = body.get("model")
+    return ChatRequest(
+        body=body,
+        headers=headers,
+        model=check_model(body.get("model")),
+        messages=check_messages(body.get("messages"), "messages"),
+        stream=check_stream(body),
+        size=len(raw),
+    )
+
+
+def parse_completion(raw: bytes, headers: Headers) -> ChatRequest:
+    """A text completion. Probes read its prompt, or its prompts one below the other, as one user message.
+
+    Raises:
+        BadRequestError: names the field and what it must be.
+    """
+    body = parse_json(raw)
+    model = check_model(body.get("model"))
+    prompt = body.get("prompt")
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    is_text = isinstance(prompts, list) and bool(prompts) and all(isinstance(one, str) for one in prompts)
+    if not is_text and (model == "auto" or model.startswith("auto-")):
+        raise BadRequestError(
+            "prompt must be a text or a list of texts; token ids mean something to one model alone: name an arm",
+            "prompt",
+        )
+    return ChatRequest(
+        body=body,
+        headers=headers,
+        model=model,
+        messages=[{"role": "user", "content": "\n".join(prompts)}] if is_text and prompts else [],
+        stream=check_stream(body),
+        size=len(raw),
+        path="/v1/completions",
+    )
+
+
+def check_model(model: Any) -> str:
+    """
+    Raises:
+        BadRequestError: it is no name.
+    """
     if not isinstance(model, str) or not model:
         raise BadRequestError("model must be a string: `auto`, or an arm's name", "model")
+    return model
+
+
+def check_stream(body: dict[str, Any]) -> bool:
+    """Whether a stream is asked for.
+
+    Raises:
+        BadRequestError: `stream` or `stream_options` is of the wrong type.
+    """
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise BadRequestError("stream must be true or false", "stream")
@@ -87,14 +173,7 @@ def parse_chat(raw: bytes, headers: Headers) -> ChatRequest:
         raise BadRequestError("stream_options must be an object", "stream_options")
     if options is not None and not stream:
         raise BadRequestError("stream_options is only allowed where stream is true", "stream_options")
-    return ChatRequest(
-        body=body,
-        headers=headers,
-        model=model,
-        messages=check_messages(body.get("messages"), "messages"),
-        stream=bool(stream),
-        size=len(raw),
-    )
+    return bool(stream)
 
 
 def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:

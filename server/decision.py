@@ -76,13 +76,18 @@ async def decide(state: State, request: ChatRequest) -> Decision:
     """
     names = state.pool.names
     pinned = state.pool.index(request.model)
+    if pinned is None and not request.routed:
+        raise UnknownModelError(
+            f"{request.path} is not routed: model must be an arm, one of {', '.join(names)}", "model"
+        )
     if pinned is None and request.model != "auto" and not request.model.startswith("auto-"):
         raise UnknownModelError(
             f"model {request.model[:100]!r} does not exist: use 'auto', or an arm: {', '.join(names)}", "model"
         )
     alias = "auto" if pinned is not None else request.model
     knobs = parse_knobs(request.body, request.knob_headers, alias, state.settings.allow_request, names)
-    may_fall_back: bool = knobs.pop("fallback", pinned is None)
+    # Without messages there is nothing that a policy could go by.
+    may_fall_back: bool = knobs.pop("fallback", pinned is None) and bool(request.messages)
     if pinned is None:
         decision = await _route(state, request, knobs)
         return decision if may_fall_back else replace(decision, chooser=None)

@@ -6,6 +6,7 @@ GatewayError                 500
 ├── UnknownModelError        404
 ├── SlowBodyError            408
 ├── BodyTooLargeError        413
+├── EncodingError            415
 ├── UpstreamLimitedError     429  retry-after: as the upstreams ask
 ├── ClientLeftError          499  never sent: nobody is there
 ├── OverloadedError          503  retry-after: 1
@@ -84,6 +85,21 @@ class BodyTooLargeError(GatewayError):
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
+
+    def __init__(self, limit_mb: float) -> None:
+        super().__init__(f"the body is larger than {limit_mb:g} MB (limits.body_mb)")
+
+
+class EncodingError(GatewayError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_encoding"
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"content-encoding {encoding[:64]!r} is not supported: gzip and deflate are")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"accept-encoding", b"gzip, deflate")]
 
 
 class ClientLeftError(GatewayError):

@@ -3,11 +3,12 @@
 import asyncio
 import os
 import re
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
-from server.errors import BodyTooLargeError, ClientLeftError, GatewayError
+from server.errors import BadRequestError, BodyTooLargeError, ClientLeftError, EncodingError, GatewayError
 from server.sections import Limits
 
 Scope = MutableMapping[str, Any]
@@ -15,6 +16,14 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
+ENCODINGS = {
+    b"": 0,
+    b"identity": 0,
+    b"gzip": zlib.MAX_WBITS + 16,
+    b"x-gzip": zlib.MAX_WBITS + 16,
+    b"deflate": zlib.MAX_WBITS,
+}
+"""zlib's window bits by content-encoding; 0 where nothing is to be done."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -27,17 +36,24 @@ def request_id(raw_headers: RawHeaders) -> str:
 
 
 async def read_body(raw_headers: RawHeaders, receive: Receive, limits: Limits) -> bytes:
-    """The whole request body.
+    """The whole request body, decompressed.
 
     Raises:
-        BodyTooLargeError: it is, or says it is, larger than `limits.body_mb`.
+        BodyTooLargeError: it is, or says it is, larger than `limits.body_mb`, compressed or not.
+        EncodingError: it is compressed in another way than gzip and deflate.
+        BadRequestError: it is not compressed as it says.
         ClientLeftError: the client left before its end.
     """
     limit = int(limits.body_mb * 1024 * 1024)
+    encoding = b""
     for name, value in raw_headers:
         # What is no number is the server's to refuse, and the bytes are counted anyway.
         if name == b"content-length" and value.isdigit() and int(value[:20]) > limit:
-            raise _too_large(limits)
+            raise BodyTooLargeError(limits.body_mb)
+        if name == b"content-encoding":
+            encoding = value.strip().lower()
+    if encoding not in ENCODINGS:
+        raise EncodingError(encoding.decode("latin-1"))
     parts = []
     size = 0
     while True:
@@ -48,13 +64,34 @@ async def read_body(raw_headers: RawHeaders, receive: Receive, limits: Limits) -
         parts.append(part)
         size += len(part)
         if size > limit:
-            raise _too_large(limits)
+            raise BodyTooLargeError(limits.body_mb)
         if not message.get("more_body"):
-            return part if len(parts) == 1 else b"".join(parts)
+            break
+    body: bytes = part if len(parts) == 1 else b"".join(parts)
+    if not ENCODINGS[encoding]:
+        return body
+    try:
+        # In a thread: ten megabytes take a while.
+        return await asyncio.to_thread(_decompress, body, ENCODINGS[encoding], limit)
+    except OverflowError:
+        raise BodyTooLargeError(limits.body_mb) from None
+    except zlib.error as error:
+        raise BadRequestError(f"the body is not compressed as content-encoding says: {error}") from None
 
 
-def _too_large(limits: Limits) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body is larger than {limits.body_mb:g} MB (limits.body_mb)")
+def _decompress(body: bytes, bits: int, limit: int) -> bytes:
+    """
+    Raises:
+        OverflowError: what comes out is larger than `limit` bytes; no more than that is ever held.
+        zlib.error: the body is broken.
+    """
+    machine = zlib.decompressobj(bits)
+    data = machine.decompress(body, limit + 1)
+    if len(data) > limit:
+        raise OverflowError
+    if not machine.eof:
+        raise zlib.error("it ends early")
+    return data
 
 
 async def send_whole(send: Send, status: int, headers: RawHeaders, body: bytes) -> None:

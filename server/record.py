@@ -75,9 +75,11 @@ class Record:
             series.success.observe(probability)
             series.expected_correct.inc(probability)
         if usage is None:
-            logger.warning("request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
+            level = logging.WARNING if self.sent is not None and self.sent.request.routed else logging.DEBUG
+            logger.log(level, "request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
             return
-        inputs, outputs = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        inputs = _count(usage, "prompt_tokens") or _count(usage, "input_tokens")
+        outputs = _count(usage, "completion_tokens") or _count(usage, "output_tokens")
         series.input_tokens.inc(inputs)
         series.output_tokens.inc(outputs)
         series.cost.inc(arms[decision.arm].cost_usd(inputs, outputs))

@@ -7,13 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-import orjson
-
 from probes.prompt import text_of
-from server.chat_request import ChatRequest, Headers
+from server.chat_request import ChatRequest, Headers, write_json
 from server.decision import Decision
 from server.errors import (
-    BadRequestError,
     GatewayError,
     TotalTimeError,
     UpstreamDownError,
@@ -39,6 +36,7 @@ class Dispatch:
     """Where a request went in the end; the replica counts as loaded until `release`."""
 
     state: State
+    request: ChatRequest
     decision: Decision
     attempts: int = 0
     replica: Replica | None = None
@@ -78,13 +76,13 @@ class Dispatch:
             logger.warning("replica %s fails: nothing is sent to it for %.0f s", replica.name, replica.wait_s(now))
 
 
-async def dispatch(request: ChatRequest, request_id: str, sent: Dispatch, watch: Watch) -> Answer:
+async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
     """Try until one replica answers. `sent` tells the caller what was tried, also where this is cancelled.
 
     Raises:
         GatewayError: every arm that may take the request failed without an answer of its own.
     """
-    state = sent.state
+    state, request = sent.state, sent.request
     state.retries.request(time.monotonic())
     tried: list[Replica] = []  # of all arms: several may be served by one model
     considered: list[Replica] = []
@@ -112,7 +110,7 @@ async def dispatch(request: ChatRequest, request_id: str, sent: Dispatch, watch:
         last = sent.decision
         sent.hold(replica)
         try:
-            return await _attempt(sent, replica, request, request_id)
+            return await _attempt(sent, replica, request_id)
         except AttemptError as error:
             sent.release()
             failure = error
@@ -149,13 +147,15 @@ def _prefix(request: ChatRequest) -> bytes:
     return "\0".join(texts).encode(errors="replace")
 
 
-async def _attempt(sent: Dispatch, replica: Replica, request: ChatRequest, request_id: str) -> Answer:
-    arm = sent.arm
+async def _attempt(sent: Dispatch, replica: Replica, request_id: str) -> Answer:
+    arm, request = sent.arm, sent.request
     body = upstream_body(arm, request)
     data = b"".join(
         (
             replica.upstream.head(request.path),
-            b"content-type: application/json\r\naccept-encoding: identity\r\nx-request-id: ",
+            b"accept-encoding: identity\r\ncontent-type: ",
+            b"application/json" if request.form is None else request.form.content_type,
+            b"\r\nx-request-id: ",
             request_id.encode(),
             b"\r\n",
             forwarded_lines(request.headers),
@@ -209,17 +209,17 @@ def upstream_body(arm: Arm, request: ChatRequest) -> bytes:
     """The client's body as the arm gets it; all fields but the arm's own stay as they were sent.
 
     Raises:
-        BadRequestError: it is nested deeper than it can be written.
+        BadRequestError: it cannot be written as JSON.
     """
-    body = arm.fields(request.body)
+    if request.form is not None:
+        return request.form.with_model(arm.model.name)
+    # What an arm's fields are called on other endpoints nobody knows.
+    body = arm.fields(request.body) if request.routed else dict(request.body)
     body["model"] = arm.model.name
     body.pop("routing", None)
-    if request.stream:
+    if request.stream and request.routed:
         ask_for_usage(body)
-    try:
-        return orjson.dumps(body)
-    except TypeError as error:
-        raise BadRequestError("the body is nested too deeply") from error
+    return write_json(body)
 
 
 def _out_of_reach(replicas: list[Replica]) -> GatewayError:

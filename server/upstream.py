@@ -63,7 +63,7 @@ class Upstream:
         """The part of a POST request's head that is always the same; the request's own header lines follow.
 
         Args:
-            path: one of few, such as /v1/chat/completions.
+            path: one of few that we know, such as /v1/chat/completions.
         """
         head = self._heads.get(path)
         if head is None:

@@ -29,6 +29,8 @@ class Request:
     path: str
     headers: dict[str, str]
     body: Any
+    """None where it is no JSON."""
+    raw: bytes = b""
     repeated: dict[str, list[str]] = field(default_factory=dict)
     """All values of each header, in order."""
 
@@ -94,7 +96,7 @@ def chunk(data: bytes) -> bytes:
 
 async def answers(request: Request, to: Connection) -> None:
     """As it should be: a whole answer, or a stream of three chunks and the usage."""
-    if request.body.get("stream"):
+    if request.body is not None and request.body.get("stream"):
         await to.send(EVENTS + chunk(CHUNK) * 3 + chunk(LAST) + b"0\r\n\r\n")
     else:
         await to.send(response(200, WHOLE))
@@ -200,4 +202,5 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
     headers = dict(lines)
     body = await reader.readexactly(int(headers.get("content-length", 0)))
     repeated = {name: [value for other, value in lines if other == name] for name in headers}
-    return Request(head[0].split(" ")[1], headers, json.loads(body) if body else None, repeated)
+    is_json = body and headers.get("content-type") == "application/json"
+    return Request(head[0].split(" ")[1], headers, json.loads(body) if is_json else None, body, repeated)
