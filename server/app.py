@@ -17,6 +17,7 @@ from server.config import Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
 from server.http import request_id
 from server.live import Live
+from server.openapi import document
 from server.other_request import PATHS, parse_other
 
 
@@ -28,6 +29,11 @@ class Gateway(FastAPI):
         self.raw = raw
         # They stand in its own table too, for other methods' answers.
         self.router.routes += [Route(path, app, methods=["POST"]) for path, app in raw.items()]
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document(super().openapi())
+        return super().openapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.raw.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None

@@ -85,7 +85,9 @@ def _parse_exactly(raw: bytes) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
-    return json.loads(raw.decode(), parse_constant=refuse)
+    value = json.loads(raw.decode(), parse_constant=refuse)
+    json.dumps(value, ensure_ascii=False).encode()  # raises where a text holds half a surrogate pair, as orjson does
+    return value
 
 
 def write_json(body: dict[str, Any]) -> bytes:
