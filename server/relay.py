@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import orjson
 
-from server.connection import Connection
+from server.upstream_connection import Connection
 from server.pool import Timeouts
 from server.replica import Replica
 from server.sse import parse_usage

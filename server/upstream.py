@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from server.connection import BrokenError, Connection, ExchangeError, SilentError, StaleError
+from server.upstream_connection import BrokenError, Connection, ExchangeError, SilentError, StaleError
 
 __all__ = ["BrokenError", "ExchangeError", "SilentError", "StaleError", "UnreachableError", "Upstream"]
 
