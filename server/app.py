@@ -12,7 +12,7 @@ from server.chat import Chat
 from server.config import Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
 from server.http import read_headers, request_id
-from server.live import Live
+from server.live import Live, Order
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -22,7 +22,11 @@ def create_app(settings: Settings) -> FastAPI:
         ConfigError: the configuration does not fit together.
         ProbeError: a probe does not load or does not fit its probe model.
     """
-    live = Live(settings)
+    return app_of(Live(Order(settings)))
+
+
+def app_of(live: Live) -> FastAPI:
+    """The routes, and the parts behind them, opened in `lifespan`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Live]]:

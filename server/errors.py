@@ -6,6 +6,7 @@ GatewayError                 500
 ├── UnknownModelError        404
 ├── BodyTooLargeError        413
 ├── OverloadedError          503  retry-after: 1
+├── DrainingError            503  retry-after: 1
 ├── ProbeUnavailableError    503  retry-after: 1
 ├── UpstreamError            502
 └── UpstreamTimeoutError     504
@@ -80,6 +81,13 @@ class OverloadedError(GatewayError):
     status = 503
     type = "overloaded_error"
     code = "overloaded"
+    retry_after_s = 1
+
+
+class DrainingError(GatewayError):
+    status = 503
+    type = "overloaded_error"
+    code = "draining"
     retry_after_s = 1
 
 

@@ -143,8 +143,11 @@ class Pool:
         return tuple(dict.fromkeys(f"mismatch-{name}" for one in self.artifacts for name in one.mismatches))
 
 
-def build_pool(settings: Settings) -> Pool:
+def build_pool(settings: Settings, artifacts: Mapping[str, Artifact] | None = None) -> Pool:
     """The pool of a configuration whose replicas all have a URL.
+
+    Args:
+        artifacts: the probes by arm, where they have been read already.
 
     Raises:
         ConfigError: a model has no replica, a replica no URL, a key variable is not set, or mean tokens are missing.
@@ -153,7 +156,7 @@ def build_pool(settings: Settings) -> Pool:
     for problem in settings.unserved.values():
         raise ConfigError(problem)
     models = {name: _build_model(name, model) for name, model in settings.models.items()}
-    artifacts = load_probes(settings)
+    artifacts = load_probes(settings) if artifacts is None else artifacts
     arms = tuple(_build_arm(name, arm, models[arm.model], artifacts.get(name)) for name, arm in settings.arms.items())
     costs = tier_cost(
         [arm.mean_input_tokens for arm in arms],

@@ -48,23 +48,36 @@ class Record:
         self._finished = True
         duration_s = time.perf_counter() - self.began
         if self.sent is None:
-            self.state.metrics.requests.labels("none", "none", "none", str(status)).inc()
-            logger.info("request %s code=%d ms=%.1f", self.request_id, status, duration_s * 1e3)
+            self.state.metrics.request("none", "none", "none", status).inc()
+            self._log(status, duration_s)
             return
         metrics, decision = self.state.metrics, self.sent.decision
         arm = self.state.pool.arms[decision.arm].name
-        metrics.requests.labels(arm, decision.policy, decision.path, str(status)).inc()
+        metrics.request(arm, decision.policy, decision.path, status).inc()
         metrics.duration.labels(arm).observe(duration_s)
-        flags = ",".join(decision.flags) or "-"
         for flag in decision.flags:
             metrics.flags.labels(flag).inc()
         if status == 200:
             self._count_answer(decision, usage)
-        logger.info(
-            "request %s arm=%s policy=%s path=%s code=%d ms=%.1f success=%s percentile=%s flags=%s",
-            *(self.request_id, arm, decision.policy, decision.path, status, duration_s * 1e3),
-            *(_short(decision.success_probability, 3), _short(decision.prediction.percentile, 1), flags),
+        prediction = decision.prediction
+        self._log(
+            status,
+            duration_s,
+            arm=arm,
+            policy=decision.policy,
+            path=decision.path,
+            attempts=self.sent.attempts,
+            success_probability=decision.success_probability,
+            activation_percentile=prediction.percentile,
+            flags=decision.flags,
+            input_tokens=None if usage is None else _count(usage, "prompt_tokens"),
+            output_tokens=None if usage is None else _count(usage, "completion_tokens"),
         )
+
+    def _log(self, status: int, duration_s: float, **fields: Any) -> None:
+        """The one line of this request; never what it says."""
+        first = {"request_id": self.request_id, "code": status, "ms": round(duration_s * 1e3, 1)}
+        logger.info("request", extra={"fields": first | fields})
 
     def _count_answer(self, decision: Decision, usage: dict[str, Any] | None) -> None:
         metrics, arms = self.state.metrics, self.state.pool.arms
@@ -83,10 +96,6 @@ class Record:
         for arm in arms:
             always = (inputs, outputs) if arm is chosen else (inputs, arm.mean_output_tokens)
             metrics.cost_always.labels(arm.name).inc(arm.cost_usd(*always))
-
-
-def _short(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _count(usage: dict[str, Any], key: str) -> int:

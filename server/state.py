@@ -10,7 +10,7 @@ import httpx
 
 from probes.engine.base import Engine
 from server.config import Settings
-from server.errors import OverloadedError, UpstreamTimeoutError
+from server.errors import DrainingError, OverloadedError, UpstreamTimeoutError
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool
@@ -30,6 +30,9 @@ class State:
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is in flight."""
+    cut_short: bool = False
+    """Whether requests in flight have been told to end: the gateway goes down."""
+    _deadlines: set[asyncio.Timeout] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -41,21 +44,34 @@ class State:
         Raises:
             OverloadedError: all are taken.
             UpstreamTimeoutError: the time is up.
+            DrainingError: the gateway goes down and has waited long enough.
         """
         limits = self.settings.limits
         if self.in_flight >= limits.in_flight:
             raise OverloadedError("too many requests in flight (limits.in_flight); try again shortly")
         self.in_flight += 1
         self.idle.clear()
+        deadline = asyncio.timeout(limits.total_s)
+        self._deadlines.add(deadline)
         try:
-            async with asyncio.timeout(limits.total_s):
+            async with deadline:
                 yield
         except TimeoutError as error:
+            if self.cut_short:
+                raise DrainingError("the gateway is being stopped; ask again") from error
             raise UpstreamTimeoutError("the request took longer than limits.total_s") from error
         finally:
+            self._deadlines.discard(deadline)
             self.in_flight -= 1
             if not self.in_flight:
                 self.idle.set()
+
+    def end_all(self) -> None:
+        """Have every request in flight end now, with an error that says why."""
+        self.cut_short = True
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(0)
 
 
 def current(scope: MutableMapping[str, Any]) -> State:

@@ -47,7 +47,7 @@ def main(options: str, url: str, *arguments: str) -> None:
     if os.getppid() != parent:
         _end(url, parent)
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with _private_stdout() as out:
+    with private_stdout() as out:
 
         def tell(error: str | None) -> None:
             out.write(orjson.dumps(error) + b"\n")
@@ -139,7 +139,7 @@ def _end(url: str, parent: int) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def _private_stdout() -> BinaryIO:
+def private_stdout() -> BinaryIO:
     """The real stdout; what libraries print goes to stderr instead."""
     private = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
