@@ -8,6 +8,7 @@ A record's `extra={"fields": {...}}` become keys of its JSON line, and `key=valu
 
 import logging
 import os
+import re
 import select
 import threading
 import time
@@ -31,6 +32,9 @@ STDERR = 2
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
     code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
 }
+
+UNESCAPED = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+"""What JSON leaves as it is and some terminals and readers take for a command or a line's end."""
 
 
 class QueueHandler(logging.Handler):
@@ -100,7 +104,8 @@ def json_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:
     entry |= {"message": record.getMessage(), **fields}
     if record.exc_info:
         entry["exception"] = _exception(record)
-    return orjson.dumps(entry, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    line = orjson.dumps(entry, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    return UNESCAPED.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), line)
 
 
 def console_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:

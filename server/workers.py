@@ -147,6 +147,7 @@ class _Parent:
                 return await self._refuse(error)
             there = self.there
             self.generations.insert(-1, following)
+            logger.info("reload: nothing wrong here, now %d workers prepare it", len(there))
             try:
                 await _all(slot.ask({"do": "prepare", **following.order}) for slot in there)
             except WorkerError as error:
