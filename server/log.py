@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Literal
 
 import orjson
@@ -113,7 +114,8 @@ def console_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:
     text = " ".join((record.getMessage(), *(f"{key}={_shown(value)}" for key, value in fields.items())))
     if record.exc_info:
         text = f"{text}\n{_exception(record)}"
-    text = "\n    ".join(line.translate(CONTROLS) for line in text.split("\n"))
+    if not text.isprintable():  # few are not
+        text = "\n    ".join(line.translate(CONTROLS) for line in text.split("\n"))
     return f"{_time(record)} {record.levelname} {record.name}: {text}\n".encode("utf-8", "backslashreplace")
 
 
@@ -141,7 +143,12 @@ def logging_to_stderr(level: str, form: Format, fields: dict[str, Any] | None = 
 
 def _time(record: logging.LogRecord) -> str:
     """UTC, to the millisecond."""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _exception(record: logging.LogRecord) -> str:

@@ -4,8 +4,13 @@ A worker is known by its slot, which its successor takes over: so counters go on
 Source: prometheus_client's multiprocess mode, https://prometheus.github.io/client_python/multiprocess/
 """
 
+import fcntl
 import os
-from collections.abc import Iterable
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +23,9 @@ from probes.base import FloatArray
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The library's name of the variable that says where the files are."""
+PREFIX = "pika-metrics-"
+UNLOCKED_S = 60.0
+"""A folder is surely locked by then, if its parent lives."""
 RECENT_PROMPTS = 2000
 """Scored prompts that the drift gauge looks at."""
 
@@ -34,6 +42,33 @@ class Shared:
         """Have all series that are made from now on counted in this worker's files."""
         os.environ[FOLDER] = str(self.folder)
         values.ValueClass = values.MultiProcessValue(lambda: self.slot)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def shared_folder() -> Iterator[Path]:
+    """A folder for workers' files, locked by their parent: by that one knows folders whose parent was killed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > UNLOCKED_S and not _is_locked(old):
+                shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
+        locked = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            yield Path(folder)
+        finally:
+            os.close(locked)
+
+
+def _is_locked(folder: Path) -> bool:
+    tried = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(tried, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(tried)
+    return False
 
 
 def forget_gauges(folder: Path, slot: int) -> None:

@@ -9,7 +9,6 @@ import logging
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from server.engine import options
 from server.gateway import LAST_WORDS_S, Read, address
 from server.live import Order, Parts, build, described, log_refusal
 from server.orders import encode_order
-from server.shared_metrics import forget_gauges
+from server.shared_metrics import forget_gauges, shared_folder
 from server.slot import Slot, WorkerError
 
 logger = logging.getLogger(__name__)
@@ -69,9 +68,8 @@ async def run_workers(read: Read, sock: socket.socket, count: int, log_options: 
     Raises:
         ConfigError, ProbeError: before anything is served.
     """
-    with tempfile.TemporaryDirectory(prefix="pika-metrics-") as folder:
-        parent = _Parent(read, sock, count, Path(folder), log_options)
-        await parent.run()
+    with shared_folder() as folder:
+        await _Parent(read, sock, count, folder, log_options).run()
 
 
 class _Parent:
