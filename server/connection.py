@@ -12,7 +12,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.errors import error_body
 from server.live import Live
-from server.sections import Limits
 
 MAX_HEADERS = 128
 LINGER_BYTES = 2**20
@@ -37,17 +36,17 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.live: Live = self.app_state["live"]
+        self.limits = self.live.state.settings.limits  # as they were when the client came
+        self.head_bytes = self.limits.head_kb * 1024
         self.part = Part.IDLE
         self.part_bytes = 0
-        """Raw bytes of the part that have come, all of the last delivery included where it began before."""
+        """Raw bytes of the part that have come in deliveries after the one that it began in."""
         self.delivery_bytes = 0
+        self.begun = False
+        """Whether a head began in the last delivery."""
         self.refused = False
         self.refusal = (400, "this is not valid HTTP/1.1")
         self.timer: asyncio.TimerHandle | None = None
-
-    @property
-    def limits(self) -> Limits:
-        return self.live.state.settings.limits
 
     @property
     def answering(self) -> bool:
@@ -69,22 +68,21 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.refused or self.transport.is_closing():
             return
-        before = self.part
+        self.begun = False
         self.delivery_bytes = len(data)
         self.part_bytes += len(data)
         super().data_received(data)
         if self.refused or self.transport.is_closing():
             return
         if self.part is Part.IDLE:
-            self.part_bytes = 0
-            if self.answering:
+            if self.timer is not None:
                 self._stop_waiting()
-            else:  # nothing but line ends
+            if not self.answering:  # nothing but line ends has come
                 self._wait(self.timeout_keep_alive)
         elif self.part is Part.HEAD:
-            if self.part_bytes > self.limits.head_kb * 1024:
+            if self.part_bytes > self.head_bytes:
                 self._refuse(*self._head_too_large())
-            elif before is not Part.HEAD:
+            elif self.begun:
                 self._wait(self.limits.head_s)
         else:
             if self.part_bytes > 2 * self.limits.body_mb * 2**20 + LINGER_BYTES:
@@ -92,29 +90,25 @@ class Connection(HttpToolsProtocol):
             self._wait(self.limits.body_stall_s)
 
     def on_message_begin(self) -> None:
-        self.part = Part.HEAD
+        self.part, self.part_bytes, self.begun = Part.HEAD, 0, True
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.part is Part.BODY:  # a trailer, which the application would take for a header
-            return
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
-        limit = self.limits.head_kb * 1024
+        limit = self.head_bytes
         if len(self.headers) > MAX_HEADERS or (
-            max(self.part_bytes, self.delivery_bytes) > limit
+            (self.part_bytes > limit or self.delivery_bytes > limit)
             and len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > limit
         ):
             self.refusal = self._head_too_large()
             raise RefusedError
         self.part, self.part_bytes = Part.BODY, 0
         super().on_headers_complete()
+        self.headers = []  # trailers go here, not among the headers that the application sees
         if self.live.draining:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        self.part, self.part_bytes = Part.IDLE, 0
+        self.part = Part.IDLE
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
