@@ -14,6 +14,8 @@ from server.errors import error_body
 from server.live import Live
 
 MAX_HEADERS = 128
+DELIVERY_BYTES = 2**18
+"""What the event loop delivers at once, at the most."""
 LINGER_BYTES = 2**20
 """What is read beyond `limits.body_mb`, so that a client which still sends reads why we refuse it."""
 
@@ -40,7 +42,7 @@ class Connection(HttpToolsProtocol):
         self.head_bytes = self.limits.head_kb * 1024
         self.part = Part.IDLE
         self.part_bytes = 0
-        """Raw bytes of the part that have come in deliveries after the one that it began in."""
+        """Raw bytes of the part so far, those before it in its first delivery included."""
         self.delivery_bytes = 0
         self.begun = False
         """Whether a head began in the last delivery."""
@@ -80,10 +82,11 @@ class Connection(HttpToolsProtocol):
             if not self.answering:  # nothing but line ends has come
                 self._wait(self.timeout_keep_alive)
         elif self.part is Part.HEAD:
-            if self.part_bytes > self.head_bytes:
-                self._refuse(*self._head_too_large())
-            elif self.begun:
+            if self.begun:
+                self.part_bytes = self.delivery_bytes
                 self._wait(self.limits.head_s)
+            if self.part_bytes > self.head_bytes + DELIVERY_BYTES:  # once it is whole it is measured
+                self._refuse(*self._head_too_large())
         else:
             if self.part_bytes > 2 * self.limits.body_mb * 2**20 + LINGER_BYTES:
                 self.transport.close()

@@ -121,6 +121,14 @@ def test_a_head_that_is_too_large(gateway: Served, head: bytes) -> None:
         assert status(answer) == 431
 
 
+def test_a_head_that_is_too_large_in_all(gateway: Served) -> None:
+    with connect(gateway) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nx: " + b"x" * 6_000)
+        assert gateway.client.get("/health").status_code == 200  # by now that has been read
+        sock.sendall(b"x" * 6_000 + b"\r\n\r\n")
+        assert status(read_all(sock)) == 431
+
+
 def test_a_long_path_is_a_head_too(gateway: Served) -> None:
     assert status(exchange(gateway, b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n")) == 431
 
