@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 
 import uvloop
@@ -20,6 +19,7 @@ from probes.hub_errors import HubAwayError
 from server.config import ConfigError, Settings, load
 from server.gateway import Read, run_gateway
 from server.launch import LaunchError, launched
+from server.listen import listen
 from server.log import FORMATS, LEVELS, QueueHandler, logging_to_stderr
 from server.sections import MAX_WORKERS, Server
 from server.workers import run_workers
@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace, start: Start) -> int:
         try:
             server = read(args).server
             # The port is taken first: nothing is started for a gateway that could not listen.
-            with listen(server.host, server.port, server.public) as sock:
+            with listen(server) as sock:
                 run_until_signalled(start(lambda: read(args), sock, _serving(args, server, log)), log)
         except (ConfigError, ProbeError, LaunchError) as error:
             print(f"pika: {error}", file=sys.stderr)
@@ -140,41 +140,6 @@ def read(args: argparse.Namespace) -> Settings:
             ),
         }
     )
-
-
-def listen(host: str, port: int, public: bool = False) -> socket.socket:
-    """A listening socket.
-
-    Args:
-        public: whether other machines may reach it.
-
-    Raises:
-        ConfigError: the address cannot be listened on.
-    """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"port {port} does not exist: choose one from 0 (any free one) to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not public and not ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            raise ConfigError(
-                f"other machines may reach {host}, and whoever does may ask: nothing asks for a key. If a network of "
-                "your own or a proxy keeps strangers out, say --public (server.public: true); else listen on 127.0.0.1"
-            )
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            # Two sockets may both be bound with SO_REUSEADDR, but only one can listen. Who asks early waits.
-            sock.listen()
-        except BaseException:
-            sock.close()
-            raise
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({reason}): free it, or choose another with --port"
-        ) from error
-    return sock
 
 
 async def _serve(read: Read, sock: socket.socket, serve: Serve) -> None:

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.config import Settings
 from server.connection import Connection
+from server.listen import url_of
 from server.live import Live, described
 from server.log import QueueHandler
 
@@ -71,7 +72,7 @@ async def run_gateway(read: Read, sock: socket.socket, log: QueueHandler) -> Non
     def started() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         logger.info("routing: %s", described(live.state.pool))
-        logger.info("gateway ready on %s", address(sock))
+        logger.info("gateway ready on %s", url_of(sock))
 
     await serve(app, sock, started)
 
@@ -113,12 +114,6 @@ async def _drain(server: GatewayServer, live: Live, serving: asyncio.Task[None])
     await serving
     hurry.cancel()
     logger.info("drained")
-
-
-def address(sock: socket.socket) -> str:
-    """Where a socket listens, as a URL."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def allow_many_files() -> None:

@@ -18,7 +18,8 @@ from typing import Any
 from probes.engine.process import EngineProcess
 from server.config import Settings
 from server.engine import options
-from server.gateway import LAST_WORDS_S, Read, address
+from server.gateway import LAST_WORDS_S, Read
+from server.listen import url_of
 from server.live import Order, Parts, build, described, log_refusal
 from server.orders import encode_order
 from server.shared_metrics import forget_gauges, shared_folder
@@ -104,7 +105,7 @@ class _Parent:
             keepers = [asyncio.create_task(self._keep(slot)) for slot in self.slots]
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_later)
             logger.info("routing: %s", self.current.described)
-            logger.info("gateway ready on %s", address(self.sock), extra={"fields": {"workers": len(self.slots)}})
+            logger.info("gateway ready on %s", url_of(self.sock), extra={"fields": {"workers": len(self.slots)}})
             await asyncio.gather(*keepers)
         finally:
             for task in (*keepers, *self.reloads):
