@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
@@ -219,7 +219,8 @@ def _key(pass_: Pass, prompts: Sequence[Sequence[int]], reading: Reading) -> str
     sites = [site.model_dump() for site in reading.sites]
     # A folder is known by what it holds, so that it may be moved.
     named = pass_.model_dump(mode="json", exclude=None if weights is None else {"probe_model"})
-    facts = [FORM, named, weights, {**asdict(replace(reading, sites=())), "sites": sites}]
+    read = {"sites": sites, "sequence_layers": reading.sequence_layers, "next_token": reading.next_token}
+    facts = [FORM, named, weights, read]
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for prompt in prompts:
         total.update(np.array([len(prompt), *prompt], dtype="<i4").tobytes())

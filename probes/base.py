@@ -54,6 +54,8 @@ class Inputs:
     """Next-token statistics, (n, 11): the five largest probabilities, their logarithms, the entropy in nats."""
     sequences: Mapping[int, Sequences] = field(default_factory=dict)
     """By layer."""
+    pooled: Mapping["Probe", FloatArray] = field(default_factory=dict)
+    """Outputs of probes that were pooled where the activations are, instead of `sequences`: (n,) each."""
 
     def rows(self, rows: Rows) -> "Inputs":
         """The same of some prompts. No activations are copied where the rows lie side by side."""
@@ -66,6 +68,7 @@ class Inputs:
             activations={site: values[rows] for site, values in self.activations.items()},
             next_token=None if self.next_token is None else self.next_token[rows],
             sequences={layer: sequences.rows(rows) for layer, sequences in self.sequences.items()},
+            pooled={probe: outputs[rows] for probe, outputs in self.pooled.items()},
         )
 
 

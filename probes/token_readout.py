@@ -55,9 +55,19 @@ class TokenReadout(Probe):
         """What each readout is multiplied by."""
         return (1.0,) * len(cls.readouts)
 
+    @property
+    def weights(self) -> FloatArray:
+        """Scaled, (d_model, readouts)."""
+        return np.stack(self._weights, axis=1).astype(np.float64) * self.scale(len(self._weights[0]))
+
+    @property
+    def bias(self) -> float:
+        return float(self._bias[0])
+
     def raw(self, inputs: Inputs) -> FloatArray:
-        weights = np.stack(self._weights, axis=1).astype(np.float64) * self.scale(len(self._weights[0]))
-        outputs = _outputs(self.pool, _sequences(inputs, self.site.layer), weights[:, None], self._bias[0])
+        if self in inputs.pooled:
+            return inputs.pooled[self]
+        outputs = _outputs(self.pool, _sequences(inputs, self.site.layer), self.weights[:, None], self._bias[0])
         return outputs[:, 0]
 
     def tensors(self) -> dict[str, Array]:

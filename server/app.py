@@ -16,7 +16,7 @@ from server.chat_request import parse_chat, parse_completion
 from server.config import Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
 from server.http import request_id
-from server.live import Live
+from server.live import Live, Order
 from server.openapi import document
 from server.other_request import PATHS, parse_other
 
@@ -50,7 +50,11 @@ def create_app(settings: Settings) -> FastAPI:
         ConfigError: the configuration does not fit together.
         ProbeError: a probe does not load or does not fit its probe model.
     """
-    live = Live(settings)
+    return app_of(Live(Order(settings)))
+
+
+def app_of(live: Live) -> FastAPI:
+    """The routes, and the parts behind them, opened in `lifespan`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Live]]:

@@ -8,12 +8,13 @@ from contextlib import suppress
 from server.chat_request import ChatRequest, parse_chat
 from server.decision import decide
 from server.errors import INTERNAL_ERROR, GatewayError, SlowBodyError, UpstreamError
-from server.http import Receive, Scope, Send, Watch, read_body, request_id, send_error, send_whole
+from server.http import Receive, Scope, Send, read_body, request_id, send_error, send_whole
 from server.record import Record, decision_headers
 from server.relay import Answer, BrokenStreamError, Headers, Rest, encoded
 from server.retry import Dispatch, dispatch
 from server.sse import EventRelay, error_event
 from server.state import State, current
+from server.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Chat:
         headers = scope["headers"]
         exchange = Exchange(state, request_id(headers), send)
         try:
-            with state, Watch() as watch:
+            with state.admit() as watch:
                 watch.limit(limits.body_s, SlowBodyError(limits.body_s))
                 raw = await read_body(headers, receive, limits)
                 exchange.record.read()

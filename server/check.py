@@ -21,11 +21,12 @@ from probes.hub import is_reference
 from probes.legacy import is_legacy
 from probes.source import model_file, read_json, short_name
 from server.config import ConfigError, Settings, load
+from server.listen import resolve
 from server.live import needs_torch
 from server.policies import Policies
 from server.pool import Arm, Pool, build_pool
 from server.predictor import Predictor
-from server.sections import Replica
+from server.sections import Replica, Server
 from server.vllm_server import LaunchError, plan, require_vllm
 
 TIMEOUT_S = 5.0
@@ -69,6 +70,7 @@ def main(argv: list[str]) -> int:
 def check(settings: Settings) -> Iterator[Finding]:
     """All findings; later ones rest on earlier ones and are left out where those failed."""
     yield Finding("configuration", True, f"{len(settings.models)} models, {len(settings.arms)} arms")
+    yield _server(settings.server)
     try:
         pool = build_pool(with_placeholders(settings))
         predictor = Predictor(pool, settings)
@@ -84,6 +86,23 @@ def check(settings: Settings) -> Iterator[Finding]:
             if replica.url is not None:
                 yield _running(name, replica)
     yield from _launchable(settings)
+
+
+def _server(server: Server) -> Finding:
+    if server.workers == 1:
+        said = "one process answers"
+    else:
+        said = (
+            f"{server.workers} processes answer, one engine computes for all; limits are those of each process, and "
+            "each holds the probes' tokenizers"
+        )
+    try:
+        resolve(server)
+    except ConfigError as error:
+        return Finding("server", False, str(error))
+    except OSError as error:
+        return Finding("server", False, f"server.host {server.host} is not known here ({error.strerror or error})")
+    return Finding("server", True, f"{said}, at {server.host}:{server.port}{' for all to reach' * server.public}")
 
 
 def with_placeholders(settings: Settings) -> Settings:

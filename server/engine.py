@@ -15,14 +15,19 @@ from server.sections import Engine as EngineSettings
 
 
 @asynccontextmanager
-async def opened(artifacts: Sequence[Artifact], settings: EngineSettings, metrics: Metrics) -> AsyncIterator[Engine]:
+async def opened(
+    artifacts: Sequence[Artifact], settings: EngineSettings, metrics: Metrics, url: str | None = None
+) -> AsyncIterator[Engine]:
     """A started engine.
+
+    Args:
+        url: of the engine process that the parent of several workers has started.
 
     Raises:
         ConfigError: the variable of its secret is not set.
         ProbeError: it cannot load a probe model, or serves other probes.
     """
-    engine = _engine(artifacts, settings, lambda report: observe(report, metrics))
+    engine = _engine(artifacts, settings, lambda report: observe(report, metrics), url)
     await engine.start()
     try:
         yield engine
@@ -30,7 +35,11 @@ async def opened(artifacts: Sequence[Artifact], settings: EngineSettings, metric
         await engine.close()
 
 
-def _engine(artifacts: Sequence[Artifact], settings: EngineSettings, on_report: Callable[[Report], None]) -> Engine:
+def _engine(
+    artifacts: Sequence[Artifact], settings: EngineSettings, on_report: Callable[[Report], None], url: str | None
+) -> Engine:
+    if url is not None:
+        return SocketEngine(url, artifacts, on_report=on_report)
     if settings.kind == "process":
         return ProcessEngine(artifacts, options(settings), on_report=on_report)
     if settings.kind == "remote":

@@ -14,9 +14,10 @@ from probes.engine.address import bind, check_url
 from probes.engine.batching import HungError
 from probes.engine.worker import serve
 from probes.hub_errors import HubAwayError
-from server.commands import read, run_until_signalled
+from server.commands import add_log_options, read, run_until_signalled
 from server.config import ConfigError
 from server.engine import options, secret
+from server.log import QueueHandler, logging_to_stderr
 from server.pool import load_probes
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,13 @@ def main(argv: list[str]) -> int:
         "--listen", metavar="URL", help="tcp://HOST:PORT or unix:///PATH (default: the file's engine.url)"
     )
     parser.add_argument("--allow-mismatch", action="append", default=[], choices=CHECKS, help="as for pika serve")
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add_log_options(parser)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with logging_to_stderr(args.log_level, args.log_format) as log:
+        return _run(args, log)
+
+
+def _run(args: argparse.Namespace, log: QueueHandler) -> int:
     try:
         settings = read(args)
         url = _address([args.listen] if args.listen else settings.engine.urls)
@@ -65,12 +70,13 @@ def main(argv: list[str]) -> int:
                 secret=key,
                 ready=lambda: logger.info("engine ready at %s", url),
             )
-            run_until_signalled(work)
+            run_until_signalled(work, log)
     except (ConfigError, ProbeError) as error:
         print(f"pika: {error}", file=sys.stderr)
         return 1 if isinstance(error, HubAwayError) else 2
     except HungError:
         logger.exception("the engine hangs")
+        log.close()
         os._exit(1)  # its thread would be waited for
     return 0
 

@@ -10,6 +10,7 @@ GatewayError                 500
 ├── UpstreamLimitedError     429  retry-after: as the upstreams ask
 ├── ClientLeftError          499  never sent: nobody is there
 ├── OverloadedError          503  retry-after: 1
+├── DrainingError            503  retry-after: 1
 ├── ProbeUnavailableError    503  retry-after: 1
 ├── UpstreamDownError        503  retry-after: until an upstream is tried again
 ├── UpstreamError            502
@@ -114,6 +115,13 @@ class OverloadedError(GatewayError):
     status = 503
     type = "overloaded_error"
     code = "overloaded"
+    retry_after_s = 1
+
+
+class DrainingError(GatewayError):
+    status = 503
+    type = "overloaded_error"
+    code = "draining"
     retry_after_s = 1
 
 

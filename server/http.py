@@ -1,12 +1,11 @@
-"""The little of HTTP that our raw ASGI routes need: read a bounded body, send an answer, notice a client that left."""
+"""The little of HTTP that our raw ASGI routes need: read a bounded body, send an answer."""
 
 import asyncio
 import os
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from server.errors import BadRequestError, BodyTooLargeError, ClientLeftError, EncodingError, GatewayError
 from server.sections import Limits
@@ -104,57 +103,3 @@ async def send_whole(send: Send, status: int, headers: RawHeaders, body: bytes) 
 async def send_error(send: Send, error: GatewayError, headers: RawHeaders = ()) -> None:
     """Send OpenAI's error JSON."""
     await send_whole(send, error.status, [*error.headers(), *headers], error.body())
-
-
-class Watch:
-    """Cancels the task that serves a request once its time is up or its client leaves.
-
-    with Watch() as watch:
-        watch.limit(60, SlowBodyError("..."))
-        ...
-        watch.client(receive)
-
-    Raises:
-        GatewayError: the one that `limit` was given; the block has ended by then.
-        ClientLeftError: the client left; the same.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self._error: GatewayError | None = None
-
-    def limit(self, seconds: float, error: GatewayError) -> None:
-        """From now on; a second call overrules the first."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._cancel, error)
-
-    def client(self, receive: Receive) -> None:
-        """Look out for the client's leaving. Nothing else may call `receive` from here on."""
-        self._watcher = self._loop.create_task(self._until_left(receive))
-
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if self._error is not None and kind is asyncio.CancelledError and not self._task.uncancel():
-            raise self._error from error
-
-    async def _until_left(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._cancel(ClientLeftError())
-
-    def _cancel(self, error: GatewayError) -> None:
-        if self._error is None:
-            self._error = error
-            self._task.cancel()

@@ -6,12 +6,14 @@ began with, which are closed after the last of them.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import httpx
 
+from probes.artifact import Artifact
 from probes.base import ProbeError
 from server.config import ConfigError, Settings
 from server.engine import opened
@@ -20,9 +22,32 @@ from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool, build_pool
 from server.predictor import Predictor
+from server.shared_metrics import Shared
 from server.state import State
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to serve.
+
+    One of several workers is also told what its parent has found: the probes, and where the engine listens.
+    """
+
+    settings: Settings
+    artifacts: Mapping[str, Artifact] | None = None
+    """By arm; None: read from where the settings say."""
+    engine_url: str | None = None
+    """Of an engine that is there already; None: the one that the settings name."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Parts that are open and could take over."""
+
+    state: State
+    opened: AsyncExitStack
 
 
 class Live:
@@ -33,61 +58,91 @@ class Live:
         ProbeError: a probe does not load or does not fit its probe model.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._parts = _build(settings)
-        self.metrics = Metrics()
+    def __init__(self, order: Order, shared: Shared | None = None) -> None:
+        self._parts = build(order)
+        self.metrics = Metrics(shared)
         self.state: State
+        self.draining = False
+        """Whether the gateway goes down: what is open ends, and nothing new should come."""
         self._opened: AsyncExitStack
         self._reloading = asyncio.Lock()
-        self._draining: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], State] = {}
 
     async def open(self) -> None:
         """
         Raises:
             ProbeError: the engine cannot load a probe model.
         """
-        self.state, self._opened = await self._open(*self._parts)
+        first = await self._open(self._parts)
+        self.state, self._opened = first.state, first.opened
         self.metrics.follow(self.state.pool, self.state.policies.name)
-        logger.info("routing: %s", _described(self.state.pool))
 
     async def close(self) -> None:
-        for task in self._draining:
+        for task in self._leaving:
             task.cancel()
-        await asyncio.gather(*self._draining, return_exceptions=True)
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._opened.aclose()
 
     async def reload(self, read: Callable[[], Settings]) -> bool:
         """Read settings and probes again and serve with them; False where they fail a check and the old ones stay."""
         async with self._reloading:
             try:
-                parts = await asyncio.to_thread(lambda: _build(read()))
-                state, opened = await self._open(*parts)
+                settings = await asyncio.to_thread(read)
+                prepared = await self.prepare(Order(settings))
             except Exception as error:  # whatever it is, the operator shall read of it, and nobody's request end
-                told = isinstance(error, ConfigError | ProbeError)
-                message = "reload refused, configuration and probes stay as they were: %s"
-                logger.error(message, error if told else repr(error), exc_info=not told)
+                log_refusal(error)
                 self.metrics.reloads.labels("refused").inc()
                 return False
-            old_state, old_opened = self.state, self._opened
-            self.metrics.follow(state.pool, state.policies.name)
-            self.state, self._opened = state, opened
+            self.take(prepared)
             self.metrics.reloads.labels("done").inc()
-            logger.info("reloaded: %s", _described(state.pool))
-            task = asyncio.create_task(_drain(old_state, old_opened))
-            self._draining.add(task)
-            task.add_done_callback(self._draining.discard)
+            logger.info("reloaded: %s", described(prepared.state.pool))
             return True
 
-    async def _open(
-        self, settings: Settings, pool: Pool, policies: Policies, predictor: Predictor
-    ) -> tuple[State, AsyncExitStack]:
+    async def prepare(self, order: Order) -> Prepared:
+        """Parts that take over with `take`; else the caller closes them.
+
+        Raises:
+            ConfigError, ProbeError: they do not fit together.
+        """
+        return await self._open(await asyncio.to_thread(build, order))
+
+    def take(self, prepared: Prepared) -> asyncio.Task[None]:
+        """Serve with these parts from now on; the task ends when the old ones are closed."""
+        old_state, old_opened = self.state, self._opened
+        self.metrics.follow(prepared.state.pool, prepared.state.policies.name)
+        self.state, self._opened = prepared.state, prepared.opened
+        task = asyncio.create_task(_leave(old_state, old_opened))
+        self._leaving[task] = old_state
+        task.add_done_callback(self._leaving.pop)
+        return task
+
+    def drain(self) -> float:
+        """The gateway goes down; returns for how many seconds open requests may go on."""
+        self.draining = True
+        return self.state.settings.server.drain_s
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended, those that an earlier configuration serves included."""
+        return sum(state.in_flight for state in (self.state, *self._leaving.values()))
+
+    def end_all(self) -> None:
+        """Have every request end now, with an error that says why."""
+        for state in (self.state, *self._leaving.values()):
+            state.end_all()
+
+    async def _open(self, parts: "Parts") -> Prepared:
+        order, pool = parts.order, parts.pool
         async with AsyncExitStack() as stack:
             engine = None
             if pool.artifacts:
-                engine = await stack.enter_async_context(opened(pool.artifacts, settings.engine, self.metrics))
+                engine = await stack.enter_async_context(
+                    opened(pool.artifacts, order.settings.engine, self.metrics, order.engine_url)
+                )
             client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
             await stack.enter_async_context(watching(pool, client))
-            return State(settings, pool, policies, predictor, engine, self.metrics), stack.pop_all()
+            state = State(order.settings, pool, parts.policies, parts.predictor, engine, self.metrics)
+            return Prepared(state, stack.pop_all())
         raise AssertionError("an exit stack swallows nothing")
 
 
@@ -96,18 +151,41 @@ def needs_torch(settings: Settings, pool: Pool) -> bool:
     return settings.engine.kind == "process" and any(one.probe.site is not None for one in pool.artifacts)
 
 
-def _build(settings: Settings) -> tuple[Settings, Pool, Policies, Predictor]:
+@dataclass(frozen=True)
+class Parts:
     """All that can be checked without starting anything."""
-    pool = build_pool(settings)
-    if needs_torch(settings, pool) and find_spec("torch") is None:
+
+    order: Order
+    pool: Pool
+    policies: Policies
+    predictor: Predictor
+
+
+def build(order: Order) -> Parts:
+    """
+    Raises:
+        ConfigError: the configuration does not fit together.
+        ProbeError: a probe does not load or does not fit its probe model.
+    """
+    settings = order.settings
+    pool = build_pool(settings, order.artifacts)
+    if order.engine_url is None and needs_torch(settings, pool) and find_spec("torch") is None:
         raise ConfigError(
             "these probes need torch: pip install 'pika-router[engine]', or use probes that read text alone (tfidf, "
             "length), or give arms a success_probability"
         )
-    return settings, pool, Policies(settings, pool.tier_cost, pool.probes_sha256), Predictor(pool, settings)
+    policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
+    return Parts(order, pool, policies, Predictor(pool, settings))
 
 
-async def _drain(state: State, opened: AsyncExitStack) -> None:
+def log_refusal(error: Exception) -> None:
+    """Say why a reload changes nothing."""
+    told = isinstance(error, ConfigError | ProbeError)
+    message = "reload refused, configuration and probes stay as they were: %s"
+    logger.error(message, error if told else repr(error), exc_info=None if told else error)
+
+
+async def _leave(state: State, opened: AsyncExitStack) -> None:
     """Close parts that no new request gets, once the last of theirs has ended; `limits.total_s` bounds that."""
     try:
         await state.idle.wait()
@@ -115,5 +193,5 @@ async def _drain(state: State, opened: AsyncExitStack) -> None:
         await opened.aclose()
 
 
-def _described(pool: Pool) -> str:
+def described(pool: Pool) -> str:
     return ", ".join(f"{arm.name} by {arm.probe_name}" for arm in pool.arms if arm.artifact is not None) or "no probes"

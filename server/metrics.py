@@ -1,7 +1,7 @@
 """Every Prometheus series, unit in its name. Labels are bounded by the configuration."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -16,9 +16,11 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from probes.base import FloatArray
 from probes.card import Check
 from probes.engine.wire import LOOKUPS
 from server.pool import Pool
+from server.shared_metrics import Recent, Shared, Sums
 
 # Half of the exposition would tell when each counter was made, which is when we started.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
@@ -27,8 +29,6 @@ FLAGS = (
     "infeasible", "out-of-distribution", "truncated", "text-only", "tools-unseen", "policy-changed", "uncalibrated",
     *(f"mismatch-{check}" for check in get_args(Check)),
 )  # fmt: skip
-RECENT_PROMPTS = 2000
-"""Scored prompts that the drift gauge looks at."""
 MIN_PROMPTS = 100
 """Fewer tell nothing of drift."""
 ATTEMPT_OUTCOMES = ("ok", "client_error", "server_error", "connect_error", "timeout", "broken", "cancelled")
@@ -40,11 +40,36 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 TOKENS = (64, 256, 1024, 4096, 16384, 65536)
 
 
-class Metrics:
-    """The series of one gateway, in a registry of its own."""
+@dataclass(frozen=True)
+class ArmSeries:
+    """One arm's series, looked up once: finding a series by its labels costs more than counting."""
 
-    def __init__(self) -> None:
+    in_flight: Gauge
+    attempts: Mapping[str, Counter]
+    """By outcome."""
+    success: Histogram
+    expected_correct: Counter
+    input_tokens: Counter
+    output_tokens: Counter
+    cost: Counter
+    cost_always: Counter
+    first_token: Histogram
+    duration: Histogram
+
+
+class Metrics:
+    """The series of one gateway, in a registry of its own.
+
+    Args:
+        shared: where this process counts, if it is one of several workers.
+    """
+
+    def __init__(self, shared: Shared | None = None) -> None:
+        if shared is not None:
+            shared.begin()
         self.registry = CollectorRegistry()
+        self.arms: dict[str, ArmSeries] = {}
+        self._requests: dict[tuple[str, str, str, int], Counter] = {}
         self.requests = self._counter(
             "pika_requests", "Requests answered, by HTTP code; arm is `none` where none was chosen.",
             ("arm", "policy", "path", "code"),
@@ -67,13 +92,7 @@ class Metrics:
         self.percentile = self._histogram(
             "pika_activation_percentile", "Percentile of scored prompts' distance to the training prompts.", PERCENTILES
         )
-        self._recent_percentiles: deque[float] = deque(maxlen=RECENT_PROMPTS)
-        drift = Gauge(
-            "pika_drift",
-            "Largest gap between the shares of recent prompts and of known ones up to a percentile: 0 none, 1 all.",
-            registry=self.registry,
-        )
-        drift.set_function(lambda: drift_of(self._recent_percentiles))
+        self._recent_percentiles = Recent(shared)
         self.routing = self._histogram(
             "pika_routing_seconds", "From the whole request read to its dispatch upstream.", OVERHEAD_SECONDS
         )
@@ -83,7 +102,10 @@ class Metrics:
         )  # fmt: skip
         self.duration = self._histogram("pika_request_seconds", "Whole requests.", SECONDS, ("arm",))
         self.attempts = self._counter("pika_upstream_attempts", "Upstream attempts.", ("arm", "outcome"))
-        self.in_flight = Gauge("pika_in_flight", "Requests now with an upstream.", ("arm",), registry=self.registry)
+        self.in_flight = Gauge(
+            "pika_in_flight", "Requests now with an upstream.", ("arm",), registry=self.registry,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
         self.queue_s = self._histogram(
             "pika_probe_queue_seconds", "Wait of a micro-batch's first prompt.", OVERHEAD_SECONDS
         )
@@ -101,29 +123,37 @@ class Metrics:
         self.reloads = self._counter("pika_reloads", "Reloads of configuration and probes.", ("result",))
         for result in ("done", "refused"):
             self.reloads.labels(result)
-        self.probe_info = Gauge(
-            "pika_probe_info", "The probe that an arm is routed by.", ("probe", "revision"), registry=self.registry
-        )
-        self._replicas = _Replicas()
-        self.registry.register(self._replicas)
+        self.log_dropped = self._counter("pika_log_dropped", "Log lines lost because they came faster than they go.")
+        self._told = _Told(self._recent_percentiles)
+        self._scraped = self.registry if shared is None else CollectorRegistry()
+        if shared is not None:
+            self._scraped.register(Sums(shared.folder))
+        self._scraped.register(self._told)
 
     def follow(self, pool: Pool, default_policy: str) -> None:
         """Series of this pool from now on: counters exist at zero from the start, and go on over a reload."""
         for arm in (arm.name for arm in pool.arms):
-            self.requests.labels(arm, default_policy, "routed", "200")
-            for kind in ("input", "output"):
-                self.tokens.labels(arm, kind)
-            for outcome in ATTEMPT_OUTCOMES:
-                self.attempts.labels(arm, outcome)
-            for series in (
-                self.cost, self.cost_always, self.expected_correct, self.success, self.first_token, self.duration,
-                self.in_flight,
-            ):  # fmt: skip
-                series.labels(arm)
-        self.probe_info.clear()
-        for artifact in pool.artifacts:
-            self.probe_info.labels(artifact.card.probe_name, artifact.revision).set(1)
-        self._replicas.pool = pool
+            self.request(arm, default_policy, "routed", 200)
+            self.arms[arm] = ArmSeries(
+                in_flight=self.in_flight.labels(arm),
+                attempts={outcome: self.attempts.labels(arm, outcome) for outcome in ATTEMPT_OUTCOMES},
+                success=self.success.labels(arm),
+                expected_correct=self.expected_correct.labels(arm),
+                input_tokens=self.tokens.labels(arm, "input"),
+                output_tokens=self.tokens.labels(arm, "output"),
+                cost=self.cost.labels(arm),
+                cost_always=self.cost_always.labels(arm),
+                first_token=self.first_token.labels(arm),
+                duration=self.duration.labels(arm),
+            )
+        self._told.pool = pool
+
+    def request(self, arm: str, policy: str, path: str, code: int) -> Counter:
+        """The series of `pika_requests_total` with these labels."""
+        key = (arm, policy, path, code)
+        if key not in self._requests:
+            self._requests[key] = self.requests.labels(arm, policy, path, str(code))
+        return self._requests[key]
 
     def count_flag(self, flag: str) -> None:
         """A request carried it."""
@@ -133,11 +163,11 @@ class Metrics:
         """Of a scored prompt; None where no probe has statistics."""
         if percentile is not None:
             self.percentile.observe(percentile)
-            self._recent_percentiles.append(percentile)
+            self._recent_percentiles.add(percentile)
 
     def render(self) -> bytes:
-        """The exposition format's text."""
-        return generate_latest(self.registry)
+        """The exposition format's text; of all workers where there are several."""
+        return generate_latest(self._scraped)
 
     def _counter(self, name: str, help_: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(name, help_, labels, registry=self.registry)
@@ -146,7 +176,7 @@ class Metrics:
         return Histogram(name, help_, labels, buckets=buckets, registry=self.registry)
 
 
-def drift_of(percentiles: Sequence[float]) -> float:
+def drift_of(percentiles: Sequence[float] | FloatArray) -> float:
     """How far recent prompts' percentiles are from evenly spread, as they are for prompts like the training ones.
 
     The Kolmogorov-Smirnov distance, (n,) -> [0, 1]; 0 where there are fewer than `MIN_PROMPTS`.
@@ -159,21 +189,33 @@ def drift_of(percentiles: Sequence[float]) -> float:
     return float(max((steps[1:] - shares).max(), (shares - steps[:-1]).max()))
 
 
-class _Replicas(Collector):
-    """Health is read when scraped, so that it cannot go stale here."""
+class _Told(Collector):
+    """What is read when scraped, so that it cannot go stale, and told once, however many workers there are."""
 
     pool: Pool | None = None
 
+    def __init__(self, recent_percentiles: Recent) -> None:
+        self._recent_percentiles = recent_percentiles
+
     def collect(self) -> list[GaugeMetricFamily]:
-        labels = ("arm", "replica")
-        up = GaugeMetricFamily("pika_replica_up", "Whether the last health check passed.", labels=labels)
-        breaker_open = GaugeMetricFamily(
-            "pika_breaker_open",
-            "Whether the replica failed so often that it is left alone.",
-            labels=labels,
+        probes = GaugeMetricFamily(
+            "pika_probe_info", "The probe that an arm is routed by.", labels=("probe", "revision")
         )
-        for arm in self.pool.arms if self.pool is not None else ():
-            for replica in arm.model.replicas:
-                up.add_metric((arm.name, replica.name), float(replica.healthy))
-                breaker_open.add_metric((arm.name, replica.name), float(replica.breaker.open))
-        return [up, breaker_open]
+        of_replica = ("arm", "replica")
+        up = GaugeMetricFamily("pika_replica_up", "Whether the last health check passed.", labels=of_replica)
+        breaker_open = GaugeMetricFamily(
+            "pika_breaker_open", "Whether the replica failed so often that it is left alone.", labels=of_replica
+        )
+        drift = GaugeMetricFamily(
+            "pika_drift",
+            "Largest gap between the shares of recent prompts and of known ones up to a percentile: 0 none, 1 all.",
+            drift_of(self._recent_percentiles.values()),
+        )
+        if self.pool is not None:
+            for labels in {(one.card.probe_name, one.revision): None for one in self.pool.artifacts}:
+                probes.add_metric(labels, 1)
+            for arm in self.pool.arms:
+                for replica in arm.model.replicas:
+                    up.add_metric((arm.name, replica.name), float(replica.healthy))
+                    breaker_open.add_metric((arm.name, replica.name), float(replica.breaker.open))
+        return [probes, up, breaker_open, drift]

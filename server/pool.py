@@ -80,6 +80,14 @@ class Arm:
         return None if self.artifact is None else f"{self.artifact.card.probe_name}@{self.artifact.revision}"
 
     @cached_property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What answers say of it."""
+        headers = [(b"x-pika-arm", self.name.encode()), (b"x-model-router-selected-model", self.model.name.encode())]
+        if self.probe_name is not None:
+            headers.append((b"x-pika-probe", self.probe_name.encode("latin-1", "replace")))
+        return headers
+
+    @cached_property
     def uncalibrated(self) -> bool:
         """Whether the success probability is not known to be that of one answer."""
         return self.artifact is None or self.artifact.card.calibration.of != "success"
@@ -169,8 +177,11 @@ class Pool:
         return tuple(dict.fromkeys(f"mismatch-{name}" for one in self.artifacts for name in one.mismatches))
 
 
-def build_pool(settings: Settings) -> Pool:
+def build_pool(settings: Settings, artifacts: Mapping[str, Artifact] | None = None) -> Pool:
     """The pool of a configuration whose replicas all have a URL.
+
+    Args:
+        artifacts: the probes by arm, where they have been read already.
 
     Raises:
         ConfigError: a model has no replica, a replica no URL, a key variable is not set, or mean tokens are missing.
@@ -179,7 +190,7 @@ def build_pool(settings: Settings) -> Pool:
     for problem in settings.unserved.values():
         raise ConfigError(problem)
     models = {name: _build_model(name, model) for name, model in settings.models.items()}
-    artifacts = load_probes(settings)
+    artifacts = load_probes(settings) if artifacts is None else artifacts
     arms = tuple(
         _build_arm(name, arm, models[arm.model], artifacts.get(name), settings.limits)
         for name, arm in settings.arms.items()

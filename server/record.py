@@ -49,23 +49,36 @@ class Record:
         self._finished = True
         duration_s = time.perf_counter() - self.began
         if self.sent is None:
-            self.state.metrics.requests.labels("none", "none", "none", str(status)).inc()
-            logger.info("request %s code=%d ms=%.1f", self.request_id, status, duration_s * 1e3)
+            self.state.metrics.request("none", "none", "none", status).inc()
+            self._log(status, duration_s)
             return
         decision = self.sent.decision
-        series = self.state.series[decision.arm]
-        series.requests(decision.policy, decision.path, status).inc()
-        series.duration.observe(duration_s)
+        arm = self.sent.arm.name
+        self.state.metrics.request(arm, decision.policy, decision.path, status).inc()
+        self.state.series[decision.arm].duration.observe(duration_s)
         for flag in decision.flags:
             self.state.metrics.count_flag(flag)
         if status == 200:
             self._count_answer(decision, usage)
-        logger.info(
-            "request %s arm=%s policy=%s path=%s code=%d ms=%.1f success=%s percentile=%s flags=%s",
-            *(self.request_id, self.sent.arm.name, decision.policy, decision.path, status, duration_s * 1e3),
-            *(_short(decision.success_probability, 3), _short(decision.prediction.percentile, 1)),
-            ",".join(decision.flags) or "-",
+        prediction = decision.prediction
+        self._log(
+            status,
+            duration_s,
+            arm=arm,
+            policy=decision.policy,
+            path=decision.path,
+            attempts=self.sent.attempts,
+            success_probability=decision.success_probability,
+            activation_percentile=prediction.percentile,
+            flags=decision.flags,
+            input_tokens=None if usage is None else _input_tokens(usage),
+            output_tokens=None if usage is None else _output_tokens(usage),
         )
+
+    def _log(self, status: int, duration_s: float, **fields: Any) -> None:
+        """The one line of this request; never what it says."""
+        first = {"request_id": self.request_id, "code": status, "ms": round(duration_s * 1e3, 1)}
+        logger.info("request", extra={"fields": first | fields})
 
     def _count_answer(self, decision: Decision, usage: dict[str, Any] | None) -> None:
         arms, all_series = self.state.pool.arms, self.state.series
@@ -78,8 +91,7 @@ class Record:
             level = logging.WARNING if self.sent is not None and self.sent.request.routed else logging.DEBUG
             logger.log(level, "request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
             return
-        inputs = _count(usage, "prompt_tokens") or _count(usage, "input_tokens")
-        outputs = _count(usage, "completion_tokens") or _count(usage, "output_tokens")
+        inputs, outputs = _input_tokens(usage), _output_tokens(usage)
         series.input_tokens.inc(inputs)
         series.output_tokens.inc(outputs)
         series.cost.inc(arms[decision.arm].cost_usd(inputs, outputs))
@@ -88,8 +100,12 @@ class Record:
             all_series[i].cost_always.inc(arm.cost_usd(inputs, always))
 
 
-def _short(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _input_tokens(usage: dict[str, Any]) -> int:
+    return _count(usage, "prompt_tokens") or _count(usage, "input_tokens")
+
+
+def _output_tokens(usage: dict[str, Any]) -> int:
+    return _count(usage, "completion_tokens") or _count(usage, "output_tokens")
 
 
 def _count(usage: dict[str, Any], key: str) -> int:
@@ -105,7 +121,7 @@ def decision_headers(
     if sent is None:
         return headers
     decision = sent.decision
-    headers += state.series[decision.arm].headers
+    headers += sent.arm.headers
     headers += [
         (b"x-pika-policy", decision.policy.encode()),
         (b"x-pika-path", decision.path.encode()),

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import orjson
 
-from server.upstream_connection import Connection
 from server.pool import Timeouts
 from server.replica import Replica
 from server.sse import parse_usage
 from server.upstream import BrokenError, ExchangeError, SilentError, StaleError, UnreachableError
+from server.upstream_connection import Connection
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A non-streamed answer is held until it is whole, so that a broken one can still be tried elsewhere."""

@@ -18,12 +18,12 @@ from server.errors import (
     UpstreamLimitedError,
     UpstreamTimeoutError,
 )
-from server.http import Watch
 from server.pool import Arm
 from server.relay import Answer, AttemptError, forwarded_lines, post
 from server.replica import Replica, choose
 from server.sse import ask_for_usage
 from server.state import State
+from server.watch import Watch
 
 logger = logging.getLogger(__name__)
 

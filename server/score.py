@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from probes.engine.base import EngineUnavailableError
 from server.chat_request import check_messages, parse_chat, parse_json
 from server.decision import Decision, decide
-from server.errors import BadRequestError, ProbeUnavailableError
+from server.errors import BadRequestError, ProbeUnavailableError, TotalTimeError
 from server.http import read_body, request_id
 from server.predictor import Messages, Prediction
 from server.state import State, current
@@ -25,7 +25,8 @@ async def score(request: Request) -> Response:
     """Success probability of every arm for one or more prompts."""
     state = current(request.scope)
     headers = request.scope["headers"]
-    async with state.admit():
+    with state.admit() as watch:
+        watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
         raw = await read_body(headers, request.receive, state.settings.limits)
         conversations = _conversations(parse_json(raw))
         rendered = [await state.predictor.render(messages) for messages in conversations]
@@ -48,7 +49,8 @@ async def route(request: Request) -> Response:
     """Where a chat body would go, and why."""
     state = current(request.scope)
     headers = request.scope["headers"]
-    async with state.admit():
+    with state.admit() as watch:
+        watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
         chat = parse_chat(await read_body(headers, request.receive, state.settings.limits), headers)
         decision = await decide(state, chat)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)

@@ -17,6 +17,7 @@ ROUTING_FIELDS: tuple[RoutingField, ...] = (
     "fallback",
 )  # fmt: skip
 Capability = Literal["tools", "images"]
+MAX_WORKERS = 64
 
 
 class Section(BaseModel):
@@ -38,9 +39,16 @@ class Section(BaseModel):
 
 
 class Server(Section):
+    """Read when the gateway starts: a reload changes none of it."""
+
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    workers: Literal[1] = 1
+    public: bool = False
+    """Whether `host` may be an address that other machines reach: whoever reaches it may ask."""
+    workers: int = Field(default=1, ge=1, le=MAX_WORKERS)
+    """Processes that answer; with more than one, a parent of theirs holds the port and the one engine."""
+    drain_s: float = Field(default=30, ge=0)
+    """After SIGTERM, open requests have so long to end."""
 
 
 class Prices(Section):
@@ -267,12 +275,20 @@ class Policy(Section):
 
 
 class Limits(Section):
-    """Bounds on what one gateway process takes on; times in seconds."""
+    """Bounds on what one gateway process takes on, each worker by itself; times in seconds."""
 
+    connections: int = Field(default=10_000, gt=0)
+    """Clients' open connections, idle ones included; further ones are answered with 503 and closed."""
     in_flight: int = Field(default=1000, gt=0)
+    head_kb: float = Field(default=32, gt=0)
+    """Request line and headers."""
+    head_s: float = Field(default=10, gt=0)
+    """From a request's first byte to the end of its headers."""
     body_mb: float = Field(default=10, gt=0)
-    body_s: float = Field(default=60, gt=0)
-    """From a request's head to the end of its body."""
+    body_stall_s: float = Field(default=30, gt=0)
+    """Between two pieces of a request's body."""
+    body_s: float = Field(default=120, gt=0)
+    """From the end of a request's head to the end of its body."""
     connect_s: float = Field(default=2, gt=0)
     """To an upstream."""
     first_byte_s: float = Field(default=120, gt=0)

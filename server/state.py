@@ -1,21 +1,22 @@
 """All parts of one running gateway, built once in `app.py` and handed to every request."""
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from types import TracebackType
 from typing import Any, Self
 
 from probes.engine.base import Engine
 from routing_policies.base import Policy
 from server.config import Settings
-from server.errors import OverloadedError, TotalTimeError
-from server.metrics import Metrics
+from server.errors import DrainingError, OverloadedError
+from server.metrics import ArmSeries, Metrics
 from server.policies import Policies
 from server.pool import Pool
 from server.predictor import Predictor
 from server.retry_budget import RetryBudget
-from server.series import ArmSeries
+from server.watch import Watch
 
 
 @dataclass
@@ -30,45 +31,58 @@ class State:
     retries: RetryBudget = field(default_factory=RetryBudget)
     constant_choices: dict[Policy, int] = field(default_factory=dict)
     """What policies that read costs alone choose among all arms at their mean costs."""
-    in_flight: int = 0
+    admitted: "set[Admission]" = field(default_factory=set)
+    """Requests in flight."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is in flight."""
 
     def __post_init__(self) -> None:
         self.idle.set()
-        self.series = tuple(ArmSeries(self.metrics, arm) for arm in self.pool.arms)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.admitted)
+
+    @cached_property
+    def series(self) -> list[ArmSeries]:
+        """By arm; once requests come."""
+        return [self.metrics.arms[name] for name in self.pool.names]
+
+    def admit(self) -> "Admission":
+        """A place for one request, to be entered."""
+        return Admission(self)
+
+    def end_all(self) -> None:
+        """Have every request in flight end now, with an error that says why."""
+        for admission in list(self.admitted):
+            admission.end(DrainingError("the gateway is being stopped; ask again"))
+
+
+class Admission(Watch):
+    """One of `limits.in_flight` places, and what may end the request that holds it.
+
+    Raises:
+        OverloadedError: all are taken.
+    """
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self._state = state
 
     def __enter__(self) -> Self:
-        """Hold one of `limits.in_flight` places.
-
-        Raises:
-            OverloadedError: all are taken.
-        """
-        if self.in_flight >= self.settings.limits.in_flight:
+        state = self._state
+        if len(state.admitted) >= state.settings.limits.in_flight:
             raise OverloadedError("too many requests in flight (limits.in_flight); try again shortly")
-        self.in_flight += 1
-        self.idle.clear()
-        return self
+        state.admitted.add(self)
+        state.idle.clear()
+        return super().__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        self.in_flight -= 1
-        if not self.in_flight:
-            self.idle.set()
-
-    @asynccontextmanager
-    async def admit(self) -> AsyncIterator[None]:
-        """The same, for `limits.total_s` at the most.
-
-        Raises:
-            OverloadedError: all places are taken.
-            TotalTimeError: the time is up.
-        """
-        with self:
-            try:
-                async with asyncio.timeout(self.settings.limits.total_s):
-                    yield
-            except TimeoutError as error:
-                raise TotalTimeError(self.settings.limits.total_s) from error
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        state = self._state
+        state.admitted.discard(self)
+        if not state.admitted:
+            state.idle.set()
+        super().__exit__(kind, error, at)
 
 
 def current(scope: MutableMapping[str, Any]) -> State:

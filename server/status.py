@@ -1,5 +1,6 @@
 """GET /health, /ready, /metrics and /v1/models."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -8,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.errors import UnknownModelError
 from server.pool import Arm
-from server.state import current
+from server.state import State, current
 
 router = APIRouter()
 
@@ -21,22 +22,29 @@ async def health() -> Response:
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """Whether requests can be routed: the engine scores, and some replica answers. Says which part does not."""
-    state = current(request.scope)
+    """Whether requests can be routed: the engine scores, and some replica answers. `problems` says what does not."""
+    live = request.scope["state"]["live"]
+    state: State = live.state
     replicas = {
         model.name: {replica.name: replica.healthy for replica in model.replicas} for model in state.pool.models
     }
     engine = state.engine is None or state.engine.ready
-    is_ready = engine and any(healthy for model in replicas.values() for healthy in model.values())
-    body = {"ready": is_ready, "engine": engine, "replicas": replicas}
+    away = [name for name, healthy in replicas.items() if not any(healthy.values())]
+    is_ready = engine and len(away) < len(replicas) and not live.draining
+    problems = [
+        *([_problem("gateway", "it drains: it ends when its open requests have")] if live.draining else []),
+        *([] if engine else [_problem("engine", "it is being started again, or joined; nothing can be scored")]),
+        *(_problem(f"models.{name}", "none of its replicas is healthy") for name in away),
+    ]
+    body = {"ready": is_ready, "draining": live.draining, "engine": engine, "replicas": replicas, "problems": problems}
     return JSONResponse(body, 200 if is_ready else 503)
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
-    state = current(request.scope)
-    return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    rendered = await asyncio.to_thread(current(request.scope).metrics.render)
+    return Response(rendered, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")
@@ -57,6 +65,10 @@ async def model(name: str, request: Request) -> Response:
     if index is None:
         raise UnknownModelError(f"model {name!r} does not exist; GET /v1/models lists all", "model")
     return JSONResponse(_arm_entry(state.pool.arms[index]))
+
+
+def _problem(part: str, message: str) -> dict[str, str]:
+    return {"part": part, "message": message}
 
 
 def _entry(name: str) -> dict[str, Any]:

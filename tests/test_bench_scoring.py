@@ -12,7 +12,7 @@ from offline.bench.scoring_model import LENGTHS, make, prompts
 
 KEYS = {
     "ratio_vs_reference", "ratio_vs_floor", "capacity_prompts_s", "p99_vs_ideal_queue", "goodput_at_120_percent",
-    "service_ms_batch1", "shared_prefix_ratio",
+    "service_ms_batch1", "shared_prefix_ratio", "health_p99_ms",
 }  # fmt: skip
 
 

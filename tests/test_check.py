@@ -15,6 +15,7 @@ from server.config import load as load_settings
 from tests.support.examples import card_of
 from tests.support.legacy import legacy_folder
 from tests.support.probes import D_MODEL, NANO_POOL
+from tests.test_config import pool, write
 
 SMALL = str(NANO_POOL / "nano-small")
 
@@ -114,3 +115,20 @@ def test_an_allowed_mismatch_and_another_model(tmp_path: Path) -> None:
     (_, facts), (good, other) = said(found, "arm small")
     assert "in spite of the mismatch dtype, which answers are flagged with" in facts
     assert (good, other) == (False, "its probe predicts the model nano-small, the arm asks nano-large")
+
+
+def test_says_who_answers_and_who_may_ask(tmp_path: Path) -> None:
+    def server(**section: Any) -> tuple[bool, str]:
+        file = write(tmp_path, pool(server=section))
+        [found] = said(list(check(load_settings(file))), "server")
+        return found
+
+    assert server() == (True, "one process answers, at 127.0.0.1:8000")
+    good, message = server(workers=4, host="0.0.0.0", public=True)
+    assert good
+    assert message.startswith("4 processes answer, one engine computes for all")
+    assert message.endswith("at 0.0.0.0:8000 for all to reach")
+    good, message = server(host="0.0.0.0")
+    assert not good
+    assert "say --public (server.public: true)" in message
+    assert server(host="no.such.host.invalid")[0] is False

@@ -20,6 +20,7 @@ from server.pool import build_pool
 from tests.conftest import POOL
 from tests.support import upstream as faults
 from tests.support.processes import until
+from tests.support.serve import served
 from tests.test_config import arm, model, pool, write
 
 
@@ -118,6 +119,31 @@ def test_a_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str], comma
 def test_a_port_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", str(write(tmp_path, pool())), "--port", "99999"]) == 2
     assert "port 99999 does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_without_keys_strangers_are_kept_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str) -> None:
+    file = write(tmp_path, pool())
+    assert main(["serve", str(file), "--host", host, "--port", "0"]) == 2
+    message = capsys.readouterr().err
+    assert f"other machines may reach {host}" in message
+    assert "say --public" in message
+    file = write(tmp_path, pool(server={"host": host, "port": 0}))
+    assert main(["serve", str(file)]) == 2
+
+
+@pytest.mark.parametrize(("options", "server"), [(["--public"], {}), ([], {"public": True})])
+def test_whoever_says_so_is_reached_by_all(tmp_path: Path, options: list[str], server: dict[str, Any]) -> None:
+    with served(write(tmp_path, pool(server=server)), None, "--host", "0.0.0.0", *options) as gateway:
+        assert gateway.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "65", "many"])
+def test_a_number_of_workers_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(write(tmp_path, pool())), "--workers", count])
+    assert ended.value.code == 2
+    assert "--workers" in capsys.readouterr().err
 
 
 def copy_pool(folder: Path) -> Path:

@@ -78,7 +78,7 @@ def test_defaults_and_words(tmp_path: Path) -> None:
         ({"engine": {"kind": "remote"}}, "kind: remote needs one url: tcp://HOST:PORT or unix:///PATH"),
         ({"engine": {"kind": "remote", "url": "http://h:1"}}, "is no address of an engine"),
         ({"engine": {"url": "tcp://h:1"}}, "say kind: remote, or kind: vllm"),
-        ({"server": {"workers": 2}}, "server.workers"),
+        ({"server": {"workers": 0}}, "server.workers"),
         ({"out_of_distribution": {"action": {"arm": "nobody"}}}, "out_of_distribution.action: 'nobody' is no arm"),
         ({"out_of_distribution": {"percentile": 101}}, "out_of_distribution.percentile"),
         ({"out_of_distribution": {"action": "drop"}}, "out_of_distribution.action"),

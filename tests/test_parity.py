@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from probes.card import Dtype, Pass, Recipe, Site
+from probes.engine.attention import IN_BLOCKS
 from probes.engine.probe_model import ProbeModel
 from probes.engine.reading import Reading
 from tests.support.architectures import ARCHITECTURES, LONGEST, SIZES, VOCABULARY, save
@@ -30,9 +31,9 @@ def pass_of(folder: Path, dtype: Dtype = "float32") -> Pass:
 
 
 def prompts() -> list[Ids]:
-    """Of mixed lengths, from one token on, most of them longer than the window."""
+    """Of mixed lengths, from one token on, most of them longer than the window; some that attend in blocks."""
     rng = np.random.default_rng(0)
-    lengths = [1, 2, 4, LONGEST, *rng.integers(5, LONGEST, size=8), 41, 40, 40]
+    lengths = [1, 2, 4, LONGEST, *rng.integers(5, LONGEST, size=8), 41, 40, 40, IN_BLOCKS[0], 250]
     return [tuple(rng.integers(3, VOCABULARY, size=n).tolist()) for n in lengths]
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from server.config import Settings, load
-from server.live import Live
+from server.live import Live, Order
 from tests.support import upstream as faults
 from tests.support.probes import NANO_POOL
 from tests.support.processes import descendants, until
@@ -117,7 +117,7 @@ def test_what_fails_a_check_leaves_all_as_it_was(spoil: Any, said: str, tmp_path
 
 @pytest.mark.anyio
 async def test_a_failure_that_nobody_foresaw_is_told_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    live = Live(load(write_config(tmp_path, pool())))
+    live = Live(Order(load(write_config(tmp_path, pool()))))
     await live.open()
     before = live.state
 

@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
 from offline.bench import scoring_ways
+from offline.bench.scoring_health import health_s
 from offline.bench.scoring_load import Point, Running, offer, running, throughput
 from offline.bench.scoring_model import Model, filled, make, prompts
 from offline.bench.scoring_report import plot, table
 from offline.bench.scoring_soak import soak
 from offline.bench.scoring_ways import Cost
 from offline.progress import bars
-from probes.base import ProbeError
+from probes.base import FloatArray, ProbeError
 
 T = TypeVar("T")
 EXAMPLES = """examples:
@@ -40,7 +41,7 @@ EXAMPLES = """examples:
 The last line is JSON: ratio_vs_reference and ratio_vs_floor are CPU seconds of the research code's way, and of the bare
 matrix products, divided by the engine's; p99_vs_ideal_queue is at 70% of capacity, goodput_at_120_percent the share of
 capacity that is answered in time when 120% is offered; shared_prefix_ratio is what 100-token questions cost after a
-shared system prompt of 300 tokens, against none.
+shared system prompt of 300 tokens, against none; health_p99_ms is of /health at a gateway whose engine is saturated.
 """
 LOADS = (0.25, 0.5, 0.7, 0.9, 1.2)
 JUDGED, OVERLOAD = 0.7, 1.2
@@ -84,6 +85,8 @@ class Measured:
     """Mean of one prompt alone."""
     shared_prefix: float
     points: list[Point] = field(default_factory=list)
+    health_s: FloatArray = field(default_factory=lambda: np.empty(0))
+    """Of a gateway whose engine is saturated."""
 
     def summary(self) -> dict[str, float]:
         """The last line."""
@@ -96,6 +99,7 @@ class Measured:
             "goodput_at_120_percent": round(at[OVERLOAD].achieved / self.capacity, 3),
             "service_ms_batch1": round(1000 * self.service_s, 2),
             "shared_prefix_ratio": round(self.shared_prefix, 3),
+            "health_p99_ms": round(1000 * float(np.percentile(self.health_s, 99)), 2),
         }
 
 
@@ -114,7 +118,7 @@ def main(argv: list[str]) -> int:
                 print(json.dumps(asyncio.run(soak(model, args.soak, args.seed, advance))))
             return 0
         plan = QUICK if args.quick else PLANS.get(args.shape, LARGE)
-        measured = asyncio.run(measure(model, plan, args.seed))
+        measured = asyncio.run(measure(model, plan, args.seed, Path(scratch)))
     Console().print(table(measured))
     plot(measured, args.plot)
     Console().print(f"plot: {args.plot}", highlight=False)
@@ -122,7 +126,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-async def measure(model: Model, plan: Plan, seed: int) -> Measured:
+async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measured:
     """All of it. While one way is measured, the others wait."""
     sample = prompts(model, plan.offline, seed)
     lengths = [len(prompt) for prompt in sample]
@@ -170,6 +174,12 @@ async def measure(model: Model, plan: Plan, seed: int) -> Measured:
                 await load(at, share)
             async with running(model, BOUND) as bounded:
                 await load(bounded, LOADS[-1])
+    with (
+        _bar("/health of a gateway whose engine is saturated", 1) as advance,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others,
+    ):
+        measured.health_s = await health_s(model, others, scratch)
+        advance(1)
     return measured
 
 

@@ -83,9 +83,12 @@ def _random_model(folder: Path) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from probes.engine.loading import quiet
+
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(**DEFAULT))  # type: ignore[no-untyped-call]  # Transformers leaves it open
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (NANO / file).exists():
             shutil.copy(NANO / file, folder)

@@ -36,7 +36,8 @@ def table(measured: "Measured") -> Group:
         refused = f"{len(point.refused_s) / (len(point.refused_s) + len(point.latency_s)):.0%}"
         row = (f"{point.share:.0%}", f"{point.achieved:.1f}", *latencies, ideal, refused)
         load.add_row(*row, f"{point.batch_prompts:.1f}", f"{point.cpu_s:.1f}")
-    return Group(ways, load)
+    p50, p99 = np.percentile(1000 * measured.health_s, (50, 99))
+    return Group(ways, load, f"/health of a gateway whose engine is saturated: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
 
 
 def plot(measured: "Measured", file: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from offline.bench.scoring_model import Model
 from probes.engine.base import Prompt
 from probes.engine.cores import cores
-from probes.engine.loading import cut, read_config
+from probes.engine.loading import cut, quiet, read_config
 from probes.engine.local import LocalEngine
 from probes.engine.probe_model import SMALL_PARAMETERS
 
@@ -115,9 +115,10 @@ def _config(model: Model) -> Any:
 
 def _load(loader: Any, model: Model, **options: Any) -> Any:
     dtype = getattr(torch, model.dtype)
-    return loader.from_pretrained(
-        model.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
-    ).eval()
+    with quiet():
+        return loader.from_pretrained(
+            model.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        ).eval()
 
 
 def _use_threads(module: Any) -> None:

@@ -6,6 +6,7 @@ Here no mask spans two prompts; windows, caps and sinks are as the architecture'
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +18,11 @@ from transformers import AttentionInterface
 
 PACKED = "pika-packed"
 """The name by which Transformers calls `transformers_attention`. It has no masks of that name, so it makes none."""
+
+
+BLOCK = 64
+IN_BLOCKS = range(192, 768)
+"""Tokens of prompts that `_in_blocks` is faster for than torch's own kernel on a CPU, by a tenth to a quarter."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,11 @@ class Packing:
         """How many tokens of every prompt are queries, if only the last `tail` of each are."""
         return self.lengths if tail is None else [min(tail, length) for length in self.lengths]
 
+    @cached_property
+    def ahead(self) -> Tensor:
+        """What is added to a block's own logits, (BLOCK, BLOCK): -inf for keys ahead of their query."""
+        return torch.full((BLOCK, BLOCK), -torch.inf, device=self._device).triu(1)
+
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor | None:
         """Which keys the last queries see, (queries, keys); None: all."""
         if queries == 1 and (window is None or window >= keys):
@@ -103,6 +114,8 @@ def attend(
     if packing.keep is not None:
         packing.keep.keys.append(key.clone())
         packing.keep.values.append(value.clone())
+    if len(packing.lengths) == 1 and packing.spans[0].prefix is None and not query.is_cuda:
+        return _one(query, key, value, packing, scaling, window, softcap, sinks)
     asked = packing.asked(tail)
     keys, values = [], []
     own = zip(torch.split(key, packing.lengths, dim=1), torch.split(value, packing.lengths, dim=1), strict=True)
@@ -118,9 +131,8 @@ def attend(
         [
             _one(*one, packing, scaling, window, softcap, sinks)
             for one in zip(torch.split(query, asked, dim=1), keys, values, strict=True)
-        ],
-        dim=1,
-    ).transpose(0, 1)
+        ]
+    )
 
 
 def _one(
@@ -133,7 +145,7 @@ def _one(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """One prompt's, (heads, queries, head_dim)."""
+    """One prompt's, (queries, heads, head_dim)."""
     heads, queries, _ = query.shape
     n = key.shape[1]
     if window is not None and window >= n:
@@ -141,10 +153,12 @@ def _one(
     grouped = heads != key.shape[0]
     if softcap is None and sinks is None:
         causal = queries == n and window is None
+        if causal and n in IN_BLOCKS and query.device.type == "cpu" and query.dtype == torch.float32:
+            return _in_blocks(query, key, value, packing, scaling)
         mask = None if causal else packing.mask(queries, n, window)
         return scaled_dot_product_attention(
             query[None], key[None], value[None], attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
-        )[0]
+        )[0].transpose(0, 1)
     if grouped:
         key, value = (x.repeat_interleave(heads // x.shape[0], dim=0) for x in (key, value))
     logits = (query @ key.transpose(1, 2)) * scaling  # (heads, queries, keys)
@@ -156,7 +170,23 @@ def _one(
     if sinks is not None:
         beside = sinks[:, None, None].expand(-1, queries, 1)
         logits = torch.cat([logits, beside.to(logits.dtype)], dim=-1)
-    return softmax(logits, dim=-1, dtype=torch.float32)[..., :n].to(value.dtype) @ value
+    return (softmax(logits, dim=-1, dtype=torch.float32)[..., :n].to(value.dtype) @ value).transpose(0, 1)
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
+    """Causal attention of a whole prompt, a block of queries at a time: what lies ahead of a block is not computed.
+    Returns (queries, heads, head_dim)."""
+    heads, n, _ = query.shape
+    if heads != key.shape[0]:
+        key, value = (x.repeat_interleave(heads // x.shape[0], dim=0) for x in (key, value))
+    query, key = query * scaling, key.transpose(1, 2)
+    found = []
+    for begin in range(0, n, BLOCK):
+        end = min(n, begin + BLOCK)
+        logits = query[:, begin:end] @ key[:, :, :end]  # (heads, block, keys)
+        logits[:, :, begin:].add_(packing.ahead[: end - begin, : end - begin])
+        found.append(softmax(logits, dim=-1) @ value[:, :end])
+    return torch.cat(found, dim=1).transpose(0, 1)
 
 
 def _variable_length(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from probes.engine.attention import Packing, Prefix, Span
-from probes.engine.lean import LEAN, lean_forward
+from probes.engine.lean import LEAN, LeanForward
 from probes.engine.loading import PACKABLE
 from probes.engine.reading import Hidden, Reading, Rows
 
@@ -30,8 +30,8 @@ class Forward:
         self._with_head = reading.next_token
         self._device = device
         deepest = max(self._layers)
-        self._tail = None if deepest in (0, *reading.sequence_layers) else reading.tail
-        self._lean = kind in LEAN
+        self._tail = None if deepest in (0, *reading.whole_layers) else reading.tail
+        self._lean = LeanForward(self._base) if kind in LEAN else None
         self.packs = kind in PACKABLE
         """Whether prompts need no padding."""
 
@@ -44,12 +44,12 @@ class Forward:
         if not self.packs:
             return self._padded([span.token_ids for span in spans])
         packing = Packing(spans, self._device, keep)
-        return self._lean_pass(packing) if self._lean else self._packed(packing)
+        return self._packed(packing) if self._lean is None else self._lean_pass(packing, self._lean)
 
-    def _lean_pass(self, packing: Packing) -> Hidden:
+    def _lean_pass(self, packing: Packing, forward: LeanForward) -> Hidden:
         deepest = max(self._layers)
         tail = None if packing.keep is not None else self._tail
-        found = lean_forward(self._base, packing, self._layers, tail)
+        found = forward(packing, self._layers, tail)
         layers = {
             layer: self._rows(values, packing.asked(tail) if layer == deepest else packing.lengths)
             for layer, values in found.items()

@@ -2,13 +2,18 @@
 
 In the deepest block, only the tokens that are read go through queries, output and feed-forward; of the others, keys and
 values are all that anything depends on. That is most of a block's products.
+
+Small models spend as long on the way to a product as in it, so a block's weights are looked up once, and queries, keys
+and values are one product.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm
+from torch.nn.functional import linear, rms_norm
 
 from probes.engine.attention import Packing, attend
 
@@ -16,74 +21,156 @@ LEAN = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks are: RMS norm, attention with rotated queries and keys, RMS norm, gated feed-forward."""
 
 
-def lean_forward(model: Any, packing: Packing, layers: set[int], tail: int | None) -> dict[int, Tensor]:
-    """Hidden states by layer, (tokens, d_model).
+@dataclass(frozen=True)
+class Linear:
+    weight: Tensor
+    """(out, in)"""
+    bias: Tensor | None
 
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + self(x)"""
+        onto = torch.addmm(residual, x, self.weight.t())
+        return onto if self.bias is None else onto.add_(self.bias)
+
+    def rows(self, rows: slice) -> "Linear":
+        return Linear(self.weight[rows], None if self.bias is None else self.bias[rows])
+
+
+@dataclass(frozen=True)
+class Norm:
+    weight: Tensor
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            return rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
+        # The same in fewer steps, which a small model feels.
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale: Tensor = size.square_().mul_(1 / x.shape[-1]).add_(self.epsilon).rsqrt_()
+        return (x * scale).mul_(self.weight)
+
+
+class Block:
+    """One block of Transformers' model.
+
+    Its query, key and value weights become views of one tensor, so that they take no memory twice.
+    """
+
+    def __init__(self, config: Any, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.size: int = attention.head_dim
+        self.scaling: float = attention.scaling
+        self.window = _window(config, attention)
+        self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.queries = attention.q_proj.out_features // self.size
+        self.keys = attention.k_proj.out_features // self.size
+        self.q = self.qkv.rows(slice(0, self.queries * self.size))
+        self.kv = self.qkv.rows(slice(self.queries * self.size, None))
+        self.qk_norms = (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+        self.output = _linear(attention.o_proj)
+        self.attention_norm = _norm(layer.input_layernorm)
+        self.mlp_norm = _norm(layer.post_attention_layernorm)
+        self.gate, self.up, self.down = map(_linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
+
+    def __call__(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing, block: int, tail: int | None
+    ) -> Tensor:
+        """
+        Args:
+            hidden: (tokens, d_model)
+            cos, sin: (tokens, 1, head_dim)
+            tail: only the last `tail` tokens of every prompt are asked for; None: all.
+
+        Returns: (queries, d_model)
+        """
+        heads, normed = self.queries, self.attention_norm(hidden)
+        if tail is None:
+            read = self._heads(self.qkv(normed))  # (tokens, heads + 2 kv_heads, head_dim)
+            query, key, value = torch.split(read, [heads, self.keys, self.keys], dim=1)
+            if self.qk_norms is None:
+                query, key = torch.split(_rotate(read[:, : heads + self.keys], cos, sin), [heads, self.keys], dim=1)
+            else:
+                q_norm, k_norm = self.qk_norms
+                query, key = _rotate(q_norm(query), cos, sin), _rotate(k_norm(key), cos, sin)
+        else:
+            key, value = torch.split(self._heads(self.kv(normed)), self.keys, dim=1)
+            rows = _tails(packing, tail, hidden.device)
+            hidden = hidden[rows]
+            query = self._heads(self.q(normed[rows]))
+            if self.qk_norms is not None:
+                query, key = self.qk_norms[0](query), self.qk_norms[1](key)
+            query, key = _rotate(query, cos[rows], sin[rows]), _rotate(key, cos, sin)
+        attended = attend(
+            query.transpose(0, 1),
+            key.transpose(0, 1),
+            value.transpose(0, 1),
+            packing,
+            block,
+            scaling=self.scaling,
+            window=self.window,
+            tail=tail,
+        )
+        hidden = self.output.onto(hidden, attended.flatten(1))
+        normed = self.mlp_norm(hidden)
+        return self.down.onto(hidden, self.activation(self.gate(normed)).mul_(self.up(normed)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1, self.size)
+
+
+class LeanForward:
+    """
     Args:
         model: Transformers' base model, cut; its final norm is an identity where that is not asked for.
-        tail: the deepest layer is asked of the last `tail` tokens of every prompt alone, (queries, d_model).
     """
-    token_ids, positions = packing.row()
-    hidden = model.embed_tokens(token_ids)
-    cos, sin = (table[0, :, None] for table in model.rotary_emb(hidden, positions[None]))  # (tokens, 1, head_dim)
-    deepest = max(layers)
-    found = {0: hidden} if 0 in layers else {}
-    for block in range(deepest):
-        last = tail if block + 1 == deepest else None
-        rows = None if last is None else _tails(packing, last, hidden.device)
-        hidden = _block(model, block, hidden, cos, sin, packing, last, rows)
-        if block + 1 == len(model.layers):
-            hidden = model.norm(hidden)
-        if block + 1 in layers:
-            found[block + 1] = hidden
-    return found
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._blocks = [Block(model.config, layer) for layer in model.layers]
+
+    def __call__(self, packing: Packing, layers: set[int], tail: int | None) -> dict[int, Tensor]:
+        """Hidden states by layer, (tokens, d_model).
+
+        Args:
+            tail: the deepest layer is asked of the last `tail` tokens of every prompt alone, (queries, d_model).
+        """
+        token_ids, positions = packing.row()
+        hidden = self._model.embed_tokens(token_ids)
+        cos, sin = (table[0, :, None] for table in self._model.rotary_emb(hidden, positions[None]))
+        deepest = max(layers)
+        found = {0: hidden} if 0 in layers else {}
+        for i, block in enumerate(self._blocks[:deepest]):
+            hidden = block(hidden, cos, sin, packing, i, tail if i + 1 == deepest else None)
+            if i + 1 == len(self._blocks):
+                hidden = self._model.norm(hidden)
+            if i + 1 in layers:
+                found[i + 1] = hidden
+        return found
 
 
-def _block(
-    model: Any,
-    block: int,
-    hidden: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    packing: Packing,
-    tail: int | None,
-    rows: Tensor | None,
-) -> Tensor:
-    layer = model.layers[block]
-    attention = layer.self_attn
-    size = attention.head_dim
-    normed = _norm(layer.input_layernorm, hidden)
-    key = attention.k_proj(normed).unflatten(-1, (-1, size))  # (tokens, kv_heads, head_dim)
-    value = attention.v_proj(normed).unflatten(-1, (-1, size))
-    q_cos, q_sin = cos, sin
-    if rows is not None:
-        normed, hidden, q_cos, q_sin = normed[rows], hidden[rows], cos[rows], sin[rows]
-    query = attention.q_proj(normed).unflatten(-1, (-1, size))
-    if hasattr(attention, "q_norm"):
-        query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-    query, key = _rotate(query, q_cos, q_sin), _rotate(key, cos, sin)
-    attended = attend(
-        query.transpose(0, 1),
-        key.transpose(0, 1),
-        value.transpose(0, 1),
-        packing,
-        block,
-        scaling=attention.scaling,
-        window=_window(model.config, attention),
-        tail=tail,
-    )
-    hidden = hidden + attention.o_proj(attended.flatten(1))
-    return hidden + _feed_forward(layer.mlp, _norm(layer.post_attention_layernorm, hidden))
+def _joined(*modules: Any) -> Linear:
+    """Several linear modules as one, theirs from now on views of it."""
+    weight = torch.cat([module.weight for module in modules])
+    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+    sizes = [module.out_features for module in modules]
+    for module, own in zip(modules, torch.split(weight, sizes), strict=True):
+        module.weight.data = own
+    if bias is not None:
+        for module, own in zip(modules, torch.split(bias, sizes), strict=True):
+            module.bias.data = own
+    return Linear(weight, bias)
 
 
-def _feed_forward(mlp: Any, x: Tensor) -> Tensor:
-    gate = mlp.act_fn(mlp.gate_proj(x))  # (queries, d_feed_forward)
-    down: Tensor = mlp.down_proj(gate.mul_(mlp.up_proj(x)))
-    return down
+def _linear(module: Any) -> Linear:
+    return Linear(module.weight, module.bias)
 
 
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, module.variance_epsilon)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

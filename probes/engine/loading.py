@@ -109,7 +109,7 @@ def from_safetensors(loader: Any, pass_: Pass, name: str, **options: Any) -> Pre
         ProbeError: it cannot be loaded, or a tensor of it is missing.
     """
     try:
-        with _quiet():
+        with quiet():
             # safetensors alone: other weights are pickles.
             model, found = loader.from_pretrained(
                 pass_.probe_model,
@@ -155,7 +155,7 @@ def longest_alike(config: Any) -> int | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bar, and the report that the blocks we left out were left out."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

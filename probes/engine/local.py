@@ -10,10 +10,10 @@ import numpy as np
 
 from probes.artifact import Artifact, distinct_passes
 from probes.base import FloatArray, Inputs, ProbeError
-from probes.card import Site
 from probes.engine import heads
 from probes.engine.base import Prompt, Scores
 from probes.prompt import Messages, Renderer, conversation_text
+from probes.token_readout import TokenReadout
 
 if TYPE_CHECKING:
     from probes.engine.probe_model import ProbeModel
@@ -114,12 +114,9 @@ class LocalEngine:
 def _reading(artifacts: Sequence[Artifact]) -> "Reading":
     from probes.engine.reading import Reading
 
-    sites: dict[Site, None] = {}
-    layers: dict[int, None] = {}
-    for artifact in artifacts:
-        for site in heads.sites(artifact):
-            if site.position is None:
-                layers[site.layer] = None
-            else:
-                sites[site] = None
-    return Reading(tuple(sites), tuple(layers), any(artifact.probe.next_token for artifact in artifacts))
+    sites = dict.fromkeys(site for artifact in artifacts for site in heads.sites(artifact) if site.position is not None)
+    return Reading(
+        tuple(sites),
+        pooled=tuple(artifact.probe for artifact in artifacts if isinstance(artifact.probe, TokenReadout)),
+        next_token=any(artifact.probe.next_token for artifact in artifacts),
+    )

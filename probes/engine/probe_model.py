@@ -26,6 +26,7 @@ from probes.engine.loading import (
     remove_final_norm,
 )
 from probes.engine.next_token import STATISTICS, next_token_statistics
+from probes.engine.pooling import Pooling
 from probes.engine.prefixes import Prefixes
 from probes.engine.reading import Hidden, Reading, gather
 
@@ -76,12 +77,13 @@ class ProbeModel:
             remove_final_norm(self._model)
         self._batch_tokens = CPU_MICRO_BATCH_TOKENS if self.device.type == "cpu" else MICRO_BATCH_TOKENS
         self._forward_pass = Forward(self._model, reading, self.depth, self.device)
+        self._pooling = Pooling(reading.pooled, self.device) if reading.pooled else None
         self.longest_alike = longest_alike(config)
         """Tokens up to which prompts may be read together; None: all may."""
         self.padding_tokens = 0
         """Computed for nothing so far; none where prompts are packed."""
         self._prefixes: Prefixes | None = None
-        if reuse_prefixes and config.model_type in PACKABLE and not reading.sequence_layers:
+        if reuse_prefixes and config.model_type in PACKABLE and not reading.whole_layers:
             self._prefixes = Prefixes(self._make_prefix, reading.tail)
 
     def read(
@@ -113,6 +115,7 @@ class ProbeModel:
         next_token = None
         if self.reading.next_token:
             next_token = allocate((len(prompts), STATISTICS), np.float64)
+        pooled = np.empty((len(prompts), len(self.reading.pooled)))
         with _threads(self._max_threads), torch.inference_mode():
             for i, batch in enumerate(micro_batches(lengths.tolist(), self._batch_tokens, self.longest_alike)):
                 if i < skip:
@@ -121,6 +124,8 @@ class ProbeModel:
                 for rows, hidden in self._halving([prompts[row] for row in batch], batch):
                     if self.reading.sites:
                         at_sites[rows] = gather(hidden, self.reading.sites).float().cpu().numpy()
+                    if self._pooling is not None:
+                        pooled[rows] = self._pooling(hidden).cpu().numpy()
                     for layer, values in all_tokens.items():
                         found = hidden.layers[layer]
                         tokens = found.values.float().cpu().numpy()
@@ -134,6 +139,7 @@ class ProbeModel:
             activations={site: at_sites[:, i] for i, site in enumerate(self.reading.sites)},
             next_token=next_token,
             sequences={layer: Sequences(values, starts, lengths) for layer, values in all_tokens.items()},
+            pooled={probe: pooled[:, i] for i, probe in enumerate(self.reading.pooled)},
         )
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:

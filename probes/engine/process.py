@@ -33,23 +33,14 @@ HUNG_S = 30.0
 MAX_LINE_BYTES = 2**20
 
 
-class ProcessEngine:
-    """Starts a child process that listens at a Unix socket, joins it, and restarts it should it die.
-
-    Satisfies `Engine`. Other gateways of this user may join at `url` too.
+class EngineProcess:
+    """A child process that listens at a Unix socket, restarted should it die. Gateways of this user join at `url`.
 
     Args:
         artifacts: the probes, in the order of the scores.
-        on_report: called with what the engine says of its work.
     """
 
-    def __init__(
-        self,
-        artifacts: Sequence[Artifact],
-        options: EngineOptions | None = None,
-        *,
-        on_report: Callable[[Report], None] = lambda report: None,
-    ) -> None:
+    def __init__(self, artifacts: Sequence[Artifact], options: EngineOptions | None = None) -> None:
         self._socket = Path(tempfile.gettempdir(), f"pika-engine-{secrets.token_hex(8)}", "engine.sock")
         self.url = f"unix://{self._socket}"
         self._arguments = (
@@ -57,13 +48,8 @@ class ProcessEngine:
             self.url,
             *map(encode_artifact, artifacts),
         )
-        self._client = SocketEngine(self.url, artifacts, on_report=on_report)
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-
-    @property
-    def ready(self) -> bool:
-        return self._client.ready
 
     @property
     def pid(self) -> int | None:
@@ -79,7 +65,6 @@ class ProcessEngine:
         self._socket.parent.mkdir(mode=0o700)  # of this user alone, as is the socket in it
         try:
             process = await self._spawn()
-            await self._client.start()
         except BaseException:
             await self._end()
             raise
@@ -90,12 +75,7 @@ class ProcessEngine:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
                 await self._supervisor
-        await self._client.close()
         await self._end()
-
-    async def score(self, prompts: Sequence[Prompt], deadline: float) -> Scores:
-        """See `Engine.score`."""
-        return await self._client.score(prompts, deadline)
 
     async def _supervise(self, process: asyncio.subprocess.Process) -> None:
         """Start another child whenever one dies or hangs; ends when cancelled."""
@@ -162,6 +142,49 @@ class ProcessEngine:
                 with suppress(ProcessLookupError):
                     process.kill()
             await process.wait()
+
+
+class ProcessEngine(EngineProcess):
+    """An engine process and the connection to it. Satisfies `Engine`.
+
+    Args:
+        on_report: called with what the engine says of its work.
+    """
+
+    def __init__(
+        self,
+        artifacts: Sequence[Artifact],
+        options: EngineOptions | None = None,
+        *,
+        on_report: Callable[[Report], None] = lambda report: None,
+    ) -> None:
+        super().__init__(artifacts, options)
+        self._client = SocketEngine(self.url, artifacts, on_report=on_report)
+
+    @property
+    def ready(self) -> bool:
+        return self._client.ready
+
+    async def start(self) -> None:
+        """Start the child, join it, and return when it can score.
+
+        Raises:
+            ProbeError: a probe or a probe model cannot be loaded.
+        """
+        await super().start()
+        try:
+            await self._client.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        await self._client.close()
+        await super().close()
+
+    async def score(self, prompts: Sequence[Prompt], deadline: float) -> Scores:
+        """See `Engine.score`."""
+        return await self._client.score(prompts, deadline)
 
 
 async def _speaks(path: Path, within_s: float = HUNG_S) -> bool:

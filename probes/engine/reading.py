@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from probes.card import Site
+from probes.token_readout import TokenReadout
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,20 @@ class Reading:
     sites: tuple[Site, ...] = ()
     """Each with a position."""
     sequence_layers: tuple[int, ...] = ()
-    """Layers of which all prompt tokens are read."""
+    """Layers of which all prompt tokens' activations are handed out."""
     next_token: bool = False
     """Next-token statistics, which need the full depth and the LM head."""
+    pooled: tuple[TokenReadout, ...] = ()
+    """Probes that read all prompt tokens, and whose outputs alone are handed out."""
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return tuple(sorted({*(site.layer for site in self.sites), *self.sequence_layers}))
+        return tuple(sorted({*(site.layer for site in self.sites), *self.whole_layers}))
+
+    @property
+    def whole_layers(self) -> frozenset[int]:
+        """Layers that are needed of all prompt tokens."""
+        return frozenset((*self.sequence_layers, *(probe.site.layer for probe in self.pooled)))
 
     @property
     def tail(self) -> int:

@@ -32,6 +32,8 @@ from probes.engine.server import EngineServer
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES, MAPPED_BYTES = 2**28, 2**25
 GOING_S, GOING_STEPS = 0.5, 50
 UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
 """Transformers imports these wherever they are installed: 125 MB that no forward pass reads."""
@@ -39,12 +41,13 @@ UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
 
 def main(options: str, url: str, *arguments: str) -> None:
     parent = os.getppid()
+    _keep_freed_memory()
     signal.signal(signal.SIGTERM, lambda *_: _end(url, parent))
     die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
         _end(url, parent)
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with _private_stdout() as out:
+    with private_stdout() as out:
 
         def tell(error: str | None) -> None:
             out.write(orjson.dumps(error) + b"\n")
@@ -106,6 +109,16 @@ def _load(artifacts: Sequence[Artifact], device: str) -> LocalEngine:
     return LocalEngine(artifacts, device)
 
 
+def _keep_freed_memory() -> None:
+    """Ask glibc not to give back what a forward pass frees, which the next one needs again: page by page that costs
+    a tenth of a small model's time."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+            libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
 def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
     """Ask Linux for a signal when the parent ends, however that ends."""
     if sys.platform == "linux":
@@ -126,7 +139,7 @@ def _end(url: str, parent: int) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def _private_stdout() -> BinaryIO:
+def private_stdout() -> BinaryIO:
     """The real stdout; what libraries print goes to stderr instead."""
     private = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

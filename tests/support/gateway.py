@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+import yaml
 from fastapi import FastAPI
 
 from server.config import Settings, load
@@ -62,3 +63,11 @@ def constant_pool(urls: dict[str, list[str]], **sections: Any) -> Settings:
         }
     policy = {"name": "utility", "lambda": 0}
     return Settings.model_validate({"models": models, "arms": arms, "policy": policy, **sections})
+
+
+def write_pool(folder: Path, urls: dict[str, list[str]], **sections: Any) -> Path:
+    """The same as a file, for a gateway that is a process."""
+    pool = constant_pool(urls, **sections).model_dump(mode="json", by_alias=True, exclude_none=True)
+    file = folder / "pool.yaml"
+    file.write_text(yaml.safe_dump(pool, sort_keys=False))
+    return file

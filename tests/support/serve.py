@@ -33,7 +33,7 @@ class Served:
         self.client = httpx.Client(base_url=match[1], timeout=30)
 
     def _said(self) -> re.Match[str] | None:
-        return re.search(r"gateway ready on (\S+)", "".join(self.log))
+        return re.search(r"gateway ready on (http://[\w.:]+)", "".join(self.log))
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -135,6 +135,17 @@ async def stalls_in_mid_stream(_: Request, to: Connection) -> None:
     await to.until_left()
 
 
+async def streams_a_while(request: Request, to: Connection) -> None:
+    """As it should be, but a stream of 30 chunks takes a second and a half."""
+    if not request.body.get("stream"):
+        return await answers(request, to)
+    await to.send(EVENTS)
+    for _ in range(30):
+        await to.send(chunk(CHUNK))
+        await asyncio.sleep(0.05)
+    await to.send(chunk(LAST) + b"0\r\n\r\n")
+
+
 async def streams_on(_: Request, to: Connection) -> None:
     """A chunk every 50 ms, for half a minute at the most."""
     await to.send(EVENTS)

@@ -1,0 +1,128 @@
+"""A gateway process: an application on a listening socket, until it is told to stop."""
+
+import asyncio
+import gc
+import logging
+import math
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.app import create_app
+from server.config import Settings
+from server.connection import Connection
+from server.listen import url_of
+from server.live import Live, described
+from server.log import QueueHandler
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 60
+"""Idle connections are closed later than most clients drop them, so that none is closed under a new request."""
+LAST_WORDS_S = 6
+"""Requests that are cut short have so long to say so."""
+
+Read = Callable[[], Settings]
+"""Reads the configuration file, with what the command line says on top."""
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn inside our own lifespan and signal handling.
+
+    Its own lifespan protocol would turn an exception at start into a traceback and an exit code, and it would raise
+    the signals that it catches again, killing us before we cleaned up.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: Mapping[str, Any], on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.lifespan_state = state
+        self.on_started = on_started
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan.state.update(self.lifespan_state)
+        await super().startup(sockets)
+        self.on_started()
+
+
+async def run_gateway(read: Read, sock: socket.socket, log: QueueHandler) -> None:
+    """Serve until cancelled, then drain. SIGHUP reloads.
+
+    Raises:
+        ConfigError, ProbeError: before anything is served.
+    """
+    app = create_app(read())
+    live: Live = app.state.live
+    log.on_drop = live.metrics.log_dropped.inc
+    reloads: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(live.reload(read))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    def started() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        logger.info("routing: %s", described(live.state.pool))
+        logger.info("gateway ready on %s", url_of(sock))
+
+    await serve(app, sock, started)
+
+
+async def serve(app: FastAPI, sock: socket.socket, on_started: Callable[[], None]) -> None:
+    """Serve an application of ours until cancelled; open requests then have `server.drain_s` to end.
+
+    Raises:
+        ConfigError, ProbeError: before anything is served.
+    """
+    allow_many_files()
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    async with app.router.lifespan_context(app) as state:
+        # What stands now stays: garbage collections need not look through it again and again.
+        gc.collect()
+        gc.freeze()
+        server = GatewayServer(config, state or {}, on_started)
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            await _drain(server, app.state.live, serving)
+            raise
+
+
+async def _drain(server: GatewayServer, live: Live, serving: asyncio.Task[None]) -> None:
+    """Listen no more, and end with the last open request, or when time is up."""
+    drain_s = live.drain()
+    logger.info("draining: %d requests have %g s to end", live.in_flight, drain_s)
+    server.config.timeout_graceful_shutdown = math.ceil(drain_s + LAST_WORDS_S)
+    server.should_exit = True
+    hurry = asyncio.get_running_loop().call_later(drain_s, live.end_all)
+    await serving
+    hurry.cancel()
+    logger.info("drained")
+
+
+def allow_many_files() -> None:
+    """Two for each open request; shells often allow a process 1,024 unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

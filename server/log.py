@@ -1,0 +1,176 @@
+"""Logging off the hot path: the event loop leaves a record in a bounded queue, a thread writes what is there.
+
+    with logging_to_stderr("info", "json") as lines:
+        ...
+
+A record's `extra={"fields": {...}}` become keys of its JSON line, and `key=value` on a console.
+"""
+
+import logging
+import os
+import re
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Literal
+
+import orjson
+
+Format = Literal["console", "json"]
+FORMATS: tuple[Format, ...] = ("console", "json")
+LEVELS = ("debug", "info", "warning", "error")
+
+MAX_WAITING = 10_000
+"""Lines; further ones are dropped and counted."""
+GATHER_S = 0.05
+"""Lines that come within this time are written together: waking a thread for each would cost the loop more."""
+CLOSE_S = 2.0
+STDERR = 2
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
+}
+
+UNESCAPED = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+"""What JSON leaves as it is and some terminals and readers take for a command or a line's end."""
+
+
+class QueueHandler(logging.Handler):
+    """Hands records to a thread that writes them to a file descriptor.
+
+    Args:
+        descriptor: ours to close.
+        fields: stand in every line, such as the worker's number.
+    """
+
+    def __init__(self, descriptor: int, form: Format, fields: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._line = json_line if form == "json" else console_line
+        self._fields = fields or {}
+        self._waiting: deque[logging.LogRecord] = deque()
+        self._filled, self._closing = threading.Event(), threading.Event()
+        self.on_drop: Callable[[], None] = lambda: None
+        """Called for each line that is lost."""
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without the base class's lock and filters: a deque needs neither, and this runs on the event loop."""
+        if len(self._waiting) >= MAX_WAITING:
+            self.on_drop()
+            return False
+        self._waiting.append(record)
+        if not self._filled.is_set():
+            self._filled.set()
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.handle(record)
+
+    def close(self) -> None:
+        """Write what waits, for `CLOSE_S` at the most: whoever reads our log may have stopped."""
+        self._closing.set()
+        self._filled.set()
+        self._thread.join(CLOSE_S)
+        super().close()
+
+    def _write(self) -> None:
+        closing = False
+        while not closing:
+            self._filled.wait()
+            closing = self._closing.wait(GATHER_S)
+            self._filled.clear()  # before we look: what comes from now on sets it again
+            lines = bytearray()
+            while self._waiting:
+                lines += self._bytes(self._waiting.popleft())
+            write_all(self._descriptor, lines)
+        os.close(self._descriptor)
+
+    def _bytes(self, record: logging.LogRecord) -> bytes:
+        fields = {**self._fields, **getattr(record, "fields", {})}
+        try:
+            return self._line(record, fields)
+        except Exception as error:  # a line that cannot be written must not end all logging
+            broken = logging.makeLogRecord({**record.__dict__, "msg": f"a line was lost: {error!r}", "args": ()})
+            return self._line(broken, self._fields)
+
+
+def json_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:
+    """One JSON object: time, level, logger, message, then the fields."""
+    entry = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+    entry |= {"message": record.getMessage(), **fields}
+    if record.exc_info:
+        entry["exception"] = _exception(record)
+    line = orjson.dumps(entry, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    return UNESCAPED.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), line)
+
+
+def console_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:
+    """For people: what follows the first line is indented, so that no value can pass for a line of ours."""
+    text = " ".join((record.getMessage(), *(f"{key}={_shown(value)}" for key, value in fields.items())))
+    if record.exc_info:
+        text = f"{text}\n{_exception(record)}"
+    if not text.isprintable():  # few are not
+        text = "\n    ".join(line.translate(CONTROLS) for line in text.split("\n"))
+    return f"{_time(record)} {record.levelname} {record.name}: {text}\n".encode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def logging_to_stderr(level: str, form: Format, fields: dict[str, Any] | None = None) -> Iterator[QueueHandler]:
+    """All loggers write to stderr until the end, when what waits is written."""
+    # What a line does not show need not be found out.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # as the logging HOWTO says: do not look for the caller
+    handler = QueueHandler(os.dup(STDERR), form, fields)
+    root = logging.getLogger()
+    before, old_level = list(root.handlers), root.level
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # httpx would log each of our requests again as an upstream one; uvicorn what we say ourselves.
+    for name in ("httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield handler
+    finally:
+        root.handlers[:] = before
+        root.setLevel(old_level)
+        handler.close()
+
+
+def _time(record: logging.LogRecord) -> str:
+    """UTC, to the millisecond."""
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _exception(record: logging.LogRecord) -> str:
+    assert record.exc_info
+    return logging.Formatter().formatException(record.exc_info)
+
+
+def _shown(value: Any) -> Any:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "-"
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def write_all(descriptor: int, data: bytearray) -> None:
+    """Where nobody reads any more there is nobody to tell."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:  # whoever shares our terminal may have made it so
+            select.select([], [descriptor], [])
+        except OSError:
+            return

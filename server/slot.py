@@ -1,0 +1,137 @@
+"""One worker's place beside others, and the process that is in it now, as its parent sees it."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from probes.base import ProbeError
+from server.orders import MAX_LINE_BYTES, decode, encode
+
+ANSWER_S = 120.0
+"""Who takes longer to do as told is taken for dead."""
+
+
+class WorkerError(ProbeError):
+    """A worker cannot do what it was told, or has ended."""
+
+
+class Slot:
+    """
+    Args:
+        command: what runs in it.
+        descriptor: of the listening socket that it inherits.
+    """
+
+    def __init__(self, number: int, command: Sequence[str], descriptor: int) -> None:
+        self.number = number
+        self._command = command
+        self._descriptor = descriptor
+        self._process: asyncio.subprocess.Process | None = None
+        self._answers: asyncio.Queue[dict[str, Any]]
+        self._reader: asyncio.Task[None] | None = None
+        self._uses: set[int] = set()
+        """Generations that requests here may still be served by."""
+        self._left = asyncio.Event()
+        """Set, and replaced, whenever there are fewer."""
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, generation: int, order: Mapping[str, Any]) -> None:
+        """Start a process and return when it answers requests.
+
+        Raises:
+            WorkerError: it does not.
+        """
+        if self._reader is not None:
+            await self._reader
+        # A session of its own: Ctrl-C reaches the parent, which tells the workers.
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=[self._descriptor],
+            limit=MAX_LINE_BYTES,
+            start_new_session=True,
+        )
+        self._uses = {generation}
+        self._answers = asyncio.Queue()
+        self._reader = asyncio.create_task(self._read(self._process))
+        try:
+            await self.ask(order)
+        except BaseException:
+            await self.stop(0)
+            raise
+
+    async def ask(self, message: Mapping[str, Any]) -> None:
+        """Tell the process to do something, and wait until it has done so. One at a time.
+
+        Raises:
+            WorkerError: it says that it cannot, has ended, or takes too long, and is killed.
+        """
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(encode(message))
+            async with asyncio.timeout(ANSWER_S):
+                answer = await self._answers.get()
+        except (TimeoutError, ConnectionError) as error:
+            await self.stop(0)
+            raise WorkerError(f"worker {self.number} did not do as told within {ANSWER_S:g} s") from error
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+
+    async def take(self, generation: int, leaves: int) -> None:
+        """Have it serve what it has prepared.
+
+        Raises:
+            WorkerError: see `ask`.
+        """
+        self._uses.add(generation)
+        await self.ask({"do": "take", "leaves": leaves})
+
+    async def until_left(self, generation: int) -> None:
+        """Until no request here is served by a generation."""
+        while generation in self._uses:
+            await self._left.wait()
+
+    async def wait(self) -> int:
+        """Until the process has ended; returns its exit code."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def stop(self, grace_s: float) -> None:
+        """SIGTERM, after a grace period SIGKILL; returns when the process has ended."""
+        process = self._process
+        if process is None:
+            return
+        with suppress(ProcessLookupError, TimeoutError):
+            if grace_s > 0:
+                process.terminate()
+                async with asyncio.timeout(grace_s):
+                    await process.wait()
+            else:
+                process.kill()
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """What the process says, to its end."""
+        assert process.stdout is not None
+        async for line in process.stdout:
+            message = decode(line)
+            if "left" in message:
+                self._leave({message["left"]})
+            else:
+                self._answers.put_nowait(message)
+        code = await process.wait()
+        self._answers.put_nowait({"error": f"worker {self.number} ended with code {code}"})
+        self._leave(set(self._uses))
+
+    def _leave(self, generations: set[int]) -> None:
+        self._uses -= generations
+        self._left.set()
+        self._left = asyncio.Event()

@@ -1,0 +1,113 @@
+"""One of several gateway processes: answers at a socket that its parent holds, and serves what its parent says.
+
+python -m server.worker SLOT WORKERS SOCKET_DESCRIPTOR METRICS_FOLDER [log options]      (started by `server.workers`)
+"""
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from probes.base import ProbeError
+from probes.engine.worker import die_with_parent, private_stdout
+from server.app import app_of
+from server.commands import add_log_options, run_until_signalled
+from server.config import ConfigError
+from server.gateway import serve
+from server.live import Live, Prepared
+from server.log import QueueHandler, logging_to_stderr
+from server.orders import MAX_LINE_BYTES, decode, decode_order, encode
+from server.shared_metrics import Shared
+
+
+def main(argv: list[str]) -> None:
+    parent = os.getppid()
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("slot", type=int)
+    parser.add_argument("workers", type=int)
+    parser.add_argument("descriptor", type=int)
+    parser.add_argument("metrics", type=Path)
+    add_log_options(parser)
+    args = parser.parse_args(argv)
+    shared = Shared(args.metrics, args.slot, args.workers)
+    with (
+        private_stdout() as out,
+        socket.socket(fileno=args.descriptor) as sock,
+        logging_to_stderr(args.log_level, args.log_format, {"worker": args.slot}) as log,
+    ):
+        run_until_signalled(work(shared, sock, out, log), log)
+
+
+async def work(shared: Shared, sock: socket.socket, out: BinaryIO, log: QueueHandler) -> None:
+    """Serve until cancelled."""
+    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+
+    def say(message: dict[str, Any]) -> None:
+        out.write(encode(message))
+        out.flush()
+
+    obeying: set[asyncio.Task[None]] = set()
+    try:
+        live = Live(decode_order(decode(await reader.readline())), shared)
+        log.on_drop = live.metrics.log_dropped.inc
+
+        def started() -> None:
+            obeying.add(asyncio.create_task(Orders(live, reader, say).obey()))
+            say({"done": True})
+
+        await serve(app_of(live), sock, started)
+    except (ConfigError, ProbeError) as error:
+        say({"error": str(error)})
+
+
+class Orders:
+    """What the parent asks of a running worker."""
+
+    def __init__(self, live: Live, reader: asyncio.StreamReader, say: Any) -> None:
+        self.live = live
+        self.reader = reader
+        self.say = say
+        self.prepared: Prepared | None = None
+
+    async def obey(self) -> None:
+        """Do as told until the parent is gone, then end with it."""
+        while line := await self.reader.readline():
+            message = decode(line)
+            try:
+                await getattr(self, f"_{message['do']}")(message)
+                self.say({"done": True})
+            except (ConfigError, ProbeError) as error:
+                self.say({"error": str(error)})
+            except Exception as error:
+                self.say({"error": repr(error)})
+        os._exit(1)
+
+    async def _prepare(self, message: dict[str, Any]) -> None:
+        self.prepared = await self.live.prepare(await asyncio.to_thread(decode_order, message))
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        """Serve what is prepared, and say when nothing needs the old parts any more."""
+        assert self.prepared is not None
+        prepared, self.prepared = self.prepared, None
+        left = self.live.take(prepared)
+        left.add_done_callback(lambda _: self.say({"left": message["leaves"]}))
+
+    async def _drop(self, message: dict[str, Any]) -> None:
+        if self.prepared is not None:
+            prepared, self.prepared = self.prepared, None
+            await prepared.opened.aclose()
+
+    async def _count(self, message: dict[str, Any]) -> None:
+        """One worker counts what concerns all."""
+        self.live.metrics.reloads.labels(message["result"]).inc()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
