@@ -11,6 +11,7 @@ import httpx
 
 from server.pool import Pool
 from server.replica import Load, Replica
+from server.upstream import tls_context
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,12 @@ GAUGE = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc)(?:\{[^}]*\})? (\S+)$",
     re.MULTILINE,
 )
+
+
+def health_client() -> httpx.AsyncClient:
+    """Trusts the certificates that requests trust, knows no proxy, asks any number of replicas at once."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(verify=tls_context(), trust_env=False, limits=limits)
 
 
 @asynccontextmanager

@@ -11,13 +11,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import httpx
-
 from probes.artifact import Artifact
 from probes.base import ProbeError
 from server.config import ConfigError, Settings
 from server.engine import opened
-from server.health import watching
+from server.health import health_client, watching
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool, build_pool
@@ -139,7 +137,7 @@ class Live:
                 engine = await stack.enter_async_context(
                     opened(pool.artifacts, order.settings.engine, self.metrics, order.engine_url)
                 )
-            client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+            client = await stack.enter_async_context(health_client())
             await stack.enter_async_context(watching(pool, client))
             state = State(order.settings, pool, parts.policies, parts.predictor, engine, self.metrics)
             return Prepared(state, stack.pop_all())

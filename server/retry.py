@@ -1,5 +1,6 @@
 """From a decision to an answer: the arm's replicas, then the policy's next choice; never after the first byte."""
 
+import asyncio
 import logging
 import math
 import time
@@ -84,22 +85,22 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
         GatewayError: every arm that may take the request failed without an answer of its own.
     """
     state, request = sent.state, sent.request
-    state.retries.request(time.monotonic())
+    now = began = time.monotonic()
+    state.retries.request(began)
     tried: list[Replica] = []  # of all arms: several may be served by one model
     considered: list[Replica] = []
     failure: AttemptError | None = None
     last = sent.decision
     here = 0  # attempts for this arm
-    _limit(sent, watch)
+    _limit(sent, watch, 0.0)
     while True:
-        now = time.monotonic()
         while (replica := _choose(sent.arm, request, tried, here, now)) is None:
             considered += sent.arm.model.replicas
             following = sent.decision.fallback(state, request)
             if following is None:
                 break
             sent.decision, here = following, 0
-            _limit(sent, watch)
+            _limit(sent, watch, now - began)
         if replica is None:
             break
         # What was refused a connection did no work, so that trying elsewhere adds no load; anything else does.
@@ -111,10 +112,10 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
         last = sent.decision
         sent.hold(replica)
         try:
-            return await _attempt(sent, replica, request_id)
+            return await _attempt(sent, replica, request_id, watch)
         except AttemptError as error:
             sent.release()
-            failure = error
+            failure, now = error, time.monotonic()
             logger.warning("request %s: %s", request_id, error)
     if failure is None:
         raise _out_of_reach(considered)
@@ -126,9 +127,9 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
     raise UpstreamError(f"no upstream could answer: {failure}")
 
 
-def _limit(sent: Dispatch, watch: Watch) -> None:
+def _limit(sent: Dispatch, watch: Watch, passed_s: float) -> None:
     total_s = sent.arm.timeouts.total_s
-    watch.limit(total_s, TotalTimeError(total_s))
+    watch.limit(max(0.0, total_s - passed_s), TotalTimeError(total_s))
 
 
 def _choose(arm: Arm, request: ChatRequest, tried: list[Replica], here: int, now: float) -> Replica | None:
@@ -148,7 +149,7 @@ def _prefix(request: ChatRequest) -> bytes:
     return "\0".join(texts).encode(errors="replace")
 
 
-async def _attempt(sent: Dispatch, replica: Replica, request_id: str) -> Answer:
+async def _attempt(sent: Dispatch, replica: Replica, request_id: str, watch: Watch) -> Answer:
     arm, request = sent.arm, sent.request
     body = upstream_body(arm, request)
     data = b"".join(
@@ -164,7 +165,7 @@ async def _attempt(sent: Dispatch, replica: Replica, request_id: str) -> Answer:
             body,
         )
     )
-    outcome = "cancelled"
+    outcome = "broken"  # unless we learn better
     try:
         answer = await post(replica, data, arm.timeouts, request.stream)
         outcome = "ok" if answer.status < 400 else "client_error"
@@ -173,6 +174,9 @@ async def _attempt(sent: Dispatch, replica: Replica, request_id: str) -> Answer:
     except AttemptError as error:
         outcome = error.outcome
         _judge(sent, replica, error, request.stream)
+        raise
+    except asyncio.CancelledError:
+        outcome = "timeout" if isinstance(watch.reason, TotalTimeError) else "cancelled"
         raise
     finally:
         sent.state.series[sent.decision.arm].attempts[outcome].inc()

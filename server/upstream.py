@@ -14,8 +14,10 @@ BrokenError        the connection ended early, or what came is no HTTP answer
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -36,6 +38,16 @@ class UnreachableError(ExchangeError):
     """There is no connection to be had."""
 
 
+def tls_context() -> ssl.SSLContext:
+    """Trusts what SSL_CERT_FILE or SSL_CERT_DIR hold, else certifi's authorities."""
+    return _tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@lru_cache(maxsize=1)  # it takes a while to read
+def _tls_context(*_: str | None) -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
 class Upstream:
     """Connections to one server.
 
@@ -53,7 +65,7 @@ class Upstream:
         fields = {"host": parts.netloc, **headers}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("latin-1")
         self._heads: dict[str, bytes] = {}
-        self._context: ssl.SSLContext | None = None
+        self._context = tls_context() if self.tls else None
         self._loop: asyncio.AbstractEventLoop
         self._all: set[Connection] = set()
         self._idle: list[Connection] = []  # the last one in is the first one out
@@ -90,8 +102,6 @@ class Upstream:
 
     async def _connect(self, connect_s: float) -> Connection:
         self._loop = asyncio.get_running_loop()
-        if self.tls and self._context is None:
-            self._context = httpx.create_ssl_context()
         # uvloop leaves a connection open whose handshake is cancelled: the handshake has a time limit of its own.
         handshake_s = connect_s if self.tls else None
         try:

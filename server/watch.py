@@ -25,7 +25,8 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._error: GatewayError | None = None
+        self.reason: GatewayError | None = None
+        """Why the task was cancelled."""
 
     def limit(self, seconds: float, error: GatewayError) -> None:
         """From now on; a second call overrules the first."""
@@ -48,8 +49,8 @@ class Watch:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-        if self._error is not None and kind is asyncio.CancelledError and not self._task.uncancel():
-            raise self._error from error
+        if self.reason is not None and kind is asyncio.CancelledError and not self._task.uncancel():
+            raise self.reason from error
 
     async def _until_left(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -58,6 +59,6 @@ class Watch:
 
     def end(self, error: GatewayError) -> None:
         """Now, for this reason."""
-        if self._error is None:
-            self._error = error
+        if self.reason is None:
+            self.reason = error
             self._task.cancel()

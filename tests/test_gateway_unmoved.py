@@ -1,9 +1,13 @@
 """The gateway while its upstreams are gone, busy or coming back."""
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -79,6 +83,29 @@ def test_what_cannot_be_reached_is_passed_over(url: str, said: str) -> None:
         routed = chat(client, model="auto-min_cost")
         assert (routed.status_code, routed.headers["x-pika-arm"]) == (200, "large")
         assert routed.headers["x-pika-path"] == "fallback"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, which makes a certificate")
+@pytest.mark.parametrize("trusted", [False, True])
+def test_tls_is_checked(trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+    subprocess.run([*made, "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    with faults.running(faults.answers, tls=tls) as upstream:
+        settings = constant_pool({"small": [upstream.url.replace("http:", "https:")]})
+        with serving(create_app(settings)) as base, httpx.Client(base_url=base, timeout=20) as client:
+            assert client.get("/ready").status_code == (200 if trusted else 503)
+            for _ in range(3):
+                answer = chat(client)
+                if trusted:
+                    assert answer.content == WHOLE
+                else:
+                    assert answer.status_code == 502
+                    assert "certificate" in answer.json()["error"]["message"].lower()
 
 
 def test_a_pinned_arm_falls_back_only_where_the_client_asks() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -158,7 +159,7 @@ async def streams_on(_: Request, to: Connection) -> None:
 
 
 @contextmanager
-def running(handler: Handler, port: int = 0) -> Iterator[Upstream]:
+def running(handler: Handler, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Upstream]:
     """An upstream in a thread of its own; /health is fine."""
     upstream = Upstream(handler)
     loop = upstream.loop = asyncio.new_event_loop()
@@ -184,7 +185,7 @@ def running(handler: Handler, port: int = 0) -> Iterator[Upstream]:
             connections.discard(task)
             writer.close()
 
-    server = loop.run_until_complete(asyncio.start_server(serve_connection, "127.0.0.1", port))
+    server = loop.run_until_complete(asyncio.start_server(serve_connection, "127.0.0.1", port, ssl=tls))
     upstream.port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
