@@ -7,7 +7,6 @@ GatewayError                 500
 ├── SlowBodyError            408
 ├── BodyTooLargeError        413
 ├── EncodingError            415
-├── UpstreamLimitedError     429  retry-after: as the upstreams ask
 ├── ClientLeftError          499  never sent: nobody is there
 ├── OverloadedError          503  retry-after: 1
 ├── DrainingError            503  retry-after: 1
@@ -155,11 +154,3 @@ class UpstreamDownError(GatewayError):
     status = 503
     type = "upstream_error"
     code = "upstream_down"
-
-
-class UpstreamLimitedError(GatewayError):
-    """Every server of the arm has asked not to be sent anything for a while; nothing was."""
-
-    status = 429
-    type = "upstream_error"
-    code = "upstream_limited"

@@ -1,7 +1,6 @@
 """One upstream server as the gateway sees it now, and which of several takes a request."""
 
 import hashlib
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -55,18 +54,13 @@ class Replica:
         """The replica whose base URL this is."""
         return cls(urlsplit(url).netloc, Upstream(url, headers), headers, url)
 
-    def wait_s(self, now: float) -> float:
-        """How long nothing may be sent here; 0 where something may."""
-        return max(self._aside_until - now, self.breaker.wait_s(now), 0.0)
+    def well(self, now: float) -> bool:
+        """Whether there is nothing against sending something here."""
+        return self.healthy and self._aside_until <= now
 
     def set_aside(self, seconds: float, now: float) -> None:
         """The server asks to be left alone."""
         self._aside_until = max(self._aside_until, now + min(seconds, MAX_ASIDE_S))
-
-    @property
-    def limited(self) -> bool:
-        """Whether it is the server's own wish, not its failures, that keeps requests away."""
-        return self._aside_until > time.monotonic()
 
     def recovered(self, now: float) -> None:
         """It takes requests again, few at first."""
@@ -83,15 +77,18 @@ class Replica:
         return busy if since >= SLOW_START_S else busy / max(0.1, since / SLOW_START_S)
 
 
-def choose(replicas: Sequence[Replica], tried: Collection[Replica], now: float, prefix: bytes | None) -> Replica | None:
-    """The least busy replica that was not tried and may be sent to, of several the one longest not chosen; what failed
-    its health check only where nothing else is left. None where none may.
+def choose(
+    replicas: Sequence[Replica], tried: Collection[Replica], now: float, prefix: bytes | None, anyone: bool = False
+) -> Replica | None:
+    """The least busy replica that is well and was not tried, of several the one longest not chosen; None without one.
 
     Args:
         prefix: requests that begin alike go to the same replica while it is not much busier than others.
+        anyone: also those that failed their health check or asked to be left alone, where no other is left.
     """
-    able = [one for one in replicas if one not in tried and not one.wait_s(now)]
-    able = [one for one in able if one.healthy] or able
+    able = [one for one in replicas if one not in tried and not one.breaker.wait_s(now)]
+    well = [one for one in able if one.well(now)]
+    able = well or (able if anyone else [])
     if not able:
         return None
     chosen = able[0]

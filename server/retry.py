@@ -12,11 +12,9 @@ from probes.prompt import text_of
 from server.chat_request import ChatRequest, write_json
 from server.decision import Decision
 from server.errors import (
-    GatewayError,
     TotalTimeError,
     UpstreamDownError,
     UpstreamError,
-    UpstreamLimitedError,
     UpstreamTimeoutError,
 )
 from server.head import Headers
@@ -75,7 +73,8 @@ class Dispatch:
         """The replica does not do what it should."""
         replica, now = self.replica, time.monotonic()
         if replica is not None and replica.breaker.failed(self.era, now):
-            logger.warning("replica %s fails: nothing is sent to it for %.0f s", replica.name, replica.wait_s(now))
+            wait_s = replica.breaker.wait_s(now)
+            logger.warning("replica %s fails: nothing is sent to it for %.0f s", replica.name, wait_s)
 
 
 async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
@@ -90,13 +89,16 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
     tried: list[Replica] = []  # of all arms: several may be served by one model
     considered: list[Replica] = []
     failure: AttemptError | None = None
-    last = sent.decision
+    first = last = sent.decision
     here = 0  # attempts for this arm
+    anyone = False  # whether also those that are not well are asked, since nobody else is left
     _limit(sent, watch, 0.0)
     while True:
-        while (replica := _choose(sent.arm, request, tried, here, now)) is None:
+        while (replica := _choose(sent.arm, request, tried, here, now, anyone)) is None:
             considered += sent.arm.model.replicas
             following = sent.decision.fallback(state, request)
+            if following is None and failure is None and not anyone:
+                following, anyone = first, True
             if following is None:
                 break
             sent.decision, here = following, 0
@@ -118,7 +120,9 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
             failure, now = error, time.monotonic()
             logger.warning("request %s: %s", request_id, error)
     if failure is None:
-        raise _out_of_reach(considered)
+        down = UpstreamDownError("every server of the arm fails; it is tried again shortly")
+        down.retry_after_s = max(1, math.ceil(min(replica.breaker.wait_s(now) for replica in considered)))
+        raise down
     sent.decision = last
     if failure.answer is not None:
         return failure.answer
@@ -132,11 +136,13 @@ def _limit(sent: Dispatch, watch: Watch, passed_s: float) -> None:
     watch.limit(max(0.0, total_s - passed_s), TotalTimeError(total_s))
 
 
-def _choose(arm: Arm, request: ChatRequest, tried: list[Replica], here: int, now: float) -> Replica | None:
+def _choose(
+    arm: Arm, request: ChatRequest, tried: list[Replica], here: int, now: float, anyone: bool
+) -> Replica | None:
     if here >= MAX_REPLICAS_PER_ARM:
         return None
     prefix = _prefix(request) if arm.model.prefix_affinity else None
-    return choose(arm.model.replicas, tried, now, prefix)
+    return choose(arm.model.replicas, tried, now, prefix, anyone)
 
 
 def _prefix(request: ChatRequest) -> bytes:
@@ -225,15 +231,3 @@ def upstream_body(arm: Arm, request: ChatRequest) -> bytes:
     if request.stream and request.routed:
         ask_for_usage(body)
     return write_json(body)
-
-
-def _out_of_reach(replicas: list[Replica]) -> GatewayError:
-    """Nothing was even tried: every server is set aside or fails."""
-    now = time.monotonic()
-    error: GatewayError
-    if any(replica.limited for replica in replicas):
-        error = UpstreamLimitedError("every server of the arm has asked not to be sent anything for a while")
-    else:
-        error = UpstreamDownError("every server of the arm fails; it is tried again shortly")
-    error.retry_after_s = max(1, math.ceil(min(replica.wait_s(now) for replica in replicas)))
-    return error

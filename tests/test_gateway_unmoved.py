@@ -135,14 +135,22 @@ def test_a_busy_replica_is_set_aside_for_as_long_as_it_asks() -> None:
 
 
 def test_retry_after_reaches_the_client_where_nobody_else_may_answer() -> None:
-    with gateway({"small": [faults.fails_with(429, "retry-after: 30")]}) as (client, upstreams):
-        first = chat(client)
-        assert (first.status_code, first.headers["retry-after"]) == (429, "30")
-        second = chat(client)
-        assert second.status_code == 429
-        assert 25 <= int(second.headers["retry-after"]) <= 30
-        assert second.json()["error"]["code"] == "upstream_limited"
-        assert len(upstreams[0].requests) == 1
+    with gateway({"small": [faults.fails_with(429, "retry-after: 30")]}) as (client, _):
+        for _ in range(7):
+            answer = chat(client)
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
+        assert metric(client, "pika_breaker_open") == 0
+
+
+def test_an_arm_whose_replicas_are_set_aside_leaves_its_requests_to_the_next() -> None:
+    busy = faults.fails_with(503, "retry-after: Thu, 26 Nov 2099 00:00:00 GMT")
+    with gateway({"small": [faults.answers], "large": [busy]}) as (client, upstreams):
+        for attempts in ("2", "1", "1"):
+            answer = chat(client)
+            assert (answer.status_code, answer.headers["x-pika-arm"]) == (200, "small")
+            assert (answer.headers["x-pika-path"], answer.headers["x-pika-attempts"]) == ("fallback", attempts)
+        assert chat(client, model="large").status_code == 503
+        assert len(upstreams[1].requests) == 2
 
 
 def test_a_429_without_retry_after_sets_nobody_aside() -> None:

@@ -1,7 +1,5 @@
 """Which of several replicas takes a request."""
 
-import time
-
 from server.health import parse_load
 from server.replica import MAX_ASIDE_S, SLOW_START_S, Load, Replica, choose
 
@@ -61,16 +59,16 @@ def test_a_full_cache_counts() -> None:
     assert chosen(those) == "1"
 
 
-def test_what_is_unhealthy_comes_last_and_what_is_set_aside_not_at_all() -> None:
+def test_what_is_not_well_is_chosen_only_where_anyone_may_be() -> None:
     first, second = those = replicas(2)
     first.healthy = False
     second.in_flight = 100
     assert chosen(those) == "1"
-    second.set_aside(30, NOW)
-    assert chosen(those) == "0"
-    assert choose(those, [first], NOW, None) is None
     second.set_aside(1e9, NOW)
-    assert second.wait_s(NOW) == MAX_ASIDE_S
+    assert choose(those, [], NOW, None) is None
+    assert choose(those, [], NOW, None, anyone=True) is first
+    assert choose(those, [first], NOW, None, anyone=True) is second
+    assert choose(those, [], NOW + MAX_ASIDE_S, None) is second
 
 
 def test_a_replica_that_came_back_gets_few_requests_at_first() -> None:
@@ -106,10 +104,3 @@ def test_vllms_own_metrics() -> None:
     assert load == Load(running=7, waiting=2, cache_use=0.5, ours=5)
     assert parse_load(b"", ours=0) == Load()
     assert parse_load(b"vllm:num_requests_running NaN\nvllm:num_requests_waiting x\n", ours=0) == Load()
-
-
-def test_it_is_the_servers_wish_only_while_it_lasts() -> None:
-    [replica] = replicas(1)
-    assert not replica.limited
-    replica.set_aside(30, time.monotonic())
-    assert replica.limited
