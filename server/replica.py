@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from urllib.parse import urlsplit
 
 from server.breaker import Breaker
@@ -16,6 +17,16 @@ CACHE_FULL = 0.8
 """From this use of its key-value cache on, a vLLM server is about to preempt requests."""
 MUCH_MORE = 2.0
 """Prefix affinity yields where its replica's load is more than so many times the least one."""
+
+
+class Wellness(IntEnum):
+    """How far one would rather ask another."""
+
+    WELL = 0
+    SET_ASIDE = 1
+    """It asked to be left alone for a while."""
+    UNHEALTHY = 2
+    """It failed its last health check."""
 
 
 @dataclass
@@ -54,9 +65,11 @@ class Replica:
         """The replica whose base URL this is."""
         return cls(urlsplit(url).netloc, Upstream(url, headers), headers, url)
 
-    def well(self, now: float) -> bool:
-        """Whether there is nothing against sending something here."""
-        return self.healthy and self._aside_until <= now
+    def state(self, now: float) -> "Wellness":
+        """What stands against sending something here."""
+        if not self.healthy:
+            return Wellness.UNHEALTHY
+        return Wellness.SET_ASIDE if self._aside_until > now else Wellness.WELL
 
     def set_aside(self, seconds: float, now: float) -> None:
         """The server asks to be left alone."""
@@ -78,17 +91,19 @@ class Replica:
 
 
 def choose(
-    replicas: Sequence[Replica], tried: Collection[Replica], now: float, prefix: bytes | None, anyone: bool = False
+    replicas: Sequence[Replica],
+    tried: Collection[Replica],
+    now: float,
+    prefix: bytes | None,
+    worst: Wellness = Wellness.WELL,
 ) -> Replica | None:
-    """The least busy replica that is well and was not tried, of several the one longest not chosen; None without one.
+    """The least busy replica that was not tried, of several the one longest not chosen; None without one.
 
     Args:
         prefix: requests that begin alike go to the same replica while it is not much busier than others.
-        anyone: also those that failed their health check or asked to be left alone, where no other is left.
+        worst: what is less well than this is not chosen.
     """
-    able = [one for one in replicas if one not in tried and not one.breaker.wait_s(now)]
-    well = [one for one in able if one.well(now)]
-    able = well or (able if anyone else [])
+    able = [one for one in replicas if one not in tried and not one.breaker.wait_s(now) and one.state(now) <= worst]
     if not able:
         return None
     chosen = able[0]

@@ -20,7 +20,7 @@ from server.errors import (
 from server.head import Headers
 from server.pool import Arm
 from server.relay import Answer, AttemptError, post
-from server.replica import Replica, choose
+from server.replica import Replica, Wellness, choose
 from server.sse import ask_for_usage
 from server.state import State
 from server.watch import Watch
@@ -91,14 +91,15 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
     failure: AttemptError | None = None
     first = last = sent.decision
     here = 0  # attempts for this arm
-    anyone = False  # whether also those that are not well are asked, since nobody else is left
+    worst = Wellness.WELL
     _limit(sent, watch, 0.0)
     while True:
-        while (replica := _choose(sent.arm, request, tried, here, now, anyone)) is None:
+        while (replica := _choose(sent.arm, request, tried, here, now, worst)) is None:
             considered += sent.arm.model.replicas
             following = sent.decision.fallback(state, request)
-            if following is None and failure is None and not anyone:
-                following, anyone = first, True
+            if following is None and worst < (Wellness.UNHEALTHY if failure is None else Wellness.SET_ASIDE):
+                # Nobody is left who is well. What is unhealthy may keep one waiting, which is worse than an error.
+                following, worst = first, Wellness(worst + 1)
             if following is None:
                 break
             sent.decision, here = following, 0
@@ -137,12 +138,12 @@ def _limit(sent: Dispatch, watch: Watch, passed_s: float) -> None:
 
 
 def _choose(
-    arm: Arm, request: ChatRequest, tried: list[Replica], here: int, now: float, anyone: bool
+    arm: Arm, request: ChatRequest, tried: list[Replica], here: int, now: float, worst: Wellness
 ) -> Replica | None:
     if here >= MAX_REPLICAS_PER_ARM:
         return None
     prefix = _prefix(request) if arm.model.prefix_affinity else None
-    return choose(arm.model.replicas, tried, now, prefix, anyone)
+    return choose(arm.model.replicas, tried, now, prefix, worst)
 
 
 def _prefix(request: ChatRequest) -> bytes:

@@ -1,7 +1,7 @@
 """Which of several replicas takes a request."""
 
 from server.health import parse_load
-from server.replica import MAX_ASIDE_S, SLOW_START_S, Load, Replica, choose
+from server.replica import MAX_ASIDE_S, SLOW_START_S, Load, Replica, Wellness, choose
 
 NOW = 1000.0
 METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -59,15 +59,16 @@ def test_a_full_cache_counts() -> None:
     assert chosen(those) == "1"
 
 
-def test_what_is_not_well_is_chosen_only_where_anyone_may_be() -> None:
+def test_what_is_not_well_is_chosen_only_where_it_may_be() -> None:
     first, second = those = replicas(2)
     first.healthy = False
     second.in_flight = 100
     assert chosen(those) == "1"
     second.set_aside(1e9, NOW)
     assert choose(those, [], NOW, None) is None
-    assert choose(those, [], NOW, None, anyone=True) is first
-    assert choose(those, [first], NOW, None, anyone=True) is second
+    assert choose(those, [], NOW, None, Wellness.SET_ASIDE) is second
+    assert choose(those, [second], NOW, None, Wellness.SET_ASIDE) is None
+    assert choose(those, [second], NOW, None, Wellness.UNHEALTHY) is first
     assert choose(those, [], NOW + MAX_ASIDE_S, None) is second
 
 
