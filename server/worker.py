@@ -89,6 +89,9 @@ class Orders:
                 self.say({"error": repr(error)})
         os._exit(1)
 
+    async def _nothing(self, message: dict[str, Any]) -> None:
+        """Our event loop runs: that is all that was asked."""
+
     async def _prepare(self, message: dict[str, Any]) -> None:
         self.prepared = await self.live.prepare(await asyncio.to_thread(decode_order, message))
 

@@ -118,7 +118,7 @@ class _Parent:
         backoff_s = FIRST_BACKOFF_S
         while True:
             began = time.monotonic()
-            code = await slot.wait()
+            code = await slot.wait(self.changing)
             if time.monotonic() - began > STEADY_S:
                 backoff_s = FIRST_BACKOFF_S
             forget_gauges(self.folder, slot.number)
