@@ -130,9 +130,10 @@ def logging_to_stderr(level: str, form: Format, fields: dict[str, Any] | None = 
     before, old_level = list(root.handlers), root.level
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # httpx would log each of our requests again as an upstream one; uvicorn what we say ourselves.
-    for name in ("httpx", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Others would log each of our requests again, some with headers, which may hold keys; and uvicorn a line for every
+    # request that we refuse, which we count.
+    for name, least in (("httpx", "WARNING"), ("httpcore", "WARNING"), ("uvicorn", "ERROR")):
+        logging.getLogger(name).setLevel(least)
     try:
         yield handler
     finally:
