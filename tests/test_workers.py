@@ -158,7 +158,7 @@ def test_a_reload_is_taken_by_all_or_by_none(tmp_path: Path) -> None:
         (tmp_path / "pool.yaml").write_text("models: {")
         one.hang_up("reload refused, configuration and probes stay as they were: ")
         write(tmp_path, upstream.url, policy={"name": "min_success", "min_success": 0.5})
-        with load(one) as went:
+        with load(one, clients=2) as went:
             assert {ask(one).headers["x-pika-policy"] for _ in range(20)} == {"max_success"}
             one.hang_up("reloaded: nano-small by")
             assert {ask(one).headers["x-pika-policy"] for _ in range(20)} == {"min_success"}
@@ -293,3 +293,13 @@ def test_workers_join_an_engine_that_runs_elsewhere(tmp_path: Path) -> None:
                     assert {ask(one).headers["x-pika-path"] for _ in range(20)} == {"routed"}
             finally:
                 process.terminate()
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_what_needs_a_restart_is_named_by_a_reload(tmp_path: Path, count: str) -> None:
+    urls = {"small": ["http://127.0.0.1:1/v1"]}
+    with served(write_pool(tmp_path, urls), None, "--workers", count) as one:
+        write_pool(tmp_path, urls, server={"public": True, "drain_s": 1})
+        one.hang_up("reloaded:")
+        [said] = [line for line in one.log if "restart the gateway" in line]
+        assert "server.public has changed" in said
