@@ -89,10 +89,14 @@ class Slot:
         """Have it serve what it has prepared.
 
         Raises:
-            WorkerError: see `ask`.
+            WorkerError: it does not, and is killed: its successor will.
         """
         self._uses.add(generation)
-        await self.ask({"do": "take", "leaves": leaves})
+        try:
+            await self.ask({"do": "take", "leaves": leaves})
+        except WorkerError:
+            await self.stop(0)
+            raise
 
     async def until_left(self, generation: int) -> None:
         """Until no request here is served by a generation."""

@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,7 +71,7 @@ async def work(shared: Shared, sock: socket.socket, out: BinaryIO, log: QueueHan
 class Orders:
     """What the parent asks of a running worker."""
 
-    def __init__(self, live: Live, reader: asyncio.StreamReader, say: Any) -> None:
+    def __init__(self, live: Live, reader: asyncio.StreamReader, say: Callable[[dict[str, Any]], None]) -> None:
         self.live = live
         self.reader = reader
         self.say = say
