@@ -15,7 +15,7 @@ from server.chat import Chat
 from server.chat_request import parse_chat, parse_completion
 from server.config import Settings
 from server.errors import INTERNAL_ERROR, GatewayError, error_body
-from server.http import request_id
+from server.head import read_head
 from server.live import Live, Order
 from server.openapi import document
 from server.other_request import PATHS, parse_other
@@ -79,7 +79,7 @@ def app_of(live: Live) -> FastAPI:
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     headers = {name.decode(): value.decode() for name, value in error.headers()}
-    headers["x-request-id"] = request_id(request.scope["headers"])
+    headers["x-request-id"] = read_head(request.scope["headers"]).request_id
     return Response(error.body(), error.status, headers)
 
 
@@ -87,7 +87,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same form as all other errors."""
     assert isinstance(error, HTTPException)
     body = error_body(str(error.detail), "invalid_request_error")
-    headers = {**(error.headers or {}), "x-request-id": request_id(request.scope["headers"])}
+    headers = {**(error.headers or {}), "x-request-id": read_head(request.scope["headers"]).request_id}
     return Response(body, error.status_code, headers, "application/json")
 
 

@@ -8,9 +8,11 @@ from contextlib import suppress
 from server.chat_request import ChatRequest, parse_chat
 from server.decision import decide
 from server.errors import INTERNAL_ERROR, GatewayError, SlowBodyError, UpstreamError
-from server.http import Receive, Scope, Send, read_body, request_id, send_error, send_whole
+from server.head import Headers, RequestHead, read_head
+from server.http import Receive, Scope, Send, read_body, send_error, send_whole
+from server.knobs import DEBUG_HEADER
 from server.record import Record, decision_headers
-from server.relay import Answer, BrokenStreamError, Headers, Rest, encoded
+from server.relay import Answer, BrokenStreamError, Rest
 from server.retry import Dispatch, dispatch
 from server.sse import EventRelay, error_event
 from server.state import State, current
@@ -19,8 +21,7 @@ from server.watch import Watch
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 5
-Parse = Callable[[bytes, Headers], ChatRequest]
-DEBUG_HEADER = (b"x-pika-debug", b"1")
+Parse = Callable[[bytes, RequestHead], ChatRequest]
 
 
 class Chat:
@@ -36,15 +37,15 @@ class Chat:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = current(scope)
         limits = state.settings.limits
-        headers = scope["headers"]
-        exchange = Exchange(state, request_id(headers), send)
+        head = read_head(scope["headers"])
+        exchange = Exchange(state, head, send)
         try:
             with state.admit() as watch:
                 watch.limit(limits.body_s, SlowBodyError(limits.body_s))
-                raw = await read_body(headers, receive, limits)
+                raw = await read_body(head, receive, limits)
                 exchange.record.read()
                 watch.client(receive)
-                await exchange.serve(self.parse(raw, headers), watch)
+                await exchange.serve(self.parse(raw, head), watch)
         except GatewayError as error:
             await exchange.fail(error)
         except Exception:
@@ -55,17 +56,16 @@ class Chat:
 class Exchange:
     """One request from its body to its last byte."""
 
-    def __init__(self, state: State, request_id: str, send: Send) -> None:
+    def __init__(self, state: State, head: RequestHead, send: Send) -> None:
         self.state = state
-        self.request_id = request_id
+        self.request_id = head.request_id
         self.send = send
-        self.record = Record(state, request_id)
+        self.record = Record(state, head.request_id)
         self.started = False
         self.whole = False
-        self.debug = False
+        self.debug = head.knobs.get(DEBUG_HEADER) == "1"
 
     async def serve(self, request: ChatRequest, watch: Watch) -> None:
-        self.debug = DEBUG_HEADER in request.headers
         sent = Dispatch(self.state, request, await decide(self.state, request))
         self.record.decided(sent)
         try:
@@ -79,17 +79,17 @@ class Exchange:
 
     async def _relay_whole(self, answer: Answer) -> None:
         self.started = self.whole = True
-        await send_whole(self.send, answer.status, answer.headers + self._headers(), answer.body)
+        await send_whole(self.send, answer.status, answer.head.passed + self._headers(), answer.body)
         self.record.finish(answer.status, answer.usage)
 
     async def _relay_stream(self, answer: Answer, rest: Rest, drop_usage: bool) -> None:
         events = EventRelay(drop_usage)
         # Nobody asked for compression; what is compressed all the same has no events to look for.
-        feed = bytes if encoded(answer.headers) else events.feed
+        feed = bytes if answer.head.encoded else events.feed
         self.started = True
         self.record.first_byte()
         try:
-            headers = answer.headers + self._headers()
+            headers = answer.head.passed + self._headers()
             await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
             data = answer.body
             while data:

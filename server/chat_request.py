@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from server.errors import BadRequestError
+from server.head import RequestHead
 from server.sections import Capability
 
 if TYPE_CHECKING:
     from server.other_request import Form
 
-Headers = list[tuple[bytes, bytes]]
-KNOB_PREFIX = b"x-pika-"
 LONG_NUMBER = re.compile(rb"\d{19}")
 
 
@@ -23,8 +22,7 @@ class ChatRequest:
     """A body whose routing-relevant fields have the right types; all others are the upstream's matter."""
 
     body: dict[str, Any]
-    headers: Headers
-    """As ASGI has them: names in lower case, repeated ones each for itself."""
+    head: RequestHead
     model: str
     messages: list[dict[str, Any]]
     """What probes read."""
@@ -36,15 +34,6 @@ class ChatRequest:
     """Whether policies may choose the arm; if not, the model must be an arm's name, and its fields are not applied."""
     form: "Form | None" = None
     """Instead of a JSON body."""
-
-    @property
-    def knob_headers(self) -> dict[str, str]:
-        """The `x-pika-*` headers; of a repeated one the last."""
-        return {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in self.headers
-            if name.startswith(KNOB_PREFIX)
-        }
 
     @property
     def needs(self) -> frozenset[Capability]:
@@ -107,7 +96,7 @@ def write_json(body: dict[str, Any]) -> bytes:
         raise BadRequestError(f"the body cannot be sent on as JSON: {error}") from None
 
 
-def parse_chat(raw: bytes, headers: Headers) -> ChatRequest:
+def parse_chat(raw: bytes, head: RequestHead) -> ChatRequest:
     """A chat completion.
 
     Raises:
@@ -116,7 +105,7 @@ def parse_chat(raw: bytes, headers: Headers) -> ChatRequest:
     body = parse_json(raw)
     return ChatRequest(
         body=body,
-        headers=headers,
+        head=head,
         model=check_model(body.get("model")),
         messages=check_messages(body.get("messages"), "messages"),
         stream=check_stream(body),
@@ -124,7 +113,7 @@ def parse_chat(raw: bytes, headers: Headers) -> ChatRequest:
     )
 
 
-def parse_completion(raw: bytes, headers: Headers) -> ChatRequest:
+def parse_completion(raw: bytes, head: RequestHead) -> ChatRequest:
     """A text completion. Probes read its prompt, or its prompts one below the other, as one user message.
 
     Raises:
@@ -142,7 +131,7 @@ def parse_completion(raw: bytes, headers: Headers) -> ChatRequest:
         )
     return ChatRequest(
         body=body,
-        headers=headers,
+        head=head,
         model=model,
         messages=[{"role": "user", "content": "\n".join(prompts)}] if is_text and prompts else [],
         stream=check_stream(body),

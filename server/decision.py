@@ -85,7 +85,7 @@ async def decide(state: State, request: ChatRequest) -> Decision:
             f"model {request.model[:100]!r} does not exist: use 'auto', or an arm: {', '.join(names)}", "model"
         )
     alias = "auto" if pinned is not None else request.model
-    knobs = parse_knobs(request.body, request.knob_headers, alias, state.settings.allow_request, names)
+    knobs = parse_knobs(request.body, request.head.knobs, alias, state.settings.allow_request, names)
     # Without messages there is nothing that a policy could go by.
     may_fall_back: bool = knobs.pop("fallback", pinned is None) and bool(request.messages)
     if pinned is None:

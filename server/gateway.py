@@ -94,6 +94,7 @@ async def serve(app: FastAPI, sock: socket.socket, on_started: Callable[[], None
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who asks is nothing that we read
         timeout_keep_alive=KEEP_ALIVE_S,
     )
     async with app.router.lifespan_context(app) as state:

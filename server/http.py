@@ -1,13 +1,12 @@
 """The little of HTTP that our raw ASGI routes need: read a bounded body, send an answer."""
 
 import asyncio
-import os
-import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from server.errors import BadRequestError, BodyTooLargeError, ClientLeftError, EncodingError, GatewayError
+from server.head import RequestHead
 from server.sections import Limits
 
 Scope = MutableMapping[str, Any]
@@ -23,18 +22,9 @@ ENCODINGS = {
     b"deflate": zlib.MAX_WBITS,
 }
 """zlib's window bits by content-encoding; 0 where nothing is to be done."""
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
-def request_id(raw_headers: RawHeaders) -> str:
-    """The client's own `x-request-id` where it is a harmless token, else a new one."""
-    for name, value in raw_headers:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            return value.decode()
-    return os.urandom(16).hex()
-
-
-async def read_body(raw_headers: RawHeaders, receive: Receive, limits: Limits) -> bytes:
+async def read_body(head: RequestHead, receive: Receive, limits: Limits) -> bytes:
     """The whole request body, decompressed.
 
     Raises:
@@ -44,15 +34,11 @@ async def read_body(raw_headers: RawHeaders, receive: Receive, limits: Limits) -
         ClientLeftError: the client left before its end.
     """
     limit = int(limits.body_mb * 1024 * 1024)
-    encoding = b""
-    for name, value in raw_headers:
-        # What is no number is the server's to refuse, and the bytes are counted anyway.
-        if name == b"content-length" and value.isdigit() and int(value[:20]) > limit:
-            raise BodyTooLargeError(limits.body_mb)
-        if name == b"content-encoding":
-            encoding = value.strip().lower()
-    if encoding not in ENCODINGS:
-        raise EncodingError(encoding.decode("latin-1"))
+    if head.content_length > limit:
+        raise BodyTooLargeError(limits.body_mb)
+    bits = ENCODINGS.get(head.content_encoding)
+    if bits is None:
+        raise EncodingError(head.content_encoding.decode("latin-1"))
     parts = []
     size = 0
     while True:
@@ -67,11 +53,11 @@ async def read_body(raw_headers: RawHeaders, receive: Receive, limits: Limits) -
         if not message.get("more_body"):
             break
     body: bytes = part if len(parts) == 1 else b"".join(parts)
-    if not ENCODINGS[encoding]:
+    if not bits:
         return body
     try:
         # In a thread: ten megabytes take a while.
-        return await asyncio.to_thread(_decompress, body, ENCODINGS[encoding], limit)
+        return await asyncio.to_thread(_decompress, body, bits, limit)
     except OverflowError:
         raise BodyTooLargeError(limits.body_mb) from None
     except zlib.error as error:

@@ -6,8 +6,9 @@ A list rather than all of /v1: there vLLM also has endpoints that load adapters.
 import re
 from dataclasses import dataclass
 
-from server.chat_request import ChatRequest, Headers, check_model, parse_json
+from server.chat_request import ChatRequest, check_model, parse_json
 from server.errors import BadRequestError
+from server.head import RequestHead
 
 PATHS = (
     "/v1/responses",
@@ -44,21 +45,20 @@ class Form:
         return self.before + name.encode() + self.after
 
 
-def parse_other(path: str, raw: bytes, headers: Headers) -> ChatRequest:
+def parse_other(path: str, raw: bytes, head: RequestHead) -> ChatRequest:
     """A request whose model is an arm.
 
     Raises:
         BadRequestError: there is no model in it.
     """
-    content_type = next((value for name, value in headers if name == b"content-type"), b"")
-    boundary = BOUNDARY.match(content_type)
+    boundary = BOUNDARY.match(head.content_type)
     if boundary is not None:
-        model, form = _parse_form(raw, content_type, boundary[1])
-        return ChatRequest({}, headers, model, [], stream=False, size=len(raw), path=path, routed=False, form=form)
+        model, form = _parse_form(raw, head.content_type, boundary[1])
+        return ChatRequest({}, head, model, [], stream=False, size=len(raw), path=path, routed=False, form=form)
     body = parse_json(raw)
     stream = body.get("stream") is True
     model = check_model(body.get("model"))
-    return ChatRequest(body, headers, model, [], stream=stream, size=len(raw), path=path, routed=False)
+    return ChatRequest(body, head, model, [], stream=stream, size=len(raw), path=path, routed=False)
 
 
 def _parse_form(raw: bytes, content_type: bytes, boundary: bytes) -> tuple[str, Form]:

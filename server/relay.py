@@ -2,12 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 
+from server.head import AnswerHead, read_answer_head
 from server.pool import Timeouts
 from server.replica import Replica
 from server.sse import parse_usage
@@ -21,34 +21,6 @@ MAX_CHECKED_BYTES = 256 * 1024
 """A larger answer is not checked to be JSON, which would hold up others."""
 EVENT = re.compile(rb"\s*[:deir]")
 """How a stream of events begins: a comment, or one of the fields data, event, id and retry, perhaps cut short."""
-
-Headers = list[tuple[bytes, bytes]]
-
-HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    )
-)
-NOT_FORWARDED = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"content-type",
-    b"content-encoding",
-    b"authorization",
-    b"accept-encoding",
-    b"expect",
-    b"x-request-id",
-}
-NOT_RETURNED = HOP_BY_HOP | {b"content-length", b"date", b"server", b"x-request-id"}
-OURS = b"x-pika-"
 
 Outcome = Literal["server_error", "connect_error", "timeout", "broken"]
 
@@ -72,7 +44,7 @@ class Answer:
     """An upstream's answer: whole, or a stream whose first bytes are here."""
 
     status: int
-    headers: Headers
+    head: AnswerHead
     body: bytes
     """The whole body, or a stream's first bytes."""
     rest: "Rest | None" = None
@@ -105,42 +77,6 @@ class Rest:
     def close(self) -> None:
         """Let go of the connection; this cancels generation if the stream was not read to its end."""
         self.connection.finish()
-
-
-def forwarded_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The client's headers as the upstream gets them, in their order, repeated ones too: ours, the hop's and the
-    client's key are taken out.
-
-    Args:
-        headers: names in lower case, as ASGI has them.
-    """
-    listed = _listed(headers)
-    return b"".join(
-        [
-            b"%b: %b\r\n" % (name, value)
-            for name, value in headers
-            if name not in NOT_FORWARDED and name not in listed and not name.startswith(OURS)
-        ]
-    )
-
-
-def returned_headers(headers: Headers) -> Headers:
-    """The upstream's headers as the client gets them."""
-    listed = _listed(headers)
-    return [
-        (name, value)
-        for name, value in headers
-        if name not in NOT_RETURNED and name not in listed and not name.startswith(OURS)
-    ]
-
-
-def _listed(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    """Headers that `connection` declares to be for this hop alone."""
-    listed: set[bytes] = set()
-    for name, value in headers:
-        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            listed.update(token.strip().lower() for token in value.split(b","))
-    return listed
 
 
 async def post(replica: Replica, request: bytes, timeouts: Timeouts, stream: bool) -> Answer:
@@ -179,31 +115,32 @@ async def _exchange(
     try:
         if stream:
             await connection.head(until)
-            if connection.status == 200 and _content_type(connection.headers).startswith(b"text/event-stream"):
+            head = read_answer_head(connection.headers)
+            if connection.status == 200 and head.content_type == b"text/event-stream":
                 first = await connection.some(until)
                 if not first:
                     raise BrokenError("ended its stream before the first byte")
-                if not EVENT.match(first) and not encoded(connection.headers):
+                if not EVENT.match(first) and not head.encoded:
                     raise BrokenError("sent what is no stream of events")
                 kept = True
-                rest = Rest(connection, replica, timeouts.between_chunks_s)
-                return Answer(200, returned_headers(connection.headers), first, rest)
+                return Answer(200, head, first, Rest(connection, replica, timeouts.between_chunks_s))
         body = await connection.whole(MAX_ANSWER_BYTES, until)
         if connection.status > 599:
             raise BrokenError(f"answered with the code {connection.status}, which HTTP does not have")
-        usage = _checked_usage(connection, body) if connection.status == 200 else None
-        return Answer(connection.status, returned_headers(connection.headers), body, usage=usage)
+        head = read_answer_head(connection.headers)
+        usage = _checked_usage(head, body) if connection.status == 200 else None
+        return Answer(connection.status, head, body, usage=usage)
     finally:
         if not kept:
             connection.finish()
 
 
-def _checked_usage(connection: Connection, body: bytes) -> dict[str, Any] | None:
+def _checked_usage(head: AnswerHead, body: bytes) -> dict[str, Any] | None:
     """
     Raises:
         BrokenError: it says that it is JSON, and is none.
     """
-    if _content_type(connection.headers) != b"application/json" or encoded(connection.headers):
+    if head.content_type != b"application/json" or head.encoded:
         return None
     if len(body) > MAX_CHECKED_BYTES:
         return parse_usage(body)
@@ -213,12 +150,3 @@ def _checked_usage(connection: Connection, body: bytes) -> dict[str, Any] | None
         raise BrokenError("answered with broken JSON") from error
     usage = answer.get("usage") if isinstance(answer, dict) else None
     return usage if isinstance(usage, dict) else None
-
-
-def _content_type(headers: Headers) -> bytes:
-    return next((value.lower() for name, value in headers if name == b"content-type"), b"").partition(b";")[0].rstrip()
-
-
-def encoded(headers: Headers) -> bool:
-    """Whether the body is compressed, although nobody asked."""
-    return any(name == b"content-encoding" for name, _ in headers)

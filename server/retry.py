@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from probes.prompt import text_of
-from server.chat_request import ChatRequest, Headers, write_json
+from server.chat_request import ChatRequest, write_json
 from server.decision import Decision
 from server.errors import (
     GatewayError,
@@ -18,8 +18,9 @@ from server.errors import (
     UpstreamLimitedError,
     UpstreamTimeoutError,
 )
+from server.head import Headers
 from server.pool import Arm
-from server.relay import Answer, AttemptError, forwarded_lines, post
+from server.relay import Answer, AttemptError, post
 from server.replica import Replica, choose
 from server.sse import ask_for_usage
 from server.state import State
@@ -158,7 +159,7 @@ async def _attempt(sent: Dispatch, replica: Replica, request_id: str) -> Answer:
             b"\r\nx-request-id: ",
             request_id.encode(),
             b"\r\n",
-            forwarded_lines(request.headers),
+            request.head.passed,
             b"content-length: %d\r\n\r\n" % len(body),
             body,
         )
@@ -184,7 +185,7 @@ def _judge(sent: Dispatch, replica: Replica, error: AttemptError, stream: bool) 
     if error.outcome == "timeout" and not stream:
         return  # a long generation is no failure of the server's
     if error.answer is not None and error.answer.status in (429, 503):
-        wait_s = retry_after_s(error.answer.headers)
+        wait_s = retry_after_s(error.answer.head.passed)
         if wait_s is not None:
             replica.set_aside(wait_s, time.monotonic())
         if wait_s is not None or error.answer.status == 429:

@@ -10,7 +10,8 @@ from probes.engine.base import EngineUnavailableError
 from server.chat_request import check_messages, parse_chat, parse_json
 from server.decision import Decision, decide
 from server.errors import BadRequestError, ProbeUnavailableError, TotalTimeError
-from server.http import read_body, request_id
+from server.head import read_head
+from server.http import read_body
 from server.predictor import Messages, Prediction
 from server.state import State, current
 
@@ -24,10 +25,10 @@ MAX_INPUTS = 256
 async def score(request: Request) -> Response:
     """Success probability of every arm for one or more prompts."""
     state = current(request.scope)
-    headers = request.scope["headers"]
+    head = read_head(request.scope["headers"])
     with state.admit() as watch:
         watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
-        raw = await read_body(headers, request.receive, state.settings.limits)
+        raw = await read_body(head, request.receive, state.settings.limits)
         conversations = _conversations(parse_json(raw))
         rendered = [await state.predictor.render(messages) for messages in conversations]
         try:
@@ -41,17 +42,17 @@ async def score(request: Request) -> Response:
         {"index": i, "arms": _scores(state, prediction), "flags": list(prediction.flags)}
         for i, prediction in enumerate(predictions)
     ]
-    return JSONResponse({"data": data}, headers={"x-request-id": request_id(headers)})
+    return JSONResponse({"data": data}, headers={"x-request-id": head.request_id})
 
 
 @router.post("/route")
 async def route(request: Request) -> Response:
     """Where a chat body would go, and why."""
     state = current(request.scope)
-    headers = request.scope["headers"]
+    head = read_head(request.scope["headers"])
     with state.admit() as watch:
         watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
-        chat = parse_chat(await read_body(headers, request.receive, state.settings.limits), headers)
+        chat = parse_chat(await read_body(head, request.receive, state.settings.limits), head)
         decision = await decide(state, chat)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
     arms = state.pool.arms
@@ -65,7 +66,7 @@ async def route(request: Request) -> Response:
             "arms": _considered(state, decision),
             "fallbacks": [arms[i].name for i in decision.fallbacks(state, chat)],
         },
-        headers={"x-request-id": request_id(headers)},
+        headers={"x-request-id": head.request_id},
     )
 
 

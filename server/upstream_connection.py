@@ -45,7 +45,7 @@ class Connection(asyncio.Protocol):
 
     Args:
         returned: asked when an exchange is over and the connection could be kept; False: close it.
-        lost: told when the connection has ended.
+        lost: told when the connection ends, perhaps twice.
     """
 
     def __init__(self, returned: Callable[["Connection"], bool], lost: Callable[["Connection"], None]) -> None:
@@ -79,8 +79,11 @@ class Connection(asyncio.Protocol):
         self._reset()
         self._busy = True
         self._stale_until = self._loop.time() + STALE_S if reused else 0.0
-        self._transport.write(request)
         self.deadline = inf
+        if self._transport.is_closing():
+            self._fail(self._ended())
+        else:
+            self._transport.write(request)
 
     async def head(self, until: float) -> None:
         """Wait for status and headers, until a loop time.
@@ -144,6 +147,8 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def abort(self) -> None:
+        """Close at once."""
+        self._lost(self)
         self._transport.abort()
 
     def expire(self) -> None:
@@ -209,10 +214,16 @@ class Connection(asyncio.Protocol):
             if error is None and self._head and not self._framed():
                 self._complete = True
             elif not self._complete:
-                kind = StaleError if self._loop.time() < self._stale_until else BrokenError
-                self._fail(kind("broke off"))
+                self._fail(self._ended())
             self._wake()
         self._lost(self)
+
+    def _ended(self) -> ExchangeError:
+        return (StaleError if self._loop.time() < self._stale_until else BrokenError)("broke off")
+
+    def eof_received(self) -> None:
+        if not self._busy:
+            self._lost(self)  # nobody shall send on it any more; the transport closes itself
 
     def _framed(self) -> bool:
         """Whether the answer says where it ends; if not, the connection's end is its end."""
