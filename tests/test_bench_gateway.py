@@ -8,8 +8,10 @@ from offline.bench import cli
 
 
 def test_all_answers_are_right_and_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["gateway", "--quick"]) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert cli.main(["gateway", "--quick", "--litellm", "/bin/false"]) == 0
+    out, err = capsys.readouterr()
+    assert "left out: litellm did not start (exit code 1)" in err
+    last = json.loads(out.splitlines()[-1])
     assert last["errors"] == 0
     assert last["streams_open"] == 40
     for key in ("cpu_us_per_request", "cpu_us_per_stream", "requests_per_s", "streams_per_s"):

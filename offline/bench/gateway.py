@@ -80,7 +80,7 @@ def measure(plan: Plan, systems: list[System], seed: int) -> list[Measured]:
     """Every system in turn.
 
     Raises:
-        ServerError: one does not start.
+        ServerError: the gateway does not start.
     """
     found = []
     with (
@@ -93,12 +93,17 @@ def measure(plan: Plan, systems: list[System], seed: int) -> list[Measured]:
             steps = progress.add_task(system.name, total=len(KINDS) * (2 + len(plan.rates)))
             folder = Path(scratch, system.name)
             folder.mkdir()
-            with system.start(upstream.port, folder) as server:
-                bench = Bench(plan, server, clients, partial(progress.advance, steps))
-                found.append(bench.measured(system, seed))
-                if system.name == OURS:
-                    target = Target(server.port, "stream", plan.prompts)
-                    found[-1].held = bench.load(gateway_load.held, target, upstream.port, server, plan.streams)
+            try:
+                with system.start(upstream.port, folder) as server:
+                    bench = Bench(plan, server, clients, partial(progress.advance, steps))
+                    found.append(bench.measured(system, seed))
+                    if system.name == OURS:
+                        target = Target(server.port, "stream", plan.prompts)
+                        found[-1].held = bench.load(gateway_load.held, target, upstream.port, server, plan.streams)
+            except ServerError as error:
+                if not system.rival:
+                    raise
+                progress.console.print(f"left out: {error}", markup=False)
             progress.update(steps, completed=len(KINDS) * (2 + len(plan.rates)))
     return found
 

@@ -29,6 +29,8 @@ class System:
     """Takes the upstream's port and a scratch folder."""
     verbatim: bool = True
     """Whether it passes on the upstream's bytes; else it writes answers anew."""
+    rival: bool = False
+    """Another's, left out where it does not start."""
 
 
 def upstream(_: int, scratch: Path) -> Started:
@@ -115,6 +117,7 @@ def litellm(program: str, at: int, scratch: Path) -> Started:
     config.write_text(yaml.safe_dump({"model_list": models}), encoding="utf-8")
     command = [program, "--config", str(config), "--host", HOST, "--port", str(port), "--num_workers", "1"]
     env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "PYTHONPATH": ""}
+    env["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # a key would be looked up; loopback alone
     return running(command, port, "/health/liveliness", scratch / "litellm.log", env)
 
 
@@ -123,7 +126,7 @@ def systems(litellm_program: str | None) -> list[System]:
     found = [System(DIRECT, upstream), System(OURS, min_cost), System(PROBED, nano)]
     # Debian keeps it where only root's shells look.
     if nginx_program := shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])):
-        found.append(System(NGINX, lambda at, scratch: nginx(nginx_program, at, scratch)))
+        found.append(System(NGINX, lambda at, scratch: nginx(nginx_program, at, scratch), rival=True))
     if litellm_program:
-        found.append(System(LITELLM, lambda at, scratch: litellm(litellm_program, at, scratch), verbatim=False))
+        found.append(System(LITELLM, lambda at, scratch: litellm(litellm_program, at, scratch), False, True))
     return found
