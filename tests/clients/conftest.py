@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("PIKA_PYTHON", str(ROOT / ".venv/bin/python"))
 POOL = ROOT / "offline/nano_pool/pool.yaml"
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its prices are not asked of the network
 START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 300, 30, 0.2
 ARMS = ("nano-small", "nano-medium", "nano-large")
 PROBLEM = "What number do we end with? Begin with 12. Add 3. Double it. Subtract 5. Begin with 4. Add 3."
