@@ -7,11 +7,11 @@ ARGS ?=
 # Without bytecode every import of vLLM takes ten seconds longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-clients lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: .venv/.installed  ## make the environment .venv with all extras
 
@@ -30,11 +30,19 @@ demo: .venv/.installed  ## the nano pool with real vLLM: what routing saves (ARG
 test: lint  ## lint, types and all tests (ARGS="-k policies")
 	.venv/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
+test-clients: .venv/.installed .venv-clients/.installed  ## other projects' clients, in .venv-clients, against the gateway
+	.venv-clients/bin/pytest -c tests/clients/pytest.ini tests/clients $(ARGS)
+
+.venv-clients/.installed: tests/clients/requirements.txt
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
 lint: .venv/.installed  ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 clean:  ## remove the environment and all caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find server probes routing_policies offline tests -name __pycache__ -prune -exec rm -rf {} +

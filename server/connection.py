@@ -150,6 +150,7 @@ class Connection(HttpToolsProtocol):
         """Say why and close. An earlier request is still answered, and then there is nothing to say."""
         self._stop_waiting()
         self.refused = True
+        self.live.metrics.refused.labels(status).inc()
         if self.answering and self.part is not Part.BODY:
             self.cycle.keep_alive = False
             self.flow.pause_reading()

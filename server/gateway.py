@@ -7,6 +7,7 @@ import math
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -84,7 +85,7 @@ async def serve(app: FastAPI, sock: socket.socket, on_started: Callable[[], None
     Raises:
         ConfigError, ProbeError: before anything is served.
     """
-    allow_many_files()
+    files = allow_many_files()
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -100,12 +101,15 @@ async def serve(app: FastAPI, sock: socket.socket, on_started: Callable[[], None
         # What stands now stays: garbage collections need not look through it again and again.
         gc.collect()
         gc.freeze()
+        live: Live = app.state.live
+        if files < 2 * live.state.settings.limits.connections:
+            logger.warning("only %d open files are allowed: raise `ulimit -Hn`, or lower limits.connections", files)
         server = GatewayServer(config, state or {}, on_started)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
             await asyncio.shield(serving)
         except asyncio.CancelledError:
-            await _drain(server, app.state.live, serving)
+            await _drain(server, live, serving)
             raise
 
 
@@ -121,9 +125,11 @@ async def _drain(server: GatewayServer, live: Live, serving: asyncio.Task[None])
     logger.info("drained")
 
 
-def allow_many_files() -> None:
-    """Two for each open request; shells often allow a process 1,024 unless it asks for more."""
+def allow_many_files() -> int:
+    """Open files that this process may have from now on; shells often allow it 1,024 unless it asks for more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

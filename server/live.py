@@ -91,6 +91,7 @@ class Live:
                 log_refusal(error)
                 self.metrics.reloads.labels("refused").inc()
                 return False
+            warn_of_restart(self.state.settings, settings)
             self.take(prepared)
             self.metrics.reloads.labels("done").inc()
             logger.info("reloaded: %s", described(prepared.state.pool))
@@ -174,6 +175,13 @@ def build(order: Order) -> Parts:
         )
     policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
     return Parts(order, pool, policies, Predictor(pool, settings))
+
+
+def warn_of_restart(before: Settings, now: Settings) -> None:
+    """Name what has changed and a reload does not take."""
+    for name in ("host", "port", "public", "workers"):
+        if getattr(before.server, name) != getattr(now.server, name):
+            logger.warning("server.%s has changed: restart the gateway to take it; a reload takes all the rest", name)
 
 
 def log_refusal(error: Exception) -> None:

@@ -84,11 +84,19 @@ class QueueHandler(logging.Handler):
             self._filled.wait()
             closing = self._closing.wait(GATHER_S)
             self._filled.clear()  # before we look: what comes from now on sets it again
-            lines = bytearray()
-            while self._waiting:
-                lines += self._bytes(self._waiting.popleft())
-            write_all(self._descriptor, lines)
+            self._write_waiting()
         os.close(self._descriptor)
+
+    def _write_waiting(self) -> None:
+        """Whole lines at once, few enough that no other worker's come in between: a pipe takes so much in one piece."""
+        lines = bytearray()
+        while self._waiting:
+            line = self._bytes(self._waiting.popleft())
+            if len(lines) + len(line) > select.PIPE_BUF:
+                write_all(self._descriptor, lines)
+                lines = bytearray()
+            lines += line
+        write_all(self._descriptor, lines)
 
     def _bytes(self, record: logging.LogRecord) -> bytes:
         fields = {**self._fields, **getattr(record, "fields", {})}
@@ -130,9 +138,10 @@ def logging_to_stderr(level: str, form: Format, fields: dict[str, Any] | None = 
     before, old_level = list(root.handlers), root.level
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # httpx would log each of our requests again as an upstream one; uvicorn what we say ourselves.
-    for name in ("httpx", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Others would log each of our requests again, some with headers, which may hold keys; and uvicorn a line for every
+    # request that we refuse, which we count.
+    for name, least in (("httpx", "WARNING"), ("httpcore", "WARNING"), ("uvicorn", "ERROR")):
+        logging.getLogger(name).setLevel(least)
     try:
         yield handler
     finally:

@@ -32,6 +32,7 @@ FLAGS = (
 MIN_PROMPTS = 100
 """Fewer tell nothing of drift."""
 ATTEMPT_OUTCOMES = ("ok", "client_error", "server_error", "connect_error", "timeout", "broken", "cancelled")
+REFUSALS = (400, 408, 431, 503)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 PROBABILITIES = tuple(i / 20 for i in range(1, 21))
@@ -123,6 +124,12 @@ class Metrics:
         self.reloads = self._counter("pika_reloads", "Reloads of configuration and probes.", ("result",))
         for result in ("done", "refused"):
             self.reloads.labels(result)
+        self.refused = self._counter(
+            "pika_refused", "Requests that are no HTTP, too large a head or too slow, and connections over the limit.",
+            ("code",),
+        )  # fmt: skip
+        for code in REFUSALS:
+            self.refused.labels(code)
         self.log_dropped = self._counter("pika_log_dropped", "Log lines lost because they came faster than they go.")
         self._told = _Told(self._recent_percentiles)
         self._scraped = self.registry if shared is None else CollectorRegistry()

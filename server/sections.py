@@ -39,7 +39,7 @@ class Section(BaseModel):
 
 
 class Server(Section):
-    """Read when the gateway starts: a reload changes none of it."""
+    """All but `drain_s` is read when the gateway starts: a reload does not change it."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)

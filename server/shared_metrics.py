@@ -7,6 +7,7 @@ Source: prometheus_client's multiprocess mode, https://prometheus.github.io/clie
 import fcntl
 import os
 import shutil
+import struct
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from probes.base import FloatArray
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The library's name of the variable that says where the files are."""
+TRIES = 3
 PREFIX = "pika-metrics-"
 UNLOCKED_S = 60.0
 """A folder is surely locked by then, if its parent lives."""
@@ -83,6 +85,12 @@ class Sums(Collector):
         self._files = multiprocess.MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
 
     def collect(self) -> Iterable[Metric]:
+        for _ in range(TRIES - 1):
+            with suppress(struct.error, ValueError, RuntimeError):  # a file that a starting worker only just makes
+                return self._collect()
+        return self._collect()
+
+    def _collect(self) -> Iterable[Metric]:
         found: Iterable[Metric] = self._files.collect()  # type: ignore[no-untyped-call]
         return found
 

@@ -10,6 +10,8 @@ from server.orders import MAX_LINE_BYTES, decode, encode
 
 ANSWER_S = 120.0
 """Who takes longer to do as told is taken for dead."""
+CHECK_S, HUNG_S = 20.0, 30.0
+"""How often a worker is asked whether it listens to us, and when it is taken to hang if it does not say so."""
 
 
 class WorkerError(ProbeError):
@@ -65,7 +67,7 @@ class Slot:
             await self.stop(0)
             raise
 
-    async def ask(self, message: Mapping[str, Any]) -> None:
+    async def ask(self, message: Mapping[str, Any], within_s: float = ANSWER_S) -> None:
         """Tell the process to do something, and wait until it has done so. One at a time.
 
         Raises:
@@ -75,11 +77,11 @@ class Slot:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(encode(message))
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(within_s):
                 answer = await self._answers.get()
         except (TimeoutError, ConnectionError) as error:
             await self.stop(0)
-            raise WorkerError(f"worker {self.number} did not do as told within {ANSWER_S:g} s") from error
+            raise WorkerError(f"worker {self.number} did not do as told within {within_s:g} s") from error
         if "error" in answer:
             raise WorkerError(answer["error"])
 
@@ -87,35 +89,49 @@ class Slot:
         """Have it serve what it has prepared.
 
         Raises:
-            WorkerError: see `ask`.
+            WorkerError: it does not, and is killed: its successor will.
         """
         self._uses.add(generation)
-        await self.ask({"do": "take", "leaves": leaves})
+        try:
+            await self.ask({"do": "take", "leaves": leaves})
+        except WorkerError:
+            await self.stop(0)
+            raise
 
     async def until_left(self, generation: int) -> None:
         """Until no request here is served by a generation."""
         while generation in self._uses:
             await self._left.wait()
 
-    async def wait(self) -> int:
-        """Until the process has ended; returns its exit code."""
+    async def wait(self, free: asyncio.Lock) -> int:
+        """Until the process has ended, or is killed since it hangs; returns its exit code.
+
+        Args:
+            free: held while somebody asks it something.
+        """
         assert self._process is not None
-        return await self._process.wait()
+        while True:
+            try:
+                async with asyncio.timeout(CHECK_S):  # wait_for may swallow a cancellation
+                    return await self._process.wait()
+            except TimeoutError:
+                async with free:
+                    with suppress(WorkerError):
+                        await self.ask({"do": "nothing"}, HUNG_S)
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, after a grace period SIGKILL; returns when the process has ended."""
         process = self._process
         if process is None:
             return
-        with suppress(ProcessLookupError, TimeoutError):
+        with suppress(ProcessLookupError):
             if grace_s > 0:
                 process.terminate()
-                async with asyncio.timeout(grace_s):
-                    await process.wait()
-            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(grace_s):
+                        await process.wait()
+            if process.returncode is None:
                 process.kill()
-        with suppress(ProcessLookupError):
-            process.kill()
         await process.wait()
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,7 +71,7 @@ async def work(shared: Shared, sock: socket.socket, out: BinaryIO, log: QueueHan
 class Orders:
     """What the parent asks of a running worker."""
 
-    def __init__(self, live: Live, reader: asyncio.StreamReader, say: Any) -> None:
+    def __init__(self, live: Live, reader: asyncio.StreamReader, say: Callable[[dict[str, Any]], None]) -> None:
         self.live = live
         self.reader = reader
         self.say = say
@@ -88,6 +89,9 @@ class Orders:
             except Exception as error:
                 self.say({"error": repr(error)})
         os._exit(1)
+
+    async def _nothing(self, message: dict[str, Any]) -> None:
+        """Our event loop runs: that is all that was asked."""
 
     async def _prepare(self, message: dict[str, Any]) -> None:
         self.prepared = await self.live.prepare(await asyncio.to_thread(decode_order, message))

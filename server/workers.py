@@ -20,7 +20,7 @@ from server.config import Settings
 from server.engine import options
 from server.gateway import LAST_WORDS_S, Read
 from server.listen import url_of
-from server.live import Order, Parts, build, described, log_refusal
+from server.live import Order, Parts, build, described, log_refusal, warn_of_restart
 from server.orders import encode_order
 from server.shared_metrics import forget_gauges, shared_folder
 from server.slot import Slot, WorkerError
@@ -118,7 +118,7 @@ class _Parent:
         backoff_s = FIRST_BACKOFF_S
         while True:
             began = time.monotonic()
-            code = await slot.wait()
+            code = await slot.wait(self.changing)
             if time.monotonic() - began > STEADY_S:
                 backoff_s = FIRST_BACKOFF_S
             forget_gauges(self.folder, slot.number)
@@ -153,6 +153,7 @@ class _Parent:
                 await _each(slot.ask({"do": "drop"}) for slot in there)
                 await self._close(following)
                 return await self._refuse(error)
+            warn_of_restart(before.settings, following.settings)
             self.generations.remove(following)
             self.generations.append(following)
             await _each(slot.take(following.number, leaves=before.number) for slot in there)

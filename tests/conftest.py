@@ -15,6 +15,8 @@ from server.config import Settings, load
 from server.launch import launched
 from tests.support.hub import Hub, running
 
+collect_ignore = ["clients"]
+"""They run in an environment of their own: make test-clients."""
 POOL = Path(__file__).parents[1] / "offline/nano_pool/pool.yaml"
 
 

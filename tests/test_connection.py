@@ -10,7 +10,7 @@ import pytest
 from server.gateway import allow_many_files
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
-from tests.support.gateway_client import MESSAGES, PATH
+from tests.support.gateway_client import MESSAGES, PATH, metric
 from tests.support.serve import Served, served
 
 LIMITS = {"head_kb": 8, "head_s": 0.5, "body_mb": 0.5, "body_stall_s": 0.5, "connections": 1100}
@@ -122,11 +122,13 @@ def test_a_head_that_is_too_large(gateway: Served, head: bytes) -> None:
 
 
 def test_a_head_that_is_too_large_in_all(gateway: Served) -> None:
+    before = metric(gateway.client, 'pika_refused_total{code="431"}')
     with connect(gateway) as sock:
         sock.sendall(b"GET /health HTTP/1.1\r\nx: " + b"x" * 6_000)
         assert gateway.client.get("/health").status_code == 200  # by now that has been read
         sock.sendall(b"x" * 6_000 + b"\r\n\r\n")
         assert status(read_all(sock)) == 431
+    assert metric(gateway.client, 'pika_refused_total{code="431"}') == before + 1
 
 
 def test_a_long_path_is_a_head_too(gateway: Served) -> None:

@@ -108,6 +108,26 @@ def _read_all(descriptor: int) -> bytes:
     return bytes(data)
 
 
+def test_lines_of_several_workers_do_not_mix() -> None:
+    there, here = os.pipe()
+    handlers = [QueueHandler(os.dup(here), "json", {"worker": worker}) for worker in range(3)]
+    os.close(here)
+    for handler in handlers:
+        for number in range(1000):
+            handler.handle(logging.makeLogRecord({"msg": f"{number} {'x' * 300}"}))
+    data = bytearray()
+    reader = threading.Thread(target=lambda: data.extend(_read_all(there)))
+    reader.start()
+    for handler in handlers:
+        handler.close()
+    reader.join(20)
+    os.close(there)
+    lines = [json.loads(line) for line in data.splitlines()]
+    for worker in range(3):
+        numbers = [int(line["message"].split()[0]) for line in lines if line["worker"] == worker]
+        assert numbers == list(range(1000))
+
+
 def test_a_reader_that_is_gone_and_a_line_that_cannot_be_written_end_nothing() -> None:
     with logger_to_pipe("json") as (logger, handler, there):
         logger.info("lone \ud800 surrogate")

@@ -70,7 +70,7 @@ def test_a_killed_engine_comes_back(settings: Settings) -> None:
         [engine] = descendants(os.getpid()) - before
         os.kill(engine, signal.SIGKILL)
         until(lambda: client.get("/ready").status_code == 503, 10, "the gateway notices")
-        assert client.get("/ready").json()["engine"] is False
+        assert [problem["part"] for problem in client.get("/ready").json()["problems"]] == ["engine"]
         until(lambda: client.get("/ready").status_code == 200, 60, "the engine is restarted")
         assert client.post("/v1/chat/completions", json=BODY).headers["x-pika-path"] == "routed"
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import metric
 from tests.support.processes import descendants, running, until
-from tests.support.serve import BODY, Served, served
+from tests.support.serve import BODY, ROOT, Served, served
 from tests.test_reload import write
 
 PATH = "/v1/chat/completions"
@@ -157,7 +158,7 @@ def test_a_reload_is_taken_by_all_or_by_none(tmp_path: Path) -> None:
         (tmp_path / "pool.yaml").write_text("models: {")
         one.hang_up("reload refused, configuration and probes stay as they were: ")
         write(tmp_path, upstream.url, policy={"name": "min_success", "min_success": 0.5})
-        with load(one) as went:
+        with load(one, clients=2) as went:
             assert {ask(one).headers["x-pika-policy"] for _ in range(20)} == {"max_success"}
             one.hang_up("reloaded: nano-small by")
             assert {ask(one).headers["x-pika-policy"] for _ in range(20)} == {"min_success"}
@@ -249,3 +250,56 @@ def test_log_lines_name_their_worker(tmp_path: Path) -> None:
     requests = [line for line in lines if line["message"] == "request"]
     assert {line["request_id"] for line in requests} == ids
     assert {line["worker"] for line in requests} <= {0, 1}
+
+
+SECRET, KEY = "the-capital-of-nowhere", "sk-a-key-of-a-client"
+
+
+def test_what_is_asked_and_answered_is_never_logged(tmp_path: Path) -> None:
+    """Nor are keys, whatever goes wrong and however much is logged."""
+
+    async def repeats(request: faults.Request, to: faults.Connection) -> None:
+        if request.body["messages"][0]["content"].endswith("fail"):
+            return await faults.drops_at_once(request, to)
+        answer = faults.ANSWER | {"choices": [{"index": 0, "message": request.body["messages"][0]}]}
+        await to.send(faults.response(200, json.dumps(answer).encode()))
+
+    with faults.running(repeats) as upstream:
+        file = write_pool(tmp_path, {"small": [upstream.url]})
+        with served(file, None, "--log-level", "debug", "--log-format", "json") as one:
+            headers = {"authorization": f"Bearer {KEY}"}
+            for content in (SECRET, f"{SECRET} fail", [SECRET], {"text": SECRET}):
+                body = {"model": "auto", "messages": [{"role": "user", "content": content}], SECRET: SECRET}
+                one.client.post(PATH, json=body, headers=headers)
+            one.client.post(PATH, content=f'{{"model": "{SECRET}"'.encode(), headers=headers)
+            one.client.post(f"/{SECRET}", headers=headers)
+            until(lambda: "".join(one.log).count('"message":"request"') == 5, 10, "each is logged")
+        log = "".join(one.log)
+        assert SECRET not in log
+        assert KEY not in log
+
+
+def test_workers_join_an_engine_that_runs_elsewhere(tmp_path: Path) -> None:
+    engine = {"kind": "remote", "url": f"unix://{tmp_path}/engine.sock"}
+    with faults.running(faults.answers) as upstream:
+        file = write(tmp_path, upstream.url, engine=engine)
+        command = [sys.executable, "-m", "server", "engine", str(file)]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stderr is not None
+                assert any("engine ready" in line for line in process.stderr)
+                with served(file, None, "--workers", "2") as one:
+                    assert not named(one, "probes.engine.worker")
+                    assert {ask(one).headers["x-pika-path"] for _ in range(20)} == {"routed"}
+            finally:
+                process.terminate()
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_what_needs_a_restart_is_named_by_a_reload(tmp_path: Path, count: str) -> None:
+    urls = {"small": ["http://127.0.0.1:1/v1"]}
+    with served(write_pool(tmp_path, urls), None, "--workers", count) as one:
+        write_pool(tmp_path, urls, server={"public": True, "drain_s": 1})
+        one.hang_up("reloaded:")
+        [said] = [line for line in one.log if "restart the gateway" in line]
+        assert "server.public has changed" in said

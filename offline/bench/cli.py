@@ -8,6 +8,8 @@ COMMANDS = {
     "policies": ("offline.bench.policies:main", "a policy over its knob: our sweep against a loop with pandas"),
     "scoring": ("offline.bench.scoring:main", "reading prompts: our engine against the research code's way"),
     "rollouts": ("offline.bench.rollouts:main", "rollouts from a vLLM server: our client against `vllm bench serve`"),
+    "gateway": ("offline.bench.gateway:main", "what the gateway costs per request, beside nginx and LiteLLM's proxy"),
+    "soak": ("offline.bench.soak:main", "the gateway with a thousand clients, before upstreams that fail at times"),
 }
 
 USAGE = """\
@@ -16,7 +18,8 @@ usage: pika bench NAME [options]
 measurements:
 {commands}
 
-Each compares two ways on the same input in the same run, prints a table, and one line of JSON last.
+Each compares ways on the same input in the same run (soak: compares nothing, looks for what goes wrong), prints a
+table, and one line of JSON last.
 `pika bench NAME --help` shows its options.
 
 examples:

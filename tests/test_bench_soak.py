@@ -1,0 +1,67 @@
+"""A short `pika bench soak`: the real gateway, upstreams that fail, and every request accounted for."""
+
+import json
+
+import pytest
+
+from offline.bench import cli
+from offline.bench.gateway_client import Reply
+from offline.bench.soak_clients import CHUNKS, judge
+
+MARK = "mark-000000001"
+EVENTS = b"".join(
+    b'data: {"choices":[{"index":0,"delta":{"content":"%b/%d "}}]}\n\n' % (MARK.encode(), index)
+    for index in range(CHUNKS)
+)
+DONE = b"data: [DONE]\n\n"
+FAILED = b'data: {"error":{"message":"broke off"}}\n\n'
+
+
+def test_nothing_is_lost_mixed_up_or_left_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["soak", "--clients", "100", "--seconds", "8"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["answered"] > 100
+    assert (last["lost"], last["wrong"], last["hung"], last["in_flight_left"]) == (0, 0, 0, 0)
+
+
+def test_a_gateway_that_does_not_start_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    assert cli.main(["soak", "--clients", "2", "--seconds", "1"]) == 1
+    assert "upstreams did not start (exit code 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "whole", "verdict"),
+    [
+        (EVENTS + DONE, True, "answered"),
+        (EVENTS + DONE, False, "lost"),
+        (EVENTS, True, "lost"),
+        (EVENTS[:-40], False, "lost"),
+        (EVENTS.replace(b"/3 ", b"/4 "), True, "lost"),
+        (EVENTS[: len(EVENTS) // CHUNKS] + FAILED, False, "refused"),
+        (EVENTS + DONE[:4] + FAILED, True, "lost"),
+        (EVENTS.replace(b"1/3 ", b"2/3 ") + DONE, True, "wrong"),
+        (b"", True, "lost"),
+    ],
+)
+def test_streams_are_judged(body: bytes, whole: bool, verdict: str) -> None:
+    assert judge(Reply(200, body, whole), MARK, streamed=True) == verdict
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "whole", "verdict"),
+    [
+        (200, b'{"choices":[{"message":{"content":"mark-000000001"}}]}', True, "answered"),
+        (200, b'{"choices":[{"message":{"content":"mark-000000002"}}]}', True, "wrong"),
+        (200, b'{"choices":[{"message":{"content":"mark-000000001"}', True, "lost"),
+        (200, b'{"choices":[]}', True, "lost"),
+        (502, b'{"error":{"message":"no"}}', True, "refused"),
+        (502, b"Bad Gateway", True, "lost"),
+        (502, b'{"error":{"message":"no"}}', False, "lost"),
+        (0, b"", False, "lost"),
+    ],
+)
+def test_whole_answers_are_judged(status: int, body: bytes, whole: bool, verdict: str) -> None:
+    assert judge(Reply(status, body, whole), MARK, streamed=False) == verdict
