@@ -12,10 +12,11 @@ from server.head import Headers, RequestHead, read_head
 from server.http import Receive, Scope, Send, read_body, send_error, send_whole
 from server.knobs import DEBUG_HEADER
 from server.record import Record, decision_headers
-from server.relay import Answer, BrokenStreamError, Rest
+from server.relay import Answer, Rest
 from server.retry import Dispatch, dispatch
 from server.sse import EventRelay, error_event
 from server.state import State, current
+from server.upstream import ExchangeError
 from server.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -88,21 +89,25 @@ class Exchange:
         feed = bytes if answer.head.encoded else events.feed
         self.started = True
         self.record.first_byte()
+        headers = answer.head.passed + self._headers()
+        connection, data = rest.connection, answer.body
         try:
-            headers = answer.head.passed + self._headers()
             await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            data = answer.body
             while data:
-                if passed := feed(data):
+                passed = feed(data)
+                if connection.ended:
+                    break
+                if passed:
                     await self.send({"type": "http.response.body", "body": passed, "more_body": True})
-                data = await rest.some()
-        except BrokenStreamError as error:
+                    passed = b""
+                data = await connection.some(rest.until())
+        except ExchangeError as error:
             if self.record.sent is not None:
                 self.record.sent.failed()
-            raise UpstreamError(str(error)) from error
+            raise UpstreamError(rest.failed(error)) from error
         finally:
             rest.close()
-        await self.send({"type": "http.response.body", "body": events.flush()})
+        await self.send({"type": "http.response.body", "body": passed + events.flush()})
         self.record.finish(answer.status, events.usage)
 
     async def fail(self, error: GatewayError) -> None:

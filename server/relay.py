@@ -35,10 +35,6 @@ class AttemptError(Exception):
         """The upstream's own error, where it gave one."""
 
 
-class BrokenStreamError(Exception):
-    """The upstream failed after its first byte."""
-
-
 @dataclass(slots=True)
 class Answer:
     """An upstream's answer: whole, or a stream whose first bytes are here."""
@@ -61,18 +57,15 @@ class Rest:
     replica: Replica
     between_chunks_s: float
 
-    async def some(self) -> bytes:
-        """The next bytes, none at the end.
+    def until(self) -> float:
+        """The loop time by which the next bytes must have come."""
+        return asyncio.get_running_loop().time() + self.between_chunks_s
 
-        Raises:
-            BrokenStreamError: the upstream broke off or fell silent.
-        """
-        try:
-            return await self.connection.some(asyncio.get_running_loop().time() + self.between_chunks_s)
-        except SilentError as error:
-            raise BrokenStreamError(f"{self.replica.name} sent nothing for {self.between_chunks_s:g} s") from error
-        except ExchangeError as error:
-            raise BrokenStreamError(f"{self.replica.name} {error} in mid-stream") from error
+    def failed(self, error: ExchangeError) -> str:
+        """What became of it, for people."""
+        if isinstance(error, SilentError):
+            return f"{self.replica.name} sent nothing for {self.between_chunks_s:g} s"
+        return f"{self.replica.name} {error} in mid-stream"
 
     def close(self) -> None:
         """Let go of the connection; this cancels generation if the stream was not read to its end."""

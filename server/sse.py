@@ -3,9 +3,11 @@ asked for it, taken out. Nothing else is parsed."""
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 USAGE = b'"usage":'
+BLANK_LINES = (b"\n\n", b"\r\n\r\n")
 NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
 RAW_DECODE = json.JSONDecoder().raw_decode
 MAX_EVENT_BYTES = 8 * 1024 * 1024
@@ -29,8 +31,8 @@ class EventRelay:
             self._rest = b"" if len(data) > MAX_EVENT_BYTES else data
             return data if not self._rest else b""
         self._rest = data[end:]
-        whole = data[:end]
-        return self._read_usage(whole) if NO_CHOICES.search(whole) else whole
+        whole = data[:end] if self._rest else data
+        return self._read_usage(whole) if b"[]" in whole else whole
 
     def flush(self) -> bytes:
         """What was held back, at the stream's end."""
@@ -38,15 +40,25 @@ class EventRelay:
         return rest
 
     def _read_usage(self, events: bytes) -> bytes:
-        kept = []
-        for event in re.split(rb"(?<=\n\n)|(?<=\r\n\r\n)", events):
-            usage = parse_usage(event) if NO_CHOICES.search(event) else None
+        kept, passed = [], 0
+        for found in NO_CHOICES.finditer(events):
+            at = found.start()
+            if at < passed:
+                continue
+            begin = max(_ends(events.rfind, passed, at), default=passed)
+            end = min(_ends(events.find, at, len(events)))
+            usage = parse_usage(events[begin:end])
             if usage is not None:
                 self.usage = usage
                 if self._drop_usage:
-                    continue
-            kept.append(event)
-        return b"".join(kept)
+                    kept.append(events[passed:begin])
+                    passed = end
+        return b"".join((*kept, events[passed:])) if kept else events
+
+
+def _ends(find: Callable[[bytes, int, int], int], start: int, stop: int) -> list[int]:
+    """Where an event ends, as `find` finds it, by each of the two ways to spell a line's end."""
+    return [place + len(blank) for blank in BLANK_LINES if (place := find(blank, start, stop)) >= 0]
 
 
 def parse_usage(data: bytes) -> dict[str, Any] | None:

@@ -57,6 +57,8 @@ class Connection(asyncio.Protocol):
         self._returned = returned
         self._lost = lost
         self._loop = asyncio.get_running_loop()
+        self._chunks: list[bytes] = []
+        self.on_body = self._chunks.append  # for the parser, which calls it for each of a stream's chunks
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._paused = False
@@ -67,9 +69,8 @@ class Connection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self._failure: ExchangeError | None = None
-        self._chunks: list[bytes] = []
-        self._size = 0  # bytes in _chunks
-        self._head_bytes = 0
+        self._chunks.clear()
+        self._size = 0  # bytes that have come and were not taken
         self._head = False
         self._complete = False
         self._keep = False
@@ -101,10 +102,23 @@ class Connection(asyncio.Protocol):
             ExchangeError
         """
         while not self._chunks:
-            if self._failure is None and self._complete:
+            if self._failure is not None:
+                raise self._failure
+            if self._complete:
                 return b""
-            await self._wait(Want.SOME, until)
+            # As in `_wait`, which would be one more coroutine for each of a stream's chunks.
+            self._want, self.deadline = Want.SOME, until
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter, self._want, self.deadline = None, Want.NOTHING, inf
         return self._taken()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the whole body has been taken."""
+        return self._complete and not self._chunks and self._failure is None
 
     async def whole(self, limit: int, until: float) -> bytes:
         """The rest of the body.
@@ -118,8 +132,9 @@ class Connection(asyncio.Protocol):
         return self._taken()
 
     def _taken(self) -> bytes:
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks = []
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
         self._size = 0
         if self._paused:
             self._paused = False
@@ -142,7 +157,7 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         """The exchange is over. An answer that was not read to its end is cut off, which cancels its generation."""
         self._busy = False
-        self._chunks = []
+        self._chunks.clear()
         if not (self._complete and self._keep and self._failure is None and self._returned(self)):
             self.abort()
 
@@ -188,21 +203,20 @@ class Connection(asyncio.Protocol):
             return
         self._stale_until = 0.0
         assert self._parser is not None
-        if not self._head:
-            self._head_bytes += len(data)
+        self._size += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(BrokenError(f"sent what is no HTTP answer ({error})"))
-        if not self._head and self._head_bytes > MAX_HEAD_BYTES:
-            self._fail(BrokenError(f"sent more than {MAX_HEAD_BYTES} bytes of headers"))
-        if self._size > HIGH_WATER_BYTES:
+        if self._size > MAX_HEAD_BYTES:
             self._bound()
         self._wake()
 
     def _bound(self) -> None:
-        if self._want is not Want.ALL:
-            if not self._paused:
+        if not self._head:
+            self._fail(BrokenError(f"sent more than {MAX_HEAD_BYTES} bytes of headers"))
+        elif self._want is not Want.ALL:
+            if self._size > HIGH_WATER_BYTES and not self._paused:
                 self._paused = True
                 self._transport.pause_reading()
         elif self._size > self._limit:
@@ -246,10 +260,6 @@ class Connection(asyncio.Protocol):
         self.status = self._parser.get_status_code()
         # 100 Continue and its like announce the answer.
         self._head = self.status >= 200
-
-    def on_body(self, body: bytes) -> None:
-        self._chunks.append(body)
-        self._size += len(body)
 
     def on_message_complete(self) -> None:
         assert self._parser is not None
