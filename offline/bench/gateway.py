@@ -11,7 +11,7 @@ import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +28,8 @@ from offline.bench.gateway_rivals import OURS, System
 from offline.progress import bars
 
 T = TypeVar("T")
+ROUNDS = 2
+"""Of the closed loop."""
 EXAMPLES = """examples:
   pika bench gateway                                  up to 4 minutes; nginx too, where it is installed
   pika bench gateway --litellm ~/litellm/bin/litellm  and LiteLLM's proxy, from an environment of its own
@@ -54,8 +56,13 @@ class Plan:
     prompts: int
     """Distinct ones."""
 
+    @property
+    def loads(self) -> int:
+        """On one system, if it can do all of them."""
+        return len(KINDS) * (1 + ROUNDS) + 2 * len(self.rates)
 
-FULL = Plan(seconds=4, warm_up_s=1, rates=(100, 500, 1000), streams=2000, prompts=20_000)
+
+FULL = Plan(seconds=3, warm_up_s=1, rates=(100, 500, 1000), streams=2000, prompts=20_000)
 QUICK = Plan(seconds=0.3, warm_up_s=0.1, rates=(50,), streams=40, prompts=500)
 
 
@@ -90,7 +97,7 @@ def measure(plan: Plan, systems: list[System], seed: int) -> list[Measured]:
         bars(TimeElapsedColumn()) as progress,
     ):
         for system in systems:
-            steps = progress.add_task(system.name, total=len(KINDS) * (2 + len(plan.rates)))
+            steps = progress.add_task(system.name, total=plan.loads)
             folder = Path(scratch, system.name)
             folder.mkdir()
             try:
@@ -104,7 +111,7 @@ def measure(plan: Plan, systems: list[System], seed: int) -> list[Measured]:
                 if not system.rival:
                     raise
                 progress.console.print(f"left out: {error}", markup=False)
-            progress.update(steps, completed=len(KINDS) * (2 + len(plan.rates)))
+            progress.update(steps, completed=plan.loads)
     return found
 
 
@@ -122,7 +129,12 @@ class Bench:
         for kind in KINDS:
             target = Target(self.server.port, kind, self.plan.prompts, system.verbatim)
             self.load(gateway_load.closed, target, self.plan.warm_up_s)
-            measured.saturated[kind] = saturated = self._point(gateway_load.closed, target, self.plan.seconds)
+            rounds = [self._point(gateway_load.closed, target, self.plan.seconds) for _ in range(ROUNDS)]
+            # Neighbours on the machine can only add: the cheapest counts, with all errors.
+            errors = sum(one.outcome.errors for one in rounds)
+            cheapest = min(rounds, key=lambda one: one.cpu_us)
+            saturated = replace(cheapest, outcome=replace(cheapest.outcome, errors=errors))
+            measured.saturated[kind] = saturated
             for rate in self.plan.rates if kind != "one-by-one" else ():
                 if rate < saturated.outcome.per_s:
                     point = self._point(gateway_load.opened, target, rate, self.plan.seconds, seed)

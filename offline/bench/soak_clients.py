@@ -82,7 +82,7 @@ async def _ask(port: int, clients: int, seconds: float, seed: int) -> Found:
 
     await asyncio.gather(*(client(number) for number in range(clients)))
     connections.close()
-    found.p50_ms, found.p99_ms = 1000 * np.percentile(latencies or [np.nan], (50, 99))
+    found.p50_ms, found.p99_ms = (1000 * np.percentile(latencies or [np.nan], (50, 99))).tolist()
     return found
 
 
