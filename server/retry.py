@@ -191,8 +191,6 @@ async def _attempt(sent: Dispatch, replica: Replica, request_id: str, watch: Wat
 
 def _judge(sent: Dispatch, replica: Replica, error: AttemptError, stream: bool) -> None:
     """What a failed attempt says of the replica."""
-    if error.outcome == "connect_error":
-        replica.healthy = False
     if error.outcome == "timeout" and not stream:
         return  # a long generation is no failure of the server's
     if error.answer is not None and error.answer.status in (429, 503):

@@ -249,6 +249,23 @@ def test_vllms_own_queue_steers_requests() -> None:
         until(steered, 10, "the waiting requests are noticed")
 
 
+def test_a_conversation_stays_with_its_replica_where_its_model_says_so() -> None:
+    with ExitStack() as stack:
+        upstreams = [stack.enter_context(faults.running(faults.answers)) for _ in range(2)]
+        settings = constant_pool({"small": [one.url for one in upstreams]})
+        models = {"small": settings.models["small"].model_copy(update={"prefix_affinity": True})}
+        app = create_app(settings.model_copy(update={"models": models}))
+        client = stack.enter_context(httpx.Client(base_url=stack.enter_context(serving(app)), timeout=20))
+        for question in range(12):
+            begun = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Question {question}?"}]
+            for more in ([], [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Sure?"}]):
+                assert chat(client, messages=begun + more).status_code == 200
+        asked = [{sent.body["messages"][1]["content"] for sent in one.requests} for one in upstreams]
+        assert not asked[0] & asked[1]
+        assert asked[0]
+        assert asked[1]
+
+
 def test_a_hundred_megabytes_are_refused_and_the_gateway_serves_on() -> None:
     with gateway({"small": [faults.answers]}) as (client, upstreams):
         refused = client.post("/v1/chat/completions", content=b"x" * 100 * 1024 * 1024)
