@@ -17,7 +17,7 @@ from server.retry import Dispatch, dispatch
 from server.sse import EventRelay, error_event
 from server.state import State, current
 from server.upstream import ExchangeError
-from server.watch import Watch
+from server.watch import Client, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ class Chat:
         state = current(scope)
         limits = state.settings.limits
         head = read_head(scope["headers"])
-        exchange = Exchange(state, head, send)
+        exchange = Exchange(state, head, send, scope["state"]["connection"])
         try:
             with state.admit() as watch:
                 watch.limit(limits.body_s, SlowBodyError(limits.body_s))
                 raw = await read_body(head, receive, limits)
                 exchange.record.read()
-                watch.client(receive)
+                watch.client(exchange.connection)
                 await exchange.serve(self.parse(raw, head), watch)
         except GatewayError as error:
             await exchange.fail(error)
@@ -57,10 +57,11 @@ class Chat:
 class Exchange:
     """One request from its body to its last byte."""
 
-    def __init__(self, state: State, head: RequestHead, send: Send) -> None:
+    def __init__(self, state: State, head: RequestHead, send: Send, connection: Client) -> None:
         self.state = state
         self.request_id = head.request_id
         self.send = send
+        self.connection = connection
         self.record = Record(state, head.request_id)
         self.started = False
         self.whole = False
@@ -119,6 +120,7 @@ class Exchange:
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 if self.started:
+                    self.connection.close_after_answer()
                     await self.send({"type": "http.response.body", "body": error_event(error.body())})
                 else:
                     await send_error(self.send, error, self._headers())

@@ -5,6 +5,7 @@ request that is not whole yet.
 """
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
@@ -38,6 +39,9 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.live: Live = self.app_state["live"]
+        self.app_state = {**self.app_state, "connection": self}  # for requests, which find it in their scope
+        self.on_left: Callable[[], None] | None = None
+        """Called if the client leaves before its request is answered to the end."""
         self.limits = self.live.state.settings.limits  # as they were when the client came
         self.head_bytes = self.limits.head_kb * 1024
         self.part = Part.IDLE
@@ -66,6 +70,13 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        self.app_state = {}  # it refers to us
+        if self.on_left is not None:
+            self.on_left()
+
+    def close_after_answer(self) -> None:
+        """The answer on its way is the last one."""
+        self.cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
         if self.refused or self.transport.is_closing():

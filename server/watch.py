@@ -1,11 +1,20 @@
 """What ends a request early: its client left, its time is up, or the gateway goes down."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from server.errors import ClientLeftError, GatewayError
-from server.http import Receive
+
+
+class Client(Protocol):
+    """What we need of a client's connection; `server.connection.Connection` is one."""
+
+    transport: asyncio.Transport
+    on_left: Callable[[], None] | None
+
+    def close_after_answer(self) -> None: ...
 
 
 class Watch:
@@ -14,7 +23,7 @@ class Watch:
     with Watch() as watch:
         watch.limit(60, SlowBodyError("..."))
         ...
-        watch.client(receive)
+        watch.client(connection)
 
     Raises:
         GatewayError: the one that `limit` was given; the block has ended by then.
@@ -24,7 +33,7 @@ class Watch:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._client: Client | None = None
         self.reason: GatewayError | None = None
         """Why the task was cancelled."""
 
@@ -34,9 +43,15 @@ class Watch:
             self._timer.cancel()
         self._timer = self._loop.call_later(seconds, self.end, error)
 
-    def client(self, receive: Receive) -> None:
-        """Look out for the client's leaving. Nothing else may call `receive` from here on."""
-        self._watcher = self._loop.create_task(self._until_left(receive))
+    def client(self, connection: Client) -> None:
+        """Look out for the client's leaving. A task that waits for ASGI's `receive` to say so would cost more."""
+        self._client = connection
+        connection.on_left = self._left
+        if connection.transport.is_closing():
+            self._left()
+
+    def _left(self) -> None:
+        self.end(ClientLeftError())
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -47,15 +62,10 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
+        if self._client is not None:
+            self._client.on_left = None
         if self.reason is not None and kind is asyncio.CancelledError and not self._task.uncancel():
             raise self.reason from error
-
-    async def _until_left(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.end(ClientLeftError())
 
     def end(self, error: GatewayError) -> None:
         """Now, for this reason."""

@@ -111,6 +111,19 @@ def test_a_failure_in_mid_stream_ends_with_an_error_event(fault: Handler, limits
         assert len(upstreams[1].requests) == 0, "nothing is sent twice after the first byte"
 
 
+def test_the_connection_closes_after_a_failure_in_mid_stream() -> None:
+    body = json.dumps({"model": "auto", "stream": True, "messages": MESSAGES}).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with (
+        gateway({"small": [faults.drops_in_mid_stream]}) as (client, _),
+        socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=10) as raw,
+    ):
+        raw.sendall(head + body)
+        answer = raw.makefile("rb").read()  # until it is closed
+    assert b'"error"' in answer
+    assert answer.endswith(b"0\r\n\r\n")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_cancels_upstream(stream: bool) -> None:
     handler = faults.streams_on if stream else faults.hangs

@@ -12,6 +12,7 @@ import yaml
 from fastapi import FastAPI
 
 from server.config import Settings, load
+from server.connection import Connection
 from server.sections import Replica
 
 
@@ -19,7 +20,7 @@ from server.sections import Replica
 def serving(app: FastAPI) -> Iterator[str]:
     """Serve on a free port; yields the base URL."""
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, http="httptools", loop="uvloop", lifespan="on", log_level="warning")
+        uvicorn.Config(app, port=0, http=Connection, loop="uvloop", lifespan="on", log_level="warning")
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
