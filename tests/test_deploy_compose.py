@@ -65,6 +65,12 @@ def test_no_secret_stands_in_the_file(services: Services) -> None:
             assert value is None or not re.search("TOKEN|SECRET|PASSWORD|KEY", variable), variable
 
 
+def test_what_may_be_set_is_documented() -> None:
+    used = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text())) | {"HF_TOKEN"}
+    rows = [line for line in (DOCKER / "README.md").read_text().splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([A-Z_0-9]+)`", row.split("|")[1])} == used
+
+
 def test_what_is_mounted_from_here_is_here(services: Services) -> None:
     sources = [one["source"] for service in services.values() for one in service["volumes"] if one["type"] == "bind"]
     assert all(Path(source).exists() for source in sources)
