@@ -131,7 +131,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, picky: tuple[str, type[Picky]
     out = tmp_path / "out.parquet"
     arguments = command(out, *from_endpoints({"nano-large": picky[0]}), splits=("test=40",))
     result = subprocess.run(
-        [sys.executable, "-m", "server", "rollouts", *arguments],
+        [sys.executable, "-B", "-m", "server", "rollouts", *arguments],  # bytecode would be cut off too
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -149,9 +149,10 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, picky: tuple[str, type[Picky]
     assert len(rows(out)) == 40
 
 
-def test_a_parquet_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_parquet_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.parquet"
     out.write_text("what was there before")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be cut off too
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:

@@ -5,7 +5,7 @@ import json
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class Connection:
     async def until_left(self) -> None:
         """Send nothing until the other side closes; half a minute at the most."""
         for _ in range(600):
-            if self.reader.at_eof():
+            if self.reader.at_eof() or self.reader.exception() is not None:
                 self.upstream.left.set()
                 return
             await asyncio.sleep(0.05)
@@ -149,12 +149,13 @@ async def streams_a_while(request: Request, to: Connection) -> None:
 
 async def streams_on(_: Request, to: Connection) -> None:
     """A chunk every 50 ms, for half a minute at the most."""
-    await to.send(EVENTS)
-    for _ in range(600):
-        await to.send(chunk(CHUNK))
-        if to.reader.at_eof():
-            break
-        await asyncio.sleep(0.05)
+    with suppress(ConnectionError):
+        await to.send(EVENTS)
+        for _ in range(600):
+            await to.send(chunk(CHUNK))
+            if to.reader.at_eof():
+                break
+            await asyncio.sleep(0.05)
     to.upstream.left.set()
 
 
