@@ -29,6 +29,9 @@ CANARY_PROMPT = "Ann's 12 apples cost $3.50; naïve √2 ≈ 1.414, x_1 += 27\n\
 TEXT_CHARACTERS = 100_000
 """What text probes read of a conversation at most, some 25,000 tokens: what fits an engine's queue."""
 
+LONG_CHARACTERS = 16_384
+"""Tokenising more takes so long that an event loop would feel it, were it held up."""
+
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -94,7 +97,7 @@ class Renderer:
 
     def accept(self, prompt: str) -> Rendered:
         """Token ids of a prompt that is rendered already, as it stands."""
-        return self._cut(prompt, self._tokenizer.encode(prompt, add_special_tokens=False), "", [])
+        return self._cut(prompt, self._tokens(prompt), "", [])
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of bare text, without template or special tokens."""
@@ -110,7 +113,14 @@ class Renderer:
             messages=turns, tools=None, documents=None, add_generation_prompt=True, **variables
         )
         # The template has written the special tokens itself.
-        return prompt, self._tokenizer.encode(prompt, add_special_tokens=False)
+        return prompt, self._tokens(prompt)
+
+    def _tokens(self, prompt: str) -> Encoding:
+        if len(prompt) < LONG_CHARACTERS:
+            return self._tokenizer.encode(prompt, add_special_tokens=False)
+        # Of the two, this one lets other threads run.
+        [encoding] = self._tokenizer.encode_batch([prompt], add_special_tokens=False)
+        return encoding
 
     def _cut(self, prompt: str, encoding: Encoding, system_text: str, flags: list[str]) -> Rendered:
         token_ids = encoding.ids

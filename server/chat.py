@@ -43,7 +43,7 @@ class Chat:
         try:
             with state.admit() as watch:
                 watch.limit(limits.body_s, SlowBodyError(limits.body_s))
-                raw = await read_body(head, receive, limits)
+                raw = await read_body(head, receive, state.settings)
                 exchange.record.read()
                 watch.client(exchange.connection)
                 await exchange.serve(self.parse(raw, head), watch)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from server.other_request import Form
 
 LONG_NUMBER = re.compile(rb"\d{19}")
+MAX_CONTAINERS = 200_000
+"""Opening brackets and braces of a body: arrays by the million take gigabytes, and seconds of everybody's time."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     Raises:
         BadRequestError: it is none.
     """
+    if raw.count(b"[") + raw.count(b"{") > MAX_CONTAINERS:
+        raise BadRequestError(f"the body has more than {MAX_CONTAINERS} opening brackets and braces: send less at once")
     try:
         # orjson makes floats of integers beyond 64 bits.
         body = _parse_exactly(raw) if LONG_NUMBER.search(raw) else orjson.loads(raw)

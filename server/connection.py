@@ -169,5 +169,7 @@ class Connection(HttpToolsProtocol):
         if not self.answering or not (self.cycle.response_started or self.pipeline):
             body = error_body(message, "invalid_request_error" if status < 500 else "overloaded_error")
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            if status == 503:
+                head = b"retry-after: 1\r\n" + head
             self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()

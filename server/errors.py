@@ -62,6 +62,18 @@ class ContextLengthError(BadRequestError):
     code = "context_length_exceeded"
 
 
+class ForeignPageError(GatewayError):
+    status = 403
+    type = "invalid_request_error"
+    code = "foreign_page"
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"a page of {origin[:100]!r} asks, but the gateway is for this machine alone: "
+            "server.public, or --public, lets pages of other sites ask"
+        )
+
+
 class UnknownModelError(GatewayError):
     status = 404
     type = "invalid_request_error"

@@ -46,6 +46,8 @@ class RequestHead:
     content_type: bytes = b""
     content_encoding: bytes = b""
     """In lower case."""
+    origin: bytes = b""
+    """The site whose page asks, where a browser says so."""
     content_length: int = 0
     """0 where it does not say; what is no number is the server's to refuse."""
     knobs: dict[str, str] = field(default_factory=dict)
@@ -66,8 +68,10 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
         if name not in NOT_FORWARDED:
             if name.startswith(OURS):
                 head.knobs[name.decode("latin-1")] = value.decode("latin-1")
-            else:
-                passed.append((name, value))
+                continue
+            passed.append((name, value))
+            if name == b"origin":
+                head.origin = value
         elif name == b"content-length":
             head.content_length = int(value[:20]) if value.isdigit() else 0
         elif name == b"content-type":

@@ -1,19 +1,29 @@
 """The little of HTTP that our raw ASGI routes need: read a bounded body, send an answer."""
 
 import asyncio
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from server.errors import BadRequestError, BodyTooLargeError, ClientLeftError, EncodingError, GatewayError
+from server.config import Settings
+from server.errors import (
+    BadRequestError,
+    BodyTooLargeError,
+    ClientLeftError,
+    EncodingError,
+    ForeignPageError,
+    GatewayError,
+)
 from server.head import RequestHead
-from server.sections import Limits
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
+OWN_PAGE = re.compile(rb"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+"""Origins of pages that this machine itself serves."""
 ENCODINGS = {
     b"": 0,
     b"identity": 0,
@@ -24,15 +34,19 @@ ENCODINGS = {
 """zlib's window bits by content-encoding; 0 where nothing is to be done."""
 
 
-async def read_body(head: RequestHead, receive: Receive, limits: Limits) -> bytes:
+async def read_body(head: RequestHead, receive: Receive, settings: Settings) -> bytes:
     """The whole request body, decompressed.
 
     Raises:
+        ForeignPageError: a browser sends it for a page of another site, and the gateway is not public.
         BodyTooLargeError: it is, or says it is, larger than `limits.body_mb`, compressed or not.
         EncodingError: it is compressed in another way than gzip and deflate.
         BadRequestError: it is not compressed as it says.
         ClientLeftError: the client left before its end.
     """
+    if head.origin and not settings.server.public and not OWN_PAGE.fullmatch(head.origin):
+        raise ForeignPageError(head.origin.decode("latin-1"))
+    limits = settings.limits
     limit = int(limits.body_mb * 1024 * 1024)
     if head.content_length > limit:
         raise BodyTooLargeError(limits.body_mb)

@@ -28,7 +28,7 @@ async def score(request: Request) -> Response:
     head = read_head(request.scope["headers"])
     with state.admit() as watch:
         watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
-        raw = await read_body(head, request.receive, state.settings.limits)
+        raw = await read_body(head, request.receive, state.settings)
         conversations = _conversations(parse_json(raw))
         rendered = [await state.predictor.render(messages) for messages in conversations]
         try:
@@ -52,7 +52,7 @@ async def route(request: Request) -> Response:
     head = read_head(request.scope["headers"])
     with state.admit() as watch:
         watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
-        chat = parse_chat(await read_body(head, request.receive, state.settings.limits), head)
+        chat = parse_chat(await read_body(head, request.receive, state.settings), head)
         decision = await decide(state, chat)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
     arms = state.pool.arms

@@ -258,6 +258,8 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         self.status = self._parser.get_status_code()
+        if self._size > MAX_HEAD_BYTES and sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._fail(BrokenError(f"sent more than {MAX_HEAD_BYTES} bytes of headers"))
         # 100 Continue and its like announce the answer.
         self._head = self.status >= 200
 

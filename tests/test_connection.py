@@ -228,3 +228,4 @@ def test_a_thousand_idle_connections_keep_nobody_waiting(gateway: Served) -> Non
         answer = read_all(more[-1])
         assert status(answer) == 503
         assert b"limits.connections" in answer
+        assert b"\r\nretry-after: 1\r\n" in answer

@@ -17,6 +17,7 @@ BROKEN_WHOLE: dict[str, Handler] = {
     "no HTTP": broken.speaks_no_http,
     "malformed JSON": broken.broken_json,
     "huge head": broken.huge_head,
+    "huge head, whole": broken.whole_huge_head,
     "no such code": broken.no_such_code,
     "without end": broken.answers_without_end,
 }

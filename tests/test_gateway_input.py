@@ -1,5 +1,6 @@
 """Whatever a client sends: a clear answer, no 500, and the gateway serves on."""
 
+import gzip
 import json
 import socket
 from collections.abc import Iterator
@@ -194,3 +195,26 @@ def test_openapi_has_the_raw_routes(pool: Running) -> None:
     assert {"/v1/completions", "/v1/embeddings", "/score", "/route", "/health"} <= set(schema["paths"])
     assert "fallback" in chat_body["properties"]["routing"]["properties"]
     assert schema == client.get("/openapi.json").json()
+
+
+def test_arrays_by_the_million_are_refused(pool: Running) -> None:
+    body = b'{"model": "auto", "messages": [{"role": "user", "content": "hi"}], "x": [' + b"[]," * 300_000 + b"[]]}"
+    answer = pool[0].post(PATH, content=gzip.compress(body), headers={"content-encoding": "gzip"})
+    assert answer.status_code == 400
+    assert "opening brackets" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://shop.example", 403),
+        ("http://localhost.shop.example:8000", 403),
+        ("null", 403),
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1:8000", 200),
+    ],
+)
+def test_pages_of_other_sites_may_not_ask(pool: Running, origin: str, status: int) -> None:
+    """Without keys, that is what keeps a web page that somebody visits from this machine's models."""
+    headers = {"origin": origin, "content-type": "text/plain"}
+    assert pool[0].post(PATH, content=BODY, headers=headers).status_code == status

@@ -47,6 +47,7 @@ promises_too_much = sends(response(200, WHOLE).replace(b"content-length: ", b"co
 promises_too_little = sends(response(200, WHOLE) + b"more")
 speaks_no_http = sends(b"220 smtp.example ESMTP\r\n")
 broken_json = answers_with(WHOLE[:-5])
+whole_huge_head = sends(response(200, WHOLE, *(f"x-{i}: {'y' * 1000}" for i in range(80))))
 huge_head = sends(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1_000_000 + b"\r\n\r\n")
 no_such_code = answers_with(WHOLE, 999)
 no_events = sends(EVENTS + chunk(b"<html>no") + b"0\r\n\r\n")
