@@ -64,6 +64,7 @@ def test_a_repeated_run_gives_the_same_probes(label: str, rollouts: pd.DataFrame
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-6)
 
 
+@pytest.mark.timeout(900)  # the whole of the documented training, a minute on two idle cores
 def test_the_nano_pools_probes_come_from_its_rollouts(tmp_path: Path) -> None:
     """Trained anew by the documented command, they predict the same."""
     settings = load(POOL)
