@@ -53,8 +53,8 @@ class Gateway:
         self.process.wait()
         self.check()
 
-    def wait_ready(self, path: str = "/ready") -> None:
-        """Until models and gateway are ready; with /health the gateway alone.
+    def wait_ready(self) -> None:
+        """Until models and gateway are ready.
 
         Raises:
             GatewayError: it ended instead, or took too long.
@@ -64,7 +64,7 @@ class Gateway:
             while time.monotonic() < deadline:
                 self.check()
                 try:
-                    if client.get(self.url + path).is_success:
+                    if client.get(f"{self.url}/ready").is_success:
                         # Somebody else may answer at this port, while ours finds it taken and ends.
                         self.check()
                         return

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offline.bench.gateway_processes import Server
 from offline.bench.gateway_rivals import nano
+from offline.bench.servers import Server
 from server.sections import ROUTING_FIELDS
 from tests.support.gateway_client import PATH
 from tests.support.upstream import answers, running

@@ -22,9 +22,9 @@ from rich.progress import TimeElapsedColumn
 
 from offline.bench import gateway_load, gateway_rivals
 from offline.bench.gateway_load import Target
-from offline.bench.gateway_processes import Server, ServerError
 from offline.bench.gateway_report import KINDS, Measured, Point, summary, tables
 from offline.bench.gateway_rivals import OURS, System
+from offline.bench.servers import Server, ServerError
 from offline.progress import bars
 
 T = TypeVar("T")

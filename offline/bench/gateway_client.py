@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import httptools
 
-from offline.bench.gateway_processes import HOST
+from offline.bench.servers import HOST
 
 PATH = "/v1/chat/completions"
 

@@ -15,8 +15,8 @@ import numpy as np
 import uvloop
 
 from offline.bench.gateway_client import Connection, Connections, Reply, chat, connect, get
-from offline.bench.gateway_processes import Server, more_files
 from offline.bench.gateway_upstream import DONE, MARK, STREAM, WHOLE
+from offline.bench.servers import Server, more_files
 from offline.benchmarks.running_total import RunningTotal
 
 Kind = Literal["request", "stream", "one-by-one"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from offline.bench.gateway_processes import HOST, Server, free_port, running
+from offline.bench.servers import HOST, Server, free_port, running
 
 NANO_POOL = Path(__file__).parents[1] / "nano_pool"
 STREAMS = 4096

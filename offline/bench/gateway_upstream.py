@@ -14,7 +14,7 @@ from typing import Any, cast
 import httptools
 import uvloop
 
-from offline.bench.gateway_processes import HOST, more_files
+from offline.bench.servers import HOST, more_files
 
 CHUNKS = 64
 CHUNK_S = 0.002

@@ -6,13 +6,13 @@ import json
 import time
 from concurrent.futures import Executor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 
+from offline.bench.gateway_rivals import pika, upstream
 from offline.bench.scoring_model import Model
-from offline.demo_gateway import gateway
+from offline.bench.servers import HOST
 from probes.base import FloatArray
 
 CLIENTS, TEXTS, WORDS = 8, 8, 150
@@ -22,11 +22,10 @@ ASKED, EVERY_S = 500, 0.02
 
 async def health_s(model: Model, others: Executor, scratch: Path) -> FloatArray:
     """Seconds that /health took, each time, (n,); asked from a process of its own."""
-    with gateway(_config(model, scratch), None) as running:
-        await asyncio.to_thread(running.wait_ready, "/health")
-        loading = [asyncio.create_task(_load(running.url, seed)) for seed in range(CLIENTS)]
+    with upstream(0, scratch) as models, pika(_config(model, models.port, scratch), scratch) as gateway:
+        loading = [asyncio.create_task(_load(gateway.port, seed)) for seed in range(CLIENTS)]
         try:
-            seconds = await asyncio.wrap_future(others.submit(_ask, running.url, ASKED))
+            seconds = await asyncio.wrap_future(others.submit(_ask, gateway.port, ASKED))
             for task in loading:
                 if task.done():
                     task.result()
@@ -37,11 +36,11 @@ async def health_s(model: Model, others: Executor, scratch: Path) -> FloatArray:
             await asyncio.gather(*loading, return_exceptions=True)
 
 
-def _config(model: Model, scratch: Path) -> Path:
-    """One arm with the probe; nothing is sent to its model."""
+def _config(model: Model, at: int, scratch: Path) -> Path:
+    """One arm with the probe; its server, at a port, is asked for its health alone."""
     served = {
         "model": str(model.folder.absolute()), "max_context_tokens": 4096,
-        "usd_per_million_tokens": {"input": 0.1, "output": 0.4}, "replicas": [{"url": "http://127.0.0.1:9/v1"}],
+        "usd_per_million_tokens": {"input": 0.1, "output": 0.4}, "replicas": [{"url": f"http://{HOST}:{at}/v1"}],
     }  # fmt: skip
     arm = {"model": "served", "probe": str(model.artifact.folder), "mean_tokens": {"input": 200, "output": 200}}
     config = {"models": {"served": served}, "arms": {"arm": arm}, "policy": {"name": "utility", "lambda": 0}}
@@ -50,10 +49,10 @@ def _config(model: Model, scratch: Path) -> Path:
     return file
 
 
-async def _load(url: str, seed: int) -> None:
+async def _load(port: int, seed: int) -> None:
     """Different prompts, one request after the other, whether answered or refused."""
     rng = np.random.default_rng(seed)
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}", trust_env=False, timeout=60) as client:
         while True:
             texts = [" ".join(map(str, rng.integers(100, size=WORDS))) for _ in range(TEXTS)]
             answer = await client.post("/score", json={"input": texts})
@@ -61,8 +60,8 @@ async def _load(url: str, seed: int) -> None:
                 raise RuntimeError(f"the gateway answered {answer.status_code}: {answer.text[:300]}")
 
 
-def _ask(url: str, n: int) -> list[float]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+def _ask(port: int, n: int) -> list[float]:
+    connection = http.client.HTTPConnection(HOST, port, timeout=60)
     seconds = []
     for _ in range(n):
         time.sleep(EVERY_S)

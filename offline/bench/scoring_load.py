@@ -1,15 +1,14 @@
 """The engine under offered load: arrivals by chance, beside an ideal queue that serves them one by one."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from offline.bench import servers
 from offline.bench.scoring_model import Model
 from offline.bench.scoring_ways import Cost
 from probes.base import FloatArray
@@ -131,11 +130,14 @@ def ideal_queue(arrivals: FloatArray, service_s: FloatArray) -> FloatArray:
 
 def cpu_s(engine: ProcessEngine) -> float:
     """CPU seconds of the engine's process and of this one so far."""
-    fields = Path(f"/proc/{engine.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + time.process_time()
+    return servers.cpu_s(_pid(engine)) + time.process_time()
 
 
 def resident_mb(engine: ProcessEngine) -> float:
     """Memory of the engine's process."""
-    pages = int(Path(f"/proc/{engine.pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return servers.resident_mb(_pid(engine))
+
+
+def _pid(engine: ProcessEngine) -> int:
+    assert engine.pid is not None
+    return engine.pid

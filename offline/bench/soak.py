@@ -18,8 +18,8 @@ from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
 from offline.bench import soak_clients
-from offline.bench.gateway_processes import HOST, Server, ServerError, free_port, running
 from offline.bench.gateway_rivals import pika
+from offline.bench.servers import HOST, Server, ServerError, free_port, running
 from offline.bench.soak_clients import Found
 from offline.progress import bars
 

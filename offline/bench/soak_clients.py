@@ -12,7 +12,7 @@ import numpy as np
 import uvloop
 
 from offline.bench.gateway_client import Connections, Reply, chat
-from offline.bench.gateway_processes import more_files
+from offline.bench.servers import more_files
 from offline.bench.soak_upstream import ANSWER_S, CHUNKS, MARK
 
 Verdict = Literal["answered", "refused", "lost", "wrong", "hung", "left"]

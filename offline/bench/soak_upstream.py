@@ -13,7 +13,7 @@ from functools import partial
 
 import uvloop
 
-from offline.bench.gateway_processes import HOST, more_files
+from offline.bench.servers import HOST, more_files
 
 CHUNKS = 16
 ANSWER_S = 2.0

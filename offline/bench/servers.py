@@ -51,13 +51,11 @@ class Server:
 
     def cpu_s(self) -> float:
         """CPU seconds so far."""
-        ticks = sum(int(fields[11]) + int(fields[12]) for pid in self.processes() if (fields := _stat(pid)))
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(cpu_s(pid) for pid in self.processes())
 
     def resident_mb(self) -> float:
         """Memory now."""
-        pages = sum(int(words[1]) for pid in self.processes() if (words := _read(pid, "statm").split()))
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return sum(resident_mb(pid) for pid in self.processes())
 
     def open_files(self) -> int:
         """File descriptors now."""
@@ -66,7 +64,12 @@ class Server:
 
 @contextmanager
 def running(
-    command: Sequence[str], port: int, path: str, log: Path, env: dict[str, str] | None = None
+    command: Sequence[str],
+    port: int,
+    path: str,
+    log: Path,
+    env: dict[str, str] | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Server]:
     """A server for as long as it is used; it ends with us, however we end.
 
@@ -87,7 +90,7 @@ def running(
             preexec_fn=_prepare,
         )
     try:
-        _wait_ready(process, f"http://{HOST}:{port}{path}", log)
+        _wait_ready(process, f"http://{HOST}:{port}{path}", log, start_timeout_s)
         yield Server(process.pid, port)
     finally:
         process.terminate()
@@ -115,8 +118,8 @@ def _prepare() -> None:
     more_files()
 
 
-def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     with httpx.Client(trust_env=False, timeout=5) as client:
         while process.poll() is None and time.monotonic() < deadline:
             try:
@@ -127,6 +130,18 @@ def _wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None
             time.sleep(POLL_S)
     said = log.read_bytes()[-LAST_BYTES:].decode(errors="replace")
     raise ServerError(f"{log.stem} did not start (exit code {process.poll()}); the end of its log:\n{said}")
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of one process so far; 0 where it has ended."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of one process now; 0 where it has ended."""
+    words = _read(pid, "statm").split()
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if words else 0.0
 
 
 def _stat(pid: int) -> list[str]:
