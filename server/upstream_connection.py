@@ -179,6 +179,9 @@ class Connection(asyncio.Protocol):
             self._failure = error
         self._wake()
 
+    def _fail_for_head(self) -> None:
+        self._fail(BrokenError(f"sent more than {MAX_HEAD_BYTES} bytes of headers"))
+
     def _wake(self) -> None:
         waiter = self._waiter
         if waiter is None or waiter.done():
@@ -214,7 +217,7 @@ class Connection(asyncio.Protocol):
 
     def _bound(self) -> None:
         if not self._head:
-            self._fail(BrokenError(f"sent more than {MAX_HEAD_BYTES} bytes of headers"))
+            self._fail_for_head()
         elif self._want is not Want.ALL:
             if self._size > HIGH_WATER_BYTES and not self._paused:
                 self._paused = True
@@ -259,7 +262,7 @@ class Connection(asyncio.Protocol):
         assert self._parser is not None
         self.status = self._parser.get_status_code()
         if self._size > MAX_HEAD_BYTES and sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
-            self._fail(BrokenError(f"sent more than {MAX_HEAD_BYTES} bytes of headers"))
+            self._fail_for_head()
         # 100 Continue and its like announce the answer.
         self._head = self.status >= 200
 
