@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from probes.card import Check, Dtype
 from server.sections import (
     ROUTING_FIELDS,
+    Admin,
     Arm,
     Engine,
     Limits,
@@ -58,6 +59,7 @@ class Settings(Section):
     policy: Policy
     allow_request: list[RoutingField] = Field(default=list(ROUTING_FIELDS))
     limits: Limits = Limits()
+    admin: Admin | None = None
     _folder: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")

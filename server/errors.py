@@ -3,7 +3,9 @@
 GatewayError                 500
 ├── BadRequestError          400
 │   └── ContextLengthError   400
+├── AdminKeyError            401
 ├── UnknownModelError        404
+├── AdminOffError            404
 ├── SlowBodyError            408
 ├── BodyTooLargeError        413
 ├── EncodingError            415
@@ -71,6 +73,29 @@ class ForeignPageError(GatewayError):
         super().__init__(
             f"a page of {origin[:100]!r} asks, but the gateway is for this machine alone: "
             "server.public, or --public, lets pages of other sites ask"
+        )
+
+
+class AdminKeyError(GatewayError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_admin_key"
+
+    def __init__(self) -> None:
+        super().__init__("this needs the admin key: send it as `authorization: Bearer KEY`")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"www-authenticate", b"Bearer")]
+
+
+class AdminOffError(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    code = "admin_off"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "/admin is off: name the variable of a secret in the configuration, admin: {key_env: PIKA_ADMIN_KEY}"
         )
 
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 from probes.artifact import Artifact
 from probes.base import ProbeError
+from server.access import admin_sha256
 from server.config import ConfigError, Settings
 from server.engine import opened
 from server.health import health_client, watching
@@ -140,7 +141,9 @@ class Live:
                 )
             client = await stack.enter_async_context(health_client())
             await stack.enter_async_context(watching(pool, client))
-            state = State(order.settings, pool, parts.policies, parts.predictor, engine, self.metrics)
+            state = State(
+                order.settings, pool, parts.policies, parts.predictor, engine, self.metrics, parts.admin_sha256
+            )
             return Prepared(state, stack.pop_all())
         raise AssertionError("an exit stack swallows nothing")
 
@@ -158,6 +161,7 @@ class Parts:
     pool: Pool
     policies: Policies
     predictor: Predictor
+    admin_sha256: bytes | None
 
 
 def build(order: Order) -> Parts:
@@ -174,7 +178,7 @@ def build(order: Order) -> Parts:
             "length), or give arms a success_probability"
         )
     policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
-    return Parts(order, pool, policies, Predictor(pool, settings))
+    return Parts(order, pool, policies, Predictor(pool, settings), admin_sha256(settings.admin))
 
 
 def warn_of_restart(before: Settings, now: Settings) -> None:

@@ -274,6 +274,13 @@ class Policy(Section):
         return {key: value for key, value in knobs.items() if key not in ("name", "tuned")}
 
 
+class Admin(Section):
+    """Opens /admin to whoever sends this key as `authorization: Bearer KEY`."""
+
+    key_env: str
+    """Name of the environment variable that holds the key, of 16 characters at least."""
+
+
 class Limits(Section):
     """Bounds on what one gateway process takes on, each worker by itself; times in seconds."""
 

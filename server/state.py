@@ -28,6 +28,8 @@ class State:
     engine: Engine | None
     """None where no arm has a probe."""
     metrics: Metrics
+    admin_sha256: bytes | None = None
+    """Hash of the admin key; None where there is none."""
     retries: RetryBudget = field(default_factory=RetryBudget)
     constant_choices: dict[Policy, int] = field(default_factory=dict)
     """What policies that read costs alone choose among all arms at their mean costs."""
