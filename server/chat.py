@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from server.chat_request import ChatRequest, parse_chat
-from server.decision import decide
+from server.decide import decide
 from server.errors import INTERNAL_ERROR, GatewayError, SlowBodyError, UpstreamError
 from server.head import Headers, RequestHead, read_head
 from server.http import Receive, Scope, Send, read_body, send_error, send_whole

@@ -8,7 +8,8 @@ from fastapi.responses import JSONResponse
 
 from probes.engine.base import EngineUnavailableError
 from server.chat_request import check_messages, parse_chat, parse_json
-from server.decision import Decision, decide
+from server.decide import decide
+from server.decision import Decision
 from server.errors import BadRequestError, ProbeUnavailableError, TotalTimeError
 from server.head import read_head
 from server.http import read_body
