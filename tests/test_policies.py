@@ -16,7 +16,7 @@ TIER = (1.0, 3.0, 5.0)  # normalised: 0, .5, 1
 TABLE = [(0.6, 8.0), (0.7, 4.0), (0.8, 1.0), (0.9, 0.0)]
 NEEDED: dict[str, Any] = {"accuracy": 0.75, "table": TABLE, "seed": 7}
 POLICIES = sorted(module.name for module in pkgutil.iter_modules(routing_policies.__path__))
-POLICIES = [name for name in POLICIES if name not in ("base", "costs")]
+POLICIES = [name for name in POLICIES if name not in ("base", "costs", "off_policy", "replay")]
 
 
 def choose(policy: Policy, success: Any, cost: Any = None, allowed: Any = None) -> list[int]:
