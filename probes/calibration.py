@@ -73,21 +73,26 @@ def fit_temperature(raw: FloatArray, success_rate: FloatArray) -> Calibration:
     return Calibration(method="temperature", scale=float(scale[0]))
 
 
-def choose(raw: FloatArray, success_rate: FloatArray, seed: int = 0) -> Calibration:
+def choose(
+    raw: FloatArray, success_rate: FloatArray, seed: int = 0, methods: tuple[Method, ...] = SIMPLEST_FIRST
+) -> Calibration:
     """The method that predicts best what it was not fitted on, fitted on all: (n,), (n,).
 
     Judged by log loss, in which errors near 0 and 1 weigh most, as they do where a target is .95. Of methods within one
     standard error of the best, paired by problem, the simplest wins (Breiman et al., Classification and Regression
     Trees, 1984, section 3.4.3).
 
+    Args:
+        methods: the simplest first.
+
     Raises:
         ProbeError: see `fit`.
     """
-    losses = np.stack([_log_loss(held_out(method, raw, success_rate, seed), success_rate) for method in SIMPLEST_FIRST])
+    losses = np.stack([log_loss(held_out(method, raw, success_rate, seed), success_rate) for method in methods])
     excess = losses - losses[losses.mean(axis=1).argmin()]  # (methods, n)
     noise = excess.std(axis=1) / np.sqrt(excess.shape[1])
     simplest = int(np.argmax(excess.mean(axis=1) <= noise))
-    return fit(SIMPLEST_FIRST[simplest], raw, success_rate)
+    return fit(methods[simplest], raw, success_rate)
 
 
 def held_out(method: Method, raw: FloatArray, success_rate: FloatArray, seed: int = 0) -> FloatArray:
@@ -104,7 +109,7 @@ def held_out(method: Method, raw: FloatArray, success_rate: FloatArray, seed: in
     return p
 
 
-def _log_loss(p: FloatArray, success_rate: FloatArray) -> FloatArray:
+def log_loss(p: FloatArray, success_rate: FloatArray) -> FloatArray:
     """Cross-entropy of each problem's samples, in nats, (n,)."""
     p = np.clip(p, SUREST, 1 - SUREST)
     loss: FloatArray = -success_rate * np.log(p) - (1 - success_rate) * np.log1p(-p)
