@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from probes.card import Check, Dtype
+from server.outcome_sections import Audit, Outcomes
 from server.sections import (
     ROUTING_FIELDS,
     Admin,
@@ -60,6 +61,8 @@ class Settings(Section):
     allow_request: list[RoutingField] = Field(default=list(ROUTING_FIELDS))
     limits: Limits = Limits()
     admin: Admin | None = None
+    audit: Audit | None = None
+    outcomes: Outcomes = Outcomes()
     _folder: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")

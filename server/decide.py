@@ -1,6 +1,6 @@
 """Which arm takes a request, and why.
 
-What goes first: pin, the arms that the request may use, capability, safe arm (out of distribution), policy.
+What goes first: pin, the arms that the request may use, capability, audit, safe arm (out of distribution), policy.
 """
 
 from contextlib import suppress
@@ -10,6 +10,7 @@ from typing import Any
 from probes.base import FloatArray
 from probes.engine.base import EngineUnavailableError
 from routing_policies.base import BoolArray, Policy, PolicyError
+from server.audit import audited
 from server.capability import affordable, only, servable, surely_fits
 from server.chat_request import ChatRequest
 from server.decision import Decision, choose, expected_costs, flags_of
@@ -19,8 +20,11 @@ from server.predictor import Prediction
 from server.state import State
 
 
-async def decide(state: State, request: ChatRequest) -> Decision:
+async def decide(state: State, request: ChatRequest, dry: bool = False) -> Decision:
     """
+    Args:
+        dry: nobody is to answer; chance takes no part.
+
     Raises:
         UnknownModelError: the model is neither an arm nor `auto...`.
         BadRequestError: a knob is wrong, or no arm can serve what the request needs.
@@ -42,6 +46,8 @@ async def decide(state: State, request: ChatRequest) -> Decision:
     may_fall_back: bool = knobs.pop("fallback", pinned is None) and bool(request.messages)
     if pinned is None:
         decision = await _route(state, request, knobs)
+        if not dry:
+            decision = audited(state, request, decision)
         return decision if may_fall_back else replace(decision, chooser=None)
     decision = _pin(state, request, pinned)
     if may_fall_back:

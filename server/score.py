@@ -54,7 +54,7 @@ async def route(request: Request) -> Response:
     with state.admit() as watch:
         watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
         chat = parse_chat(await read_body(head, request.receive, state.settings), head)
-        decision = await decide(state, chat)
+        decision = await decide(state, chat, dry=True)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
     arms = state.pool.arms
     return JSONResponse(

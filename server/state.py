@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from random import Random
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +32,8 @@ class State:
     admin_sha256: bytes | None = None
     """Hash of the admin key; None where there is none."""
     retries: RetryBudget = field(default_factory=RetryBudget)
+    chance: Random = field(default_factory=Random)
+    """Draws what is audited."""
     constant_choices: dict[Policy, int] = field(default_factory=dict)
     """What policies that read costs alone choose among all arms at their mean costs."""
     admitted: "set[Admission]" = field(default_factory=set)

@@ -10,6 +10,7 @@ import pytest
 from offline.benchmarks.running_total import RunningTotal
 from server.app import create_app
 from server.metrics import MIN_PROMPTS, drift_of
+from server.outcome_sections import Audit
 from server.sections import OutOfDistribution
 from tests.support import foreign
 from tests.support import upstream as faults
@@ -30,11 +31,12 @@ def known(n: int, seed: int) -> list[str]:
 
 
 @contextmanager
-def gateway(**section: object) -> Iterator[httpx.Client]:
+def gateway(audit: dict[str, float] | None = None, **section: object) -> Iterator[httpx.Client]:
     with faults.running(faults.answers) as upstream:
         nano, odd = nano_pool(upstream.url), OutOfDistribution.model_validate(section)
         engine = nano.engine.model_copy(update={"deadline_ms": 60_000.0})  # 200 prompts at once, on busy cores
-        settings = nano.model_copy(update={"out_of_distribution": odd, "engine": engine})
+        sections = {"out_of_distribution": odd, "engine": engine, "audit": audit and Audit.model_validate(audit)}
+        settings = nano.model_copy(update=sections)
         with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=120) as client:
             yield client
 
@@ -91,6 +93,14 @@ def test_the_safe_arm_takes_them() -> None:
         }
         route = client.post("/route", json=only).json()
         assert (route["arm"], route["path"]) == ("nano-small", "routed")
+
+
+def test_an_audit_goes_before_the_safe_arm() -> None:
+    """Else outcomes would never tell whether that arm is the right one for such prompts."""
+    with gateway(action={"arm": "nano-medium"}, audit={"share": 1}) as client:
+        answers = [chat(client, FOREIGN["Python functions"][0]).headers for _ in range(30)]
+    assert {answer["x-pika-path"] for answer in answers} == {"audit"}
+    assert {answer["x-pika-arm"] for answer in answers} == {"nano-small", "nano-medium", "nano-large"}
 
 
 def test_nothing_is_done_where_so_configured() -> None:
