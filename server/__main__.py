@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "init": ("server.init_command:main", "ask running vLLM servers what they serve, write a first configuration"),
     "serve": ("server.commands:serve", "run the gateway in front of running servers"),
     "up": ("server.commands:up", "start the pool's vLLM servers on this machine, then the gateway"),
     "engine": ("server.engine_command:main", "score prompts for gateways, apart from them"),
@@ -38,6 +39,7 @@ commands:
 
 examples:
   pika demo                          see it work, without a GPU
+  pika init http://gpu-a:8000        a first pool.yaml, from servers that run
   pika check pool.yaml               before the first start
   pika up pool.yaml                  vLLM servers and gateway on this machine
   pika serve pool.yaml --port 8000   the gateway alone

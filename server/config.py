@@ -39,6 +39,9 @@ class ConfigError(Exception):
 
 HUB = "hf://"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of an arm."""
+MODEL_NAME = re.compile(r"[A-Za-z0-9/][A-Za-z0-9._/-]{0,199}")
+"""vLLM's own name for a model is its Hub id or path."""
 
 
 class ProbeOptions(TypedDict):
@@ -67,9 +70,12 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _refer(self) -> Self:
-        for name in (*self.models, *self.arms):
+        for name in self.models:
+            if not MODEL_NAME.fullmatch(name):
+                raise ValueError(f"model {name[:200]!r}: names have up to 200 letters, digits, '.', '_', '-' and '/'")
+        for name in self.arms:
             if not NAME.fullmatch(name):
-                raise ValueError(f"{name!r}: names have up to 64 letters, digits, '.', '_' and '-'")
+                raise ValueError(f"arm {name[:200]!r}: names have up to 64 letters, digits, '.', '_' and '-'")
         for name, arm in self.arms.items():
             if name.startswith("auto"):
                 raise ValueError(f"arm {name!r}: names that begin with 'auto' are kept for routing; rename it")

@@ -98,7 +98,7 @@ def plan(settings: Settings, log_dir: Path) -> dict[ServerKey, VllmServer]:
                 port_is_fixed=launch.port is not None,
                 arguments=tuple(_arguments(name, model, launch, settings.model_source(model.model))),
                 env=_env(launch, local=Path(settings.model_source(model.model)).is_absolute()),
-                log=log_dir / f"{name}-{index}.log",
+                log=log_dir / f"{name.strip('/').replace('/', '--')}-{index}.log",
             )
     return servers
 

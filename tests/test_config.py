@@ -63,6 +63,8 @@ def test_defaults_and_words(tmp_path: Path) -> None:
         ({"arms": arm(request={"messages": []})}, "'messages' is set by the gateway or the client"),
         ({"arms": {"auto-1": pool()["arms"]["small"]}}, "names that begin with 'auto' are kept for routing"),
         ({"arms": {"a b": pool()["arms"]["small"]}}, "names have up to 64 letters"),
+        ({"arms": {"owner/small": pool()["arms"]["small"]}}, "names have up to 64 letters"),
+        ({"models": {"a b": model()["small"]}}, "names have up to 200 letters"),
         ({"models": model(replicas=[{}])}, "either url (it runs already) or launch"),
         ({"models": model(replicas=[{"url": "localhost:1"}])}, "is no http(s) URL"),
         ({"models": model(replicas=[{"url": "http://h:abc/v1"}])}, "models.small.replicas.0"),
