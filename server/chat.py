@@ -11,6 +11,7 @@ from server.errors import INTERNAL_ERROR, GatewayError, SlowBodyError, UpstreamE
 from server.head import Headers, RequestHead, read_head
 from server.http import Receive, Scope, Send, read_body, send_error, send_whole
 from server.knobs import DEBUG_HEADER
+from server.ledger.row import BEGINNING_BYTES
 from server.record import Record, decision_headers
 from server.relay import Answer, Rest
 from server.retry import Dispatch, dispatch
@@ -72,6 +73,7 @@ class Exchange:
         self.record.decided(sent)
         try:
             answer = await dispatch(sent, self.request_id, watch)
+            self.record.beginning = answer.body[:BEGINNING_BYTES]
             if answer.rest is None:
                 await self._relay_whole(answer)
             else:
