@@ -84,6 +84,32 @@ class Policy(ABC):
         """Where the policy's own target is missed by the arms it chose, (n,)."""
         return np.zeros(len(arms), dtype=np.bool_)
 
+    def gain(self, success: FloatArray, cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
+        """How much better, by this policy's lights, one arm is than another: (n, k), (n, k), (n,), (n,) -> (n,).
+
+        Policies that weigh probability against cost answer in units of success probability, others in success
+        probability itself, or, where they compare costs, in the share of `than`'s cost that is saved.
+        """
+        return column(success, arms) - column(success, than)
+
+
+def column(values: FloatArray, arms: IndexArray) -> FloatArray:
+    """Each row's value of its arm: (n, k), (n,) -> (n,)."""
+    picked: FloatArray = values[np.arange(len(arms)), arms]
+    return picked
+
+
+def saving(cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
+    """Which share of one arm's cost another saves, (n, k), (n,), (n,) -> (n,); negative where it costs more."""
+    now, then = column(cost, than), column(cost, arms)
+    return share(now - then, now, then)
+
+
+def share(of: FloatArray, one: FloatArray, other: FloatArray) -> FloatArray:
+    """In relation to the larger of two values, (n,) each; 0 of 0 is 0."""
+    shares: FloatArray = of / np.maximum(np.maximum(one, other), np.finfo(np.float64).tiny)
+    return shares
+
 
 def load(name: str) -> type[Policy]:
     """The policy class of `routing_policies/<name>.py`.

@@ -9,7 +9,17 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, PolicyError, number, tier_costs
+from routing_policies.base import (
+    BoolArray,
+    FloatArray,
+    IndexArray,
+    Policy,
+    PolicyError,
+    column,
+    number,
+    saving,
+    tier_costs,
+)
 
 
 @dataclass(frozen=True)
@@ -39,13 +49,27 @@ class Cascade(Policy):
         thresholds = knobs.get("thresholds", cls.thresholds)
         return cls(tier_cost, tuple(thresholds) if isinstance(thresholds, list) else thresholds)
 
+    def _steps(self, k: int) -> tuple[IndexArray, FloatArray]:
+        """The arms, cheapest first, and what each one's probability must exceed, (k,) each; the last has no step."""
+        order = np.argsort(tier_costs(self.tier_cost, k), kind="stable")
+        limits = np.ones(k)
+        limits[:-1] = self.thresholds
+        return order, limits
+
     def _choose(self, success: FloatArray, cost: FloatArray, allowed: BoolArray) -> IndexArray:
         k = success.shape[1]
-        order = np.argsort(tier_costs(self.tier_cost, k), kind="stable")  # (k,)
-        limits = np.ones(k)  # the last arm has no step
-        limits[:-1] = self.thresholds
+        order, limits = self._steps(k)
         may, success = allowed[:, order], success[:, order]
         stops = may & (success > limits)  # (n, k), cheapest first
         fallback = k - 1 - may[:, ::-1].argmax(axis=1)  # the last allowed arm
         chosen: IndexArray = order[np.where(stops.any(axis=1), stops.argmax(axis=1), fallback)]
         return chosen
+
+    def gain(self, success: FloatArray, cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
+        """In success probability where one would not stop at `than`, else the share of its tier cost that is saved."""
+        order, limits = self._steps(success.shape[1])
+        limit = np.empty_like(limits)
+        limit[order] = limits  # by arm
+        more = column(success, arms) - column(success, than)
+        tier = np.broadcast_to(tier_costs(self.tier_cost, success.shape[1]), success.shape)
+        return np.where(column(success, than) > limit[than], saving(tier, arms, than), more)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, best
+from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, best, saving
 
 
 @dataclass(frozen=True)
@@ -18,3 +18,7 @@ class MinCost(Policy):
 
     def _choose(self, success: FloatArray, cost: FloatArray, allowed: BoolArray) -> IndexArray:
         return best(-cost, allowed)
+
+    def gain(self, success: FloatArray, cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
+        """The share of the cost that is saved."""
+        return saving(cost, arms, than)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, PolicyError, best, number
+from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, PolicyError, best, column, number, saving
 
 Guarantee = tuple[tuple[float, float | None], ...]
 
@@ -63,5 +63,10 @@ class MinSuccess(Policy):
 
     def infeasible(self, success: FloatArray, arms: IndexArray) -> BoolArray:
         """Where even the most probable arm is below the target, (n,)."""
-        missed: BoolArray = success[np.arange(len(arms)), arms] < self.threshold
+        missed: BoolArray = column(success, arms) < self.threshold
         return missed
+
+    def gain(self, success: FloatArray, cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
+        """In success probability where `than` misses the target, else the share of its cost that is saved."""
+        more = column(success, arms) - column(success, than)
+        return np.where(column(success, than) < self.threshold, more, saving(cost, arms, than))

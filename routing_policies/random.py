@@ -33,3 +33,7 @@ class Random(Policy):
         rank = np.floor(self._generator.random(len(allowed)) * allowed.sum(axis=1))  # (n,), among the allowed arms
         chosen: IndexArray = (allowed.cumsum(axis=1) > rank[:, None]).argmax(axis=1)
         return chosen
+
+    def gain(self, success: FloatArray, cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
+        """None: to this policy all arms are alike."""
+        return np.zeros(len(arms))

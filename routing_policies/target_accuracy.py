@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, PolicyError, best, number
+from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, PolicyError, best, column, number
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class TargetAccuracy(Policy):
 
     def _choose(self, success: FloatArray, cost: FloatArray, allowed: BoolArray) -> IndexArray:
         return best(success - self.mu * cost, allowed)
+
+    def gain(self, success: FloatArray, cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
+        """In what is maximised, p - mu x expected cost."""
+        score = success - self.mu * cost
+        return column(score, arms) - column(score, than)
 
     def infeasible(self, success: FloatArray, arms: IndexArray) -> BoolArray:
         """Everywhere where the target is beyond the table, (n,)."""

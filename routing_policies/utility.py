@@ -20,7 +20,18 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, PolicyError, best, number, tier_costs
+from routing_policies.base import (
+    BoolArray,
+    FloatArray,
+    IndexArray,
+    Policy,
+    PolicyError,
+    best,
+    column,
+    number,
+    share,
+    tier_costs,
+)
 from routing_policies.costs import normalise
 
 THRESHOLD = 0.6
@@ -76,9 +87,21 @@ class Utility(Policy):
         return cls(tier_cost, variant, lam, knobs.get("value", cls.value))
 
     def _choose(self, success: FloatArray, cost: FloatArray, allowed: BoolArray) -> IndexArray:
+        return best(self._score(success), allowed)
+
+    def _score(self, success: FloatArray) -> FloatArray:
         tier = tier_costs(self.tier_cost, success.shape[1])
         scaled = tier / tier.max() if self.variant in QUOTIENTS else normalise(tier)
-        return best(SCORES[self.variant](success, scaled, self), allowed)
+        return SCORES[self.variant](success, scaled, self)
+
+    def gain(self, success: FloatArray, cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
+        """In utility per unit of success probability; of the two quotients, the share of the higher one."""
+        score = self._score(success)
+        now, then = column(score, than), column(score, arms)
+        if self.variant in QUOTIENTS:
+            return share(then - now, then, now)
+        weight = {"original": self.value, "normalized": 100 * self.value, "sigmoid": self.value}.get(self.variant, 1.0)
+        return (then - now) / (weight or 1.0)
 
 
 def _lambda_of(variant: str) -> float:

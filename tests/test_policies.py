@@ -107,6 +107,41 @@ def test_a_bad_value_of_the_knob_names_it(name: str, bad: Any) -> None:
         build(name, NEEDED | {knob: bad}, TIER)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@given(request=requests())
+def test_nothing_is_gained_by_the_same_arm_nor_lost_by_the_chosen_one(name: str, request: Any) -> None:
+    success, cost, allowed, tier = request
+    policy = build(name, NEEDED, tier)
+    arms, than = policy.choose(success, cost, allowed), allowed.argmax(axis=1)
+    assert (policy.gain(success, cost, than, than) == 0).all()
+    gain = policy.gain(success, cost, arms, than)
+    assert np.isfinite(gain).all()
+    if name != "cascade":  # which escalates from an arm that is too unsure to one whose threshold is lower, say
+        assert (gain >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "gain"),
+    [
+        ("utility", {"lambda": 0.4}, 0.3 - 0.4 * 0.5),
+        ("utility", {"variant": "original", "value": 4.0}, 0.3 - 0.5 / 4),
+        ("utility", {"variant": "normalized", "value": 2.0}, 0.3 - 0.5 / 100),
+        ("utility", {"variant": "ratio"}, (0.8 / 0.6 - 0.5 / 0.2) / (0.5 / 0.2)),
+        ("max_success", {}, 0.3),
+        ("min_cost", {}, -2 / 3),
+        ("random", {}, 0.0),
+        ("min_success", {"min_success": 0.6}, 0.3),
+        ("min_success", {"min_success": 0.4}, -2 / 3),
+        ("cascade", {"thresholds": 0.6}, 0.3),
+        ("cascade", {"thresholds": 0.4}, -2 / 3),
+        ("target_accuracy", {"table": [(0.0, 0.1), (1.0, 0.1)], "accuracy": 0.5}, 0.3 - 0.1 * 2),
+    ],
+)
+def test_what_an_arm_gains_over_another(name: str, knobs: dict[str, Any], gain: float) -> None:
+    success, cost = np.array([[0.5, 0.8, 0.9]]), np.array([TIER])
+    assert build(name, knobs, TIER).gain(success, cost, np.array([1]), np.array([0])) == pytest.approx([gain])
+
+
 def test_every_named_policy_has_its_file() -> None:
     assert set(NAMES) | {"oracle", "oracle_utility"} == set(POLICIES)
 
