@@ -18,10 +18,8 @@ import numpy as np
 
 from server.chat_request import ChatRequest
 from server.decision import Decision
+from server.session import TOOL_ROLES
 from server.state import State
-
-RESULTS = ("tool", "function")
-"""Roles of messages that answer an arm's own call: the arm that called goes on."""
 
 
 def audited(state: State, request: ChatRequest, decision: Decision) -> Decision:
@@ -31,7 +29,7 @@ def audited(state: State, request: ChatRequest, decision: Decision) -> Decision:
     Nothing is audited where one arm alone can serve the request, or where a tool's result goes back to its caller.
     """
     audit = state.settings.audit
-    if audit is None or (request.messages and request.messages[-1].get("role") in RESULTS):
+    if audit is None or (request.messages and request.messages[-1].get("role") in TOOL_ROLES):
         return decision
     able = np.flatnonzero(decision.allowed).tolist()
     if len(able) < 2:
@@ -39,7 +37,10 @@ def audited(state: State, request: ChatRequest, decision: Decision) -> Decision:
     if state.chance.random() >= audit.share:
         return replace(decision, propensity=propensity(audit.share, len(able), decision.propensity))
     arm = state.chance.choice(able)
-    otherwise = decision.propensity if arm == decision.arm else 0.0
+    if decision.odds is not None:
+        otherwise = float(decision.odds[arm])
+    else:
+        otherwise = decision.propensity if arm == decision.arm else 0.0
     return decision.moved(state, request, arm, "audit", propensity=propensity(audit.share, len(able), otherwise))
 
 

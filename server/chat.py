@@ -11,7 +11,6 @@ from server.errors import INTERNAL_ERROR, GatewayError, SlowBodyError, UpstreamE
 from server.head import Headers, RequestHead, read_head
 from server.http import Receive, Scope, Send, read_body, send_error, send_whole
 from server.knobs import DEBUG_HEADER
-from server.ledger.row import BEGINNING_BYTES
 from server.record import Record, decision_headers
 from server.relay import Answer, Rest
 from server.retry import Dispatch, dispatch
@@ -73,13 +72,20 @@ class Exchange:
         self.record.decided(sent)
         try:
             answer = await dispatch(sent, self.request_id, watch)
-            self.record.beginning = answer.body[:BEGINNING_BYTES]
+            self._remember(sent, answer)
             if answer.rest is None:
                 await self._relay_whole(answer)
             else:
                 await self._relay_stream(answer, answer.rest, drop_usage=request.hides_usage)
         finally:
             sent.release()
+
+    def _remember(self, sent: Dispatch, answer: Answer) -> None:
+        """The conversation is where the answer comes from, from its first byte on."""
+        sessions = self.state.sessions
+        if sessions is not None and answer.status == 200:
+            replica = None if sent.replica is None else sent.replica.name
+            sessions.remember(sent.decision, self.state.pool.names, replica)
 
     async def _relay_whole(self, answer: Answer) -> None:
         self.started = self.whole = True

@@ -26,7 +26,7 @@ from server.live import needs_torch
 from server.policies import Policies
 from server.pool import Arm, Pool, build_pool
 from server.predictor import Predictor
-from server.sections import Replica, Server
+from server.sections import Policy, Replica, Server
 from server.vllm_server import LaunchError, plan, require_vllm
 
 TIMEOUT_S = 5.0
@@ -78,7 +78,9 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield Finding("probes", False, str(error))
     else:
         yield from _probes(pool, predictor, settings)
-        yield _policy(pool, settings)
+        yield _policy(pool, settings, settings.policy, "policy")
+        if settings.canary is not None:
+            yield _policy(pool, settings, settings.canary.policy, "canary.policy")
     for name, problem in settings.unserved.items():
         yield Finding(f"model {name}", False, problem)
     for name, model in settings.models.items():
@@ -237,15 +239,15 @@ def _runs(pass_: Pass, artifacts: Sequence[Artifact]) -> str:
     return f"layers 0..{deepest}"
 
 
-def _policy(pool: Pool, settings: Settings) -> Finding:
+def _policy(pool: Pool, settings: Settings, section: Policy, where: str) -> Finding:
     try:
-        policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
+        policies = Policies(settings, pool.tier_cost, pool.probes_sha256, section, where)
     except ConfigError as error:
-        return Finding("policy", False, str(error))
+        return Finding(where, False, str(error))
     if policies.stale:
-        return Finding("policy", False, f"{settings.policy.tuned} was tuned for another pool: run `pika tune` again")
+        return Finding(where, False, f"{section.tuned} was tuned for another pool: run `pika tune` again")
     knobs = {name: value for name, value in policies.knobs.items() if name != "table"}
-    return Finding("policy", True, f"{policies.name} {knobs}")
+    return Finding(where, True, f"{policies.name} {knobs}")
 
 
 def _running(name: str, replica: Replica) -> Finding:

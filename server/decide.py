@@ -1,23 +1,31 @@
 """Which arm takes a request, and why.
 
-What goes first: pin, the arms that the request may use, capability, audit, safe arm (out of distribution), policy.
+What goes first: pin, the arms that the request may use, capability, tools' results (to the arm that asked for them),
+audit, canary, safe arm (out of distribution), sticky (a conversation stays), policy. Shadow mode decides all of it, and
+then sends to its own arm.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from probes.base import FloatArray
 from probes.engine.base import EngineUnavailableError
-from routing_policies.base import BoolArray, Policy, PolicyError
+from routing_policies.base import PolicyError
 from server.audit import audited
-from server.capability import affordable, only, servable, surely_fits
+from server.capability import only, servable, surely_fits
 from server.chat_request import ChatRequest
-from server.decision import Decision, choose, expected_costs, flags_of
+from server.decision import Decision, expected_costs, flags_of
 from server.errors import BadRequestError, GatewayError, ProbeUnavailableError, UnknownModelError
 from server.knobs import parse_knobs
-from server.predictor import Prediction
+from server.policies import Policies
+from server.precedence import Case, Course, by_policy, canary, safe, shadow, sticky, tool_result
+from server.routing_sections import Session
+from server.session import Conversation, conversation_of
 from server.state import State
+
+SESSION = Session()
+"""What holds of conversations where the configuration says nothing of them."""
 
 
 async def decide(state: State, request: ChatRequest, dry: bool = False) -> Decision:
@@ -45,67 +53,72 @@ async def decide(state: State, request: ChatRequest, dry: bool = False) -> Decis
     # Without messages there is nothing that a policy could go by.
     may_fall_back: bool = knobs.pop("fallback", pinned is None) and bool(request.messages)
     if pinned is None:
-        decision = await _route(state, request, knobs)
-        if not dry:
-            decision = audited(state, request, decision)
+        decision = await _route(state, request, knobs, dry)
         return decision if may_fall_back else replace(decision, chooser=None)
     decision = _pin(state, request, pinned)
     if may_fall_back:
         # Where nothing else could take the request, there is nothing to fall back to.
         with suppress(GatewayError):
-            routed = await _route(state, request, knobs)
+            routed = await _route(state, request, knobs, dry=True)
             decision = replace(
-                routed,
-                arm=pinned,
-                policy="none",
-                path="pinned",
-                flags=decision.flags,
+                decision,
+                prediction=routed.prediction,
+                cost=routed.cost,
                 allowed=routed.allowed | decision.allowed,
-                policy_arm=pinned,
+                chooser=routed.chooser,
                 next_policy=routed.policy,
             )
     return decision
 
 
-async def _route(state: State, request: ChatRequest, knobs: dict[str, Any]) -> Decision:
+async def _route(state: State, request: ChatRequest, knobs: dict[str, Any], dry: bool) -> Decision:
     permitted: list[str] | None = knobs.pop("arms", None)
-    max_cost_usd: float | None = knobs.pop("max_cost_usd", state.policies.knobs.get("max_cost_usd"))
-    try:
-        name, policy = state.policies.get(knobs)
-    except PolicyError as error:
-        raise BadRequestError(str(error), "routing") from error
+    max_cost_usd: float | None = knobs.pop("max_cost_usd", None)
+    course = _course(state.policies, knobs, max_cost_usd)
+    conversation = None if state.sessions is None else _conversation(state, request)
+    # Who asks for a policy gets it: a trial divides those who leave that to the configuration.
+    trial = None if knobs or conversation is None else state.canary
+    candidate = None if trial is None else _course(trial.policies, {}, max_cost_usd)
 
-    safe_arm = state.settings.out_of_distribution.safe_arm
-    scored = policy.needs_success or safe_arm is not None
+    scored = course.policy.needs_success or state.settings.out_of_distribution.safe_arm is not None
+    if candidate is not None:
+        scored = scored or candidate.policy.needs_success  # for both groups, which are compared
     rendered = None
     if scored or not surely_fits(state, request):
         rendered = await state.predictor.render(request.messages)
-    lengths = state.predictor.unscored(rendered)
-    allowed = servable(state, request, lengths, permitted)
-    prediction = lengths
+    prediction = state.predictor.unscored(rendered)
+    allowed = servable(state, request, prediction, permitted)
     if scored and rendered is not None:
         try:
             [prediction] = await state.predictor.score([rendered], state.engine)
         except EngineUnavailableError as error:
-            return _unavailable(state, request, lengths, allowed, name, str(error))
-    cost = expected_costs(state, prediction)
-    within, over_budget = affordable(cost, allowed, max_cost_usd)
-    arm, infeasible = _chosen(state, policy, prediction, cost, within)
-    flags = flags_of(state.pool.arms[arm], request, prediction, infeasible or over_budget)
-    decision = Decision(arm, name, "routed", flags, prediction, cost, within, policy, policy_arm=arm)
-    return _safe(state, request, decision, allowed)
+            case = Case(state, request, prediction, expected_costs(state, prediction), allowed, conversation)
+            return _unavailable(case, course.name, str(error))
+    case = Case(state, request, prediction, expected_costs(state, prediction), allowed, conversation)
+
+    decision = safe(case, sticky(case, by_policy(case, course)))
+    if trial is not None and candidate is not None and conversation is not None:
+        tried = sticky(case, by_policy(case, candidate, "canary"), "canary")
+        group = trial.group_of(conversation, request.head.request_id)
+        decision = canary(trial, group, decision, tried)
+    if not dry:
+        decision = audited(state, request, decision)
+    return shadow(case, tool_result(case, decision))
 
 
-def _safe(state: State, request: ChatRequest, decision: Decision, allowed: BoolArray) -> Decision:
-    """What is out of distribution goes to the safe arm, where there is one that can serve it."""
-    name = state.settings.out_of_distribution.safe_arm
-    if name is None or not state.predictor.out_of_distribution(decision.prediction):
-        return decision
-    arm = state.pool.index(name)
-    if arm is None or not allowed[arm]:
-        return decision
-    flags = flags_of(state.pool.arms[arm], request, decision.prediction, infeasible=False)
-    return replace(decision, arm=arm, path="safe-arm", flags=flags, allowed=allowed)
+def _course(policies: Policies, knobs: Mapping[str, Any], max_cost_usd: float | None) -> Course:
+    try:
+        name, policy = policies.get(knobs)
+    except PolicyError as error:
+        raise BadRequestError(str(error), "routing") from error
+    return Course(name, policy, policies.knobs.get("max_cost_usd") if max_cost_usd is None else max_cost_usd)
+
+
+def _conversation(state: State, request: ChatRequest) -> Conversation:
+    assert state.sessions is not None
+    conversation = conversation_of(request, None)
+    kept = state.sessions.find(conversation, (state.settings.session or SESSION).minutes)
+    return conversation if kept is None else replace(conversation, kept=kept)
 
 
 def _pin(state: State, request: ChatRequest, arm: int) -> Decision:
@@ -115,27 +128,19 @@ def _pin(state: State, request: ChatRequest, arm: int) -> Decision:
     return Decision(arm, "none", "pinned", flags, prediction, cost, only(state, arm), None, policy_arm=arm)
 
 
-def _unavailable(
-    state: State, request: ChatRequest, prediction: Prediction, allowed: BoolArray, policy: str, reason: str
-) -> Decision:
-    """Probabilities are missing: the configured arm where it can serve the request, else 503."""
-    name = state.settings.engine.when_unavailable
+def _unavailable(case: Case, policy: str, reason: str) -> Decision:
+    """Probabilities are missing: a conversation stays where it is, shadow mode needs none; else the configured arm
+    where it can serve the request, else 503."""
+    state = case.state
+    shadowing, path = state.settings.shadow, "probe-unavailable"
+    name = state.settings.engine.when_unavailable if shadowing is None else shadowing.arm
     arm = None if name == 503 else state.pool.index(str(name))
-    if arm is None or not allowed[arm]:
+    if shadowing is None and (stays := case.stays_at()) is not None:
+        arm, path = stays, "sticky"
+    if arm is None or not case.servable[arm]:
         raise ProbeUnavailableError(f"the probe engine cannot answer: {reason}")
-    flags = flags_of(state.pool.arms[arm], request, prediction, infeasible=False)
-    cost = expected_costs(state, prediction)
-    return Decision(arm, policy, "probe-unavailable", flags, prediction, cost, only(state, arm), None, policy_arm=arm)
-
-
-def _chosen(
-    state: State, policy: Policy, prediction: Prediction, cost: FloatArray, allowed: BoolArray
-) -> tuple[int, bool]:
-    """The policy's arm, and whether it misses the policy's target; looked up where it is the same for every request."""
-    if not (policy.reads_costs_alone and cost is state.pool.mean_costs and allowed is state.pool.every_arm):
-        return choose(policy, prediction.success, cost, allowed)
-    arm = state.constant_choices.get(policy)
-    if arm is None:
-        arm, _ = choose(policy, prediction.success, cost, allowed)
-        state.constant_choices[policy] = arm
-    return arm, False
+    flags = flags_of(state.pool.arms[arm], case.request, case.prediction, infeasible=False)
+    return Decision(
+        arm, policy, path, flags, case.prediction, case.cost, only(state, arm), None,
+        policy_arm=arm, conversation=case.conversation,
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from routing_policies.costs import expected_cost
 from server.chat_request import ChatRequest
 from server.pool import Arm
 from server.predictor import Prediction
+from server.session import Conversation, Group
 from server.state import State
 
 
@@ -34,6 +35,12 @@ class Decision:
     """What the policy itself would have chosen; equal to `arm` where it was not asked."""
     propensity: float = 1.0
     """The probability with which this arm was drawn, given the request; 1 where no chance was involved."""
+    odds: FloatArray | None = None
+    """The same of every arm, (k,); None: this one for sure."""
+    group: Group | None = None
+    """Of a trial of two policies; None where the request takes no part."""
+    conversation: Conversation | None = None
+    """None where conversations are not told apart."""
     next_policy: str | None = None
     """What falls back of a pinned request are policy's choices; this is its name."""
 

@@ -48,6 +48,8 @@ class RequestHead:
     """In lower case."""
     origin: bytes = b""
     """The site whose page asks, where a browser says so."""
+    session: bytes = b""
+    """What the client calls its conversation."""
     content_length: int = 0
     """0 where it does not say; what is no number is the server's to refuse."""
     knobs: dict[str, str] = field(default_factory=dict)
@@ -72,6 +74,8 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
             passed.append((name, value))
             if name == b"origin":
                 head.origin = value
+            elif name == b"x-session-id":
+                head.session = value
         elif name == b"content-length":
             head.content_length = int(value[:20]) if value.isdigit() else 0
         elif name == b"content-type":

@@ -16,12 +16,13 @@ from probes.base import ProbeError
 from server.access import admin_sha256
 from server.config import ConfigError, Settings
 from server.engine import opened
+from server.experiment import Canary, build_canary
 from server.health import health_client, watching
-from server.kept import check_ledger, opened_ledger
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool, build_pool
 from server.predictor import Predictor
+from server.session import Sessions
 from server.shared_metrics import Shared
 from server.state import State
 
@@ -61,6 +62,8 @@ class Live:
     def __init__(self, order: Order, shared: Shared | None = None) -> None:
         self._parts = build(order)
         self.metrics = Metrics(shared)
+        self.sessions = Sessions()
+        """They go on over a reload; arms that are no more are not looked for."""
         self.state: State
         self.draining = False
         """Whether the gateway goes down: what is open ends, and nothing new should come."""
@@ -75,7 +78,7 @@ class Live:
         """
         first = await self._open(self._parts)
         self.state, self._opened = first.state, first.opened
-        self.metrics.follow(self.state.pool, self.state.policies.name)
+        self._follow(self.state)
 
     async def close(self) -> None:
         for task in self._leaving:
@@ -110,12 +113,17 @@ class Live:
     def take(self, prepared: Prepared) -> asyncio.Task[None]:
         """Serve with these parts from now on; the task ends when the old ones are closed."""
         old_state, old_opened = self.state, self._opened
-        self.metrics.follow(prepared.state.pool, prepared.state.policies.name)
+        self._follow(prepared.state)
         self.state, self._opened = prepared.state, prepared.opened
         task = asyncio.create_task(_leave(old_state, old_opened))
         self._leaving[task] = old_state
         task.add_done_callback(self._leaving.pop)
         return task
+
+    def _follow(self, state: State) -> None:
+        """Have the series that this one's requests are counted in."""
+        self.metrics.follow(state.pool, state.policies.name)
+        self.metrics.trial.follow(state.pool, state.canary is not None, state.settings.shadow is not None)
 
     def drain(self) -> float:
         """The gateway goes down; returns for how many seconds open requests may go on."""
@@ -135,11 +143,6 @@ class Live:
     async def _open(self, parts: "Parts") -> Prepared:
         order, pool = parts.order, parts.pool
         async with AsyncExitStack() as stack:
-            ledger = None
-            if order.settings.ledger is not None:
-                ledger = await stack.enter_async_context(
-                    opened_ledger(order.settings, pool, parts.policies, self.metrics)
-                )
             engine = None
             if pool.artifacts:
                 engine = await stack.enter_async_context(
@@ -148,15 +151,11 @@ class Live:
             client = await stack.enter_async_context(health_client())
             await stack.enter_async_context(watching(pool, client))
             state = State(
-                order.settings,
-                pool,
-                parts.policies,
-                parts.predictor,
-                engine,
-                self.metrics,
-                parts.admin_sha256,
-                ledger,
+                order.settings, pool, parts.policies, parts.predictor, engine, self.metrics, parts.admin_sha256
             )
+            state.canary = parts.canary
+            if order.settings.session is not None or parts.canary is not None:
+                state.sessions = self.sessions
             return Prepared(state, stack.pop_all())
         raise AssertionError("an exit stack swallows nothing")
 
@@ -175,6 +174,7 @@ class Parts:
     policies: Policies
     predictor: Predictor
     admin_sha256: bytes | None
+    canary: Canary | None
 
 
 def build(order: Order) -> Parts:
@@ -191,8 +191,9 @@ def build(order: Order) -> Parts:
             "length), or give arms a success_probability"
         )
     policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
-    check_ledger(settings)
-    return Parts(order, pool, policies, Predictor(pool, settings), admin_sha256(settings.admin))
+    return Parts(
+        order, pool, policies, Predictor(pool, settings), admin_sha256(settings.admin), build_canary(settings, pool)
+    )
 
 
 def warn_of_restart(before: Settings, now: Settings) -> None:

@@ -21,6 +21,7 @@ from probes.card import Check
 from probes.engine.wire import LOOKUPS
 from server.pool import Pool
 from server.shared_metrics import Recent, Shared, Sums
+from server.trial_metrics import TrialMetrics
 
 # Half of the exposition would tell when each counter was made, which is when we started.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
@@ -130,10 +131,8 @@ class Metrics:
         )  # fmt: skip
         for code in REFUSALS:
             self.refused.labels(code)
+        self.trial = TrialMetrics(self.registry)
         self.log_dropped = self._counter("pika_log_dropped", "Log lines lost because they came faster than they go.")
-        self.ledger_dropped = self._counter(
-            "pika_ledger_dropped", "Decision records lost because the ledger's database was away or too slow."
-        )
         self._told = _Told(self._recent_percentiles)
         self._scraped = self.registry if shared is None else CollectorRegistry()
         if shared is not None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from routing_policies.base import Policy, PolicyError, build
 from server.config import ConfigError, Settings, pool_sha256
+from server.sections import Policy as PolicySection
 
 logger = logging.getLogger(__name__)
 
@@ -46,23 +47,33 @@ class Policies:
     Args:
         tier_cost: mean USD of one answer per arm, (k,).
         probes: hash of what each arm's probe predicts, by arm (`Pool.probes_sha256`).
+        section: the policy; default: the configuration's own.
+        where: the section's place in the configuration, for errors.
 
     Raises:
         ConfigError: the tuning file is missing or broken, or the configured knobs are out of range.
     """
 
-    def __init__(self, settings: Settings, tier_cost: tuple[float, ...], probes: Mapping[str, str]) -> None:
-        tuning = None if settings.policy.tuned is None else read_tuning(settings.resolve(settings.policy.tuned))
+    def __init__(
+        self,
+        settings: Settings,
+        tier_cost: tuple[float, ...],
+        probes: Mapping[str, str],
+        section: PolicySection | None = None,
+        where: str = "policy",
+    ) -> None:
+        section = section or settings.policy
+        tuning = None if section.tuned is None else read_tuning(settings.resolve(section.tuned), where)
         self.stale = tuning is not None and tuning.pool_sha256 != pool_sha256(settings, probes)
         if self.stale:
-            logger.warning("%s was tuned for another pool: run `pika tune` again", settings.policy.tuned)
+            logger.warning("%s was tuned for another pool: run `pika tune` again", section.tuned)
         self.knobs: dict[str, Any] = {}
         if tuning is not None:
             self.knobs = {**tuning.knobs, "table": tuning.table}
             if tuning.guarantee is not None:
                 self.knobs["guarantee"] = tuning.guarantee.table
-        self.knobs |= settings.policy.knobs()
-        name = settings.policy.name or (tuning.policy if tuning is not None else None)
+        self.knobs |= section.knobs()
+        name = section.name or (tuning.policy if tuning is not None else None)
         assert name is not None  # the configuration holds one of the two
         self.name = name
         self.tier_cost = tier_cost
@@ -70,7 +81,7 @@ class Policies:
         try:
             self.default = build(name, self.knobs, self.tier_cost)
         except PolicyError as error:
-            raise ConfigError(f"policy: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error
 
     def get(self, knobs: Mapping[str, Any]) -> tuple[str, Policy]:
         """The policy that a request asks for.
@@ -88,7 +99,7 @@ class Policies:
         return build(asked.pop("policy", self.name), self.knobs | asked, self.tier_cost)
 
 
-def read_tuning(path: Path) -> Tuning:
+def read_tuning(path: Path, where: str = "policy") -> Tuning:
     """The file that `pika tune` wrote.
 
     Raises:
@@ -97,8 +108,8 @@ def read_tuning(path: Path) -> Tuning:
     try:
         return Tuning.model_validate(orjson.loads(path.read_bytes()))
     except OSError as error:
-        raise ConfigError(f"policy.tuned: cannot read {path}: {error.strerror}; `pika tune` writes it") from error
+        raise ConfigError(f"{where}.tuned: cannot read {path}: {error.strerror}; `pika tune` writes it") from error
     except (orjson.JSONDecodeError, ValidationError) as error:
         raise ConfigError(
-            f"policy.tuned: {path} is no tuning file ({error}); write it again with `pika tune`"
+            f"{where}.tuned: {path} is no tuning file ({error}); write it again with `pika tune`"
         ) from error

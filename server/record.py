@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from server.decision import Decision
-from server.kept import decision_row
 from server.retry import Dispatch
 from server.state import State
 
@@ -23,8 +22,6 @@ class Record:
         self.began = time.perf_counter()
         self.routing_s = 0.0
         self.sent: Dispatch | None = None
-        self.beginning = b""
-        """Of the answer."""
         self._finished = False
 
     def read(self) -> None:
@@ -61,14 +58,9 @@ class Record:
         self.state.series[decision.arm].duration.observe(duration_s)
         for flag in decision.flags:
             self.state.metrics.count_flag(flag)
+        self.state.metrics.trial.count(decision, status)
         if status == 200:
             self._count_answer(decision, usage)
-        tokens = None if usage is None else (_input_tokens(usage), _output_tokens(usage))
-        ledger = self.state.ledger
-        if ledger is not None:
-            ledger.put(
-                decision_row(self.request_id, self.sent, status, tokens, self.routing_s, duration_s, self.beginning)
-            )
         prediction = decision.prediction
         self._log(
             status,
@@ -80,8 +72,8 @@ class Record:
             success_probability=decision.success_probability,
             activation_percentile=prediction.percentile,
             flags=decision.flags,
-            input_tokens=None if tokens is None else tokens[0],
-            output_tokens=None if tokens is None else tokens[1],
+            input_tokens=None if usage is None else _input_tokens(usage),
+            output_tokens=None if usage is None else _output_tokens(usage),
         )
 
     def _log(self, status: int, duration_s: float, **fields: Any) -> None:
@@ -96,11 +88,13 @@ class Record:
         if probability is not None:
             series.success.observe(probability)
             series.expected_correct.inc(probability)
-        if usage is None:
+        tokens = None if usage is None else (_input_tokens(usage), _output_tokens(usage))
+        self.state.metrics.trial.count_answer(self.state.pool, decision, tokens)
+        if tokens is None:
             level = logging.WARNING if self.sent is not None and self.sent.request.routed else logging.DEBUG
             logger.log(level, "request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
             return
-        inputs, outputs = _input_tokens(usage), _output_tokens(usage)
+        inputs, outputs = tokens
         series.input_tokens.inc(inputs)
         series.output_tokens.inc(outputs)
         series.cost.inc(arms[decision.arm].cost_usd(inputs, outputs))
@@ -139,6 +133,8 @@ def decision_headers(
         (b"x-pika-routing-ms", b"%.2f" % (routing_s * 1e3)),
         (b"x-pika-attempts", b"%d" % sent.attempts),
     ]
+    if decision.path == "shadow" or decision.policy_arm != decision.arm:
+        headers.append((b"x-pika-policy-arm", state.pool.names[decision.policy_arm].encode()))
     if decision.success_probability is not None:
         headers.append((b"x-pika-success-probability", b"%.4f" % decision.success_probability))
     if debug:

@@ -96,12 +96,14 @@ def choose(
     now: float,
     prefix: bytes | None,
     worst: Wellness = Wellness.WELL,
+    kept: str | None = None,
 ) -> Replica | None:
     """The least busy replica that was not tried, of several the one longest not chosen; None without one.
 
     Args:
         prefix: requests that begin alike go to the same replica while it is not much busier than others.
         worst: what is less well than this is not chosen.
+        kept: a replica's name that is chosen while it is not much busier than others.
     """
     able = [one for one in replicas if one not in tried and not one.breaker.wait_s(now) and one.state(now) <= worst]
     if not able:
@@ -109,10 +111,11 @@ def choose(
     chosen = able[0]
     if len(able) > 1:
         chosen = min(able, key=lambda one: (one.busyness(now), one._chosen_at))
-        if prefix is not None:
+        near = next((one for one in able if one.name == kept), None)
+        if near is None and prefix is not None:
             # Rendezvous hashing: a replica that comes or goes moves its own prefixes alone.
             near = max(able, key=lambda one: hashlib.blake2b(prefix + one.name.encode(), digest_size=8).digest())
-            if near.busyness(now) <= MUCH_MORE * chosen.busyness(now):
-                chosen = near
+        if near is not None and near.busyness(now) <= MUCH_MORE * chosen.busyness(now):
+            chosen = near
     chosen._chosen_at = now
     return chosen

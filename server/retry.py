@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from probes.prompt import text_of
@@ -42,11 +42,6 @@ class Dispatch:
     replica: Replica | None = None
     era: int = 0
     """The replica's breaker's."""
-    first: Decision = field(init=False)
-    """What was decided before anything failed."""
-
-    def __post_init__(self) -> None:
-        self.first = self.decision
 
     @property
     def arm(self) -> Arm:
@@ -99,7 +94,7 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
     worst = Wellness.WELL
     _limit(sent, watch, 0.0)
     while True:
-        while (replica := _choose(sent.arm, request, tried, here, now, worst)) is None:
+        while (replica := _choose(sent, tried, here, now, worst)) is None:
             considered += sent.arm.model.replicas
             following = sent.decision.fallback(state, request)
             if following is None and worst < (Wellness.UNHEALTHY if failure is None else Wellness.SET_ASIDE):
@@ -142,13 +137,20 @@ def _limit(sent: Dispatch, watch: Watch, passed_s: float) -> None:
     watch.limit(max(0.0, total_s - passed_s), TotalTimeError(total_s))
 
 
-def _choose(
-    arm: Arm, request: ChatRequest, tried: list[Replica], here: int, now: float, worst: Wellness
-) -> Replica | None:
+def _choose(sent: Dispatch, tried: list[Replica], here: int, now: float, worst: Wellness) -> Replica | None:
     if here >= MAX_REPLICAS_PER_ARM:
         return None
-    prefix = _prefix(request) if arm.model.prefix_affinity else None
-    return choose(arm.model.replicas, tried, now, prefix, worst)
+    model = sent.arm.model
+    prefix = _prefix(sent.request) if model.prefix_affinity else None
+    return choose(model.replicas, tried, now, prefix, worst, _kept(sent))
+
+
+def _kept(sent: Dispatch) -> str | None:
+    """The replica that the conversation is on."""
+    conversation = sent.decision.conversation
+    if sent.state.settings.session is None or conversation is None or conversation.kept is None:
+        return None
+    return conversation.kept.replica
 
 
 def _prefix(request: ChatRequest) -> bytes:

@@ -62,6 +62,10 @@ async def route(request: Request) -> Response:
             "arm": arms[decision.arm].name,
             "policy": decision.policy,
             "path": decision.path,
+            "policy_arm": arms[decision.policy_arm].name,
+            "propensity": decision.propensity,
+            "group": decision.group,
+            "conversation": _conversation(decision),
             "flags": list(decision.flags),
             "activation_percentile": decision.prediction.percentile,
             "arms": _considered(state, decision),
@@ -69,6 +73,15 @@ async def route(request: Request) -> Response:
         },
         headers={"x-request-id": head.request_id},
     )
+
+
+def _conversation(decision: Decision) -> dict[str, Any] | None:
+    """What is remembered of the conversation that the body goes on with; null where nothing is."""
+    conversation = decision.conversation
+    if conversation is None or conversation.kept is None:
+        return None
+    kept = conversation.kept
+    return {"arm": kept.arm, "last_arm": kept.last, "replica": kept.replica, "tool_result": conversation.tool_result}
 
 
 def _conversations(body: dict[str, Any]) -> list[Messages]:

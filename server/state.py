@@ -6,21 +6,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from probes.engine.base import Engine
 from routing_policies.base import Policy
 from server.config import Settings
 from server.errors import DrainingError, OverloadedError
+from server.experiment import Canary
 from server.metrics import ArmSeries, Metrics
 from server.policies import Policies
 from server.pool import Pool
 from server.predictor import Predictor
 from server.retry_budget import RetryBudget
+from server.session import Sessions
 from server.watch import Watch
-
-if TYPE_CHECKING:  # it brings SQLAlchemy
-    from server.ledger.writer import Writer
 
 
 @dataclass
@@ -34,8 +33,10 @@ class State:
     metrics: Metrics
     admin_sha256: bytes | None = None
     """Hash of the admin key; None where there is none."""
-    ledger: "Writer | None" = None
-    """None where none is configured."""
+    canary: Canary | None = None
+    """None without a trial."""
+    sessions: Sessions | None = None
+    """None where nothing asks for telling conversations apart."""
     retries: RetryBudget = field(default_factory=RetryBudget)
     chance: Random = field(default_factory=Random)
     """Draws what is audited."""

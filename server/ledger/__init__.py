@@ -1,1 +1,0 @@
-"""Decisions, outcomes, budgets and sessions in one database. Imports nothing else of `server`: `offline` reads it."""
