@@ -14,21 +14,24 @@ from server import admin, score, status
 from server.chat import Chat
 from server.chat_request import parse_chat, parse_completion
 from server.config import Settings
-from server.errors import INTERNAL_ERROR, GatewayError, error_body
-from server.head import read_head
+from server.errors import INTERNAL_ERROR, GatewayError, MethodError, error_body
 from server.live import Live, Order
 from server.openapi import document
 from server.other_request import PATHS, parse_other
+from server.unrouted import Unrouted
 
 
 class Gateway(FastAPI):
     """A FastAPI application whose raw routes are reached without its middleware, which costs a tenth of a request."""
 
     def __init__(self, raw: Mapping[str, ASGIApp], **options: Any) -> None:
-        super().__init__(**options)
-        self.raw = raw
+        # No page of documentation, whose scripts would come from elsewhere: /openapi.json has it all.
+        super().__init__(docs_url=None, redoc_url=None, redirect_slashes=False, **options)
+        self.raw = {path.encode(): app for path, app in raw.items()}
         # They stand in its own table too, for other methods' answers.
         self.router.routes += [Route(path, app, methods=["POST"]) for path, app in raw.items()]
+        self.unrouted: Unrouted | None = None
+        """Once all routes are there."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -36,11 +39,13 @@ class Gateway(FastAPI):
         return super().openapi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self.raw.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if scope["type"] != "http":
+            return await super().__call__(scope, receive, send)
+        # As it was sent: a path that is percent-encoded is none of these.
+        app = self.raw.get(scope["raw_path"]) if scope["method"] == "POST" else None
         if app is None:
-            await super().__call__(scope, receive, send)
-        else:
-            await app(scope, receive, send)
+            app = self.unrouted = self.unrouted or Unrouted(super().__call__, self.routes)
+        await app(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -79,17 +84,20 @@ def app_of(live: Live) -> FastAPI:
 
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    headers = {name.decode(): value.decode() for name, value in error.headers()}
-    headers["x-request-id"] = read_head(request.scope["headers"]).request_id
-    return Response(error.body(), error.status, headers)
+    return Response(error.body(), error.status, {name.decode(): value.decode() for name, value in error.headers()})
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, in the same form as all other errors."""
+    """Unknown paths, and methods of paths with a name in them, in the same form as all other errors."""
     assert isinstance(error, HTTPException)
-    body = error_body(str(error.detail), "invalid_request_error")
-    headers = {**(error.headers or {}), "x-request-id": read_head(request.scope["headers"]).request_id}
-    return Response(body, error.status_code, headers, "application/json")
+    if error.status_code == 404 and request.app.unrouted is not None:
+        return await _gateway_error(request, request.app.unrouted.unknown(request.scope))
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "GET").split(", ")
+        return await _gateway_error(request, MethodError(request.method, request.scope["path"], allowed))
+    return Response(
+        error_body(str(error.detail), "invalid_request_error"), error.status_code, error.headers, "application/json"
+    )
 
 
 async def _internal_error(request: Request, _: Exception) -> Response:

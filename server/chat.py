@@ -5,9 +5,10 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+from server.bodies import SMALL_BYTES
 from server.chat_request import ChatRequest, parse_chat
 from server.decide import decide
-from server.errors import INTERNAL_ERROR, GatewayError, SlowBodyError, UpstreamError
+from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
 from server.head import Headers, RequestHead, read_head
 from server.http import Receive, Scope, Send, read_body, send_error, send_whole
 from server.knobs import DEBUG_HEADER
@@ -15,9 +16,9 @@ from server.record import Record, decision_headers
 from server.relay import Answer, Rest
 from server.retry import Dispatch, dispatch
 from server.sse import EventRelay, error_event
-from server.state import State, current
+from server.state import Admission, State, current
 from server.upstream import ExchangeError
-from server.watch import Client, Watch
+from server.watch import Client
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +38,14 @@ class Chat:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = current(scope)
-        limits = state.settings.limits
         head = read_head(scope["headers"])
         exchange = Exchange(state, head, send, scope["state"]["connection"])
         try:
             with state.admit() as watch:
-                watch.limit(limits.body_s, SlowBodyError(limits.body_s))
-                raw = await read_body(head, receive, state.settings)
+                exchange.request = self.parse(await read_body(head, receive, state.settings, watch.body), head)
                 exchange.record.read()
                 watch.client(exchange.connection)
-                await exchange.serve(self.parse(raw, head), watch)
+                await exchange.serve(watch)
         except GatewayError as error:
             await exchange.fail(error)
         except Exception:
@@ -63,12 +62,14 @@ class Exchange:
         self.send = send
         self.connection = connection
         self.record = Record(state, head.request_id)
+        self.request: ChatRequest
+        """Once it is read."""
         self.started = False
         self.whole = False
         self.debug = head.knobs.get(DEBUG_HEADER) == "1"
 
-    async def serve(self, request: ChatRequest, watch: Watch) -> None:
-        sent = Dispatch(self.state, request, await decide(self.state, request))
+    async def serve(self, watch: Admission) -> None:
+        sent = Dispatch(self.state, self.request, await decide(self.state, self.request))
         self.record.decided(sent)
         try:
             answer = await dispatch(sent, self.request_id, watch)
@@ -76,7 +77,12 @@ class Exchange:
             if answer.rest is None:
                 await self._relay_whole(answer)
             else:
-                await self._relay_stream(answer, answer.rest, drop_usage=request.hides_usage)
+                drop_usage = self.request.hides_usage
+                if self.request.size > SMALL_BYTES:
+                    # Nothing is sent again: thousands of streams must not each hold megabytes.
+                    sent.request = self.request = self.request.without_body()
+                    watch.body.release()
+                await self._relay_stream(answer, answer.rest, drop_usage)
         finally:
             sent.release()
 
@@ -128,7 +134,7 @@ class Exchange:
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 if self.started:
-                    self.connection.close_after_answer()
+                    self.connection.close_soon()
                     await self.send({"type": "http.response.body", "body": error_event(error.body())})
                 else:
                     await send_error(self.send, error, self._headers())

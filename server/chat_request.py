@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from server.other_request import Form
 
 LONG_NUMBER = re.compile(rb"\d{19}")
-MAX_CONTAINERS = 200_000
-"""Opening brackets and braces of a body: arrays by the million take gigabytes, and seconds of everybody's time."""
+MAX_CONTAINERS = MAX_TEXTS = 200_000
+"""Opening brackets and braces of a body, and its texts, names of fields included: by the million they take gigabytes,
+and seconds of everybody's time."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class ChatRequest:
     """Whether policies may choose the arm; if not, the model must be an arm's name, and its fields are not applied."""
     form: "Form | None" = None
     """Instead of a JSON body."""
+
+    def without_body(self) -> "ChatRequest":
+        """What is left to know of it once nothing is sent any more."""
+        return replace(self, body={}, messages=[], form=None)
 
     @property
     def needs(self) -> frozenset[Capability]:
@@ -62,8 +67,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     Raises:
         BadRequestError: it is none.
     """
-    if raw.count(b"[") + raw.count(b"{") > MAX_CONTAINERS:
-        raise BadRequestError(f"the body has more than {MAX_CONTAINERS} opening brackets and braces: send less at once")
+    if len(raw) > MAX_CONTAINERS:
+        _check_parts(raw)
     try:
         # orjson makes floats of integers beyond 64 bits.
         body = _parse_exactly(raw) if LONG_NUMBER.search(raw) else orjson.loads(raw)
@@ -72,6 +77,17 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequestError("the body must be a JSON object")
     return body
+
+
+def _check_parts(raw: bytes) -> None:
+    """
+    Raises:
+        BadRequestError: it has so many parts that it would hold up others.
+    """
+    if raw.count(b"[") + raw.count(b"{") > MAX_CONTAINERS:
+        raise BadRequestError(f"the body has more than {MAX_CONTAINERS} opening brackets and braces: send less at once")
+    if raw.count(b'"') - raw.count(b'\\"') > 2 * MAX_TEXTS:
+        raise BadRequestError(f"the body has more than {MAX_TEXTS} texts and names of fields: send less at once")
 
 
 def _parse_exactly(raw: bytes) -> Any:

@@ -3,26 +3,35 @@
 GatewayError                 500
 ├── BadRequestError          400
 │   └── ContextLengthError   400
+├── InvalidHTTPError         400
 ├── AdminKeyError            401
+├── ForeignPageError         403
 ├── UnknownModelError        404
+├── UnknownPathError         404
 ├── AdminOffError            404
+├── MethodError              405  allow: the methods that there are
+├── SlowHeadError            408
 ├── SlowBodyError            408
 ├── BodyTooLargeError        413
 ├── EncodingError            415
+├── HeadTooLargeError        431
 ├── ClientLeftError          499  never sent: nobody is there
 ├── OverloadedError          503  retry-after: 1
+│   └── BodiesError          503
 ├── DrainingError            503  retry-after: 1
 ├── ProbeUnavailableError    503  retry-after: 1
 ├── UpstreamDownError        503  retry-after: until an upstream is tried again
 ├── UpstreamError            502
-└── UpstreamTimeoutError     504
-    └── TotalTimeError       504
+├── UpstreamTimeoutError     504
+│   └── TotalTimeError       504
+└── VersionError             505
 """
 
 from typing import ClassVar
 
 import orjson
 
+TLS_HANDSHAKE = b"\x16\x03"
 INTERNAL_ERROR = "internal error; the gateway's log has the details"
 
 
@@ -62,6 +71,24 @@ class BadRequestError(GatewayError):
 
 class ContextLengthError(BadRequestError):
     code = "context_length_exceeded"
+
+
+class InvalidHTTPError(GatewayError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_http"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"this is not valid HTTP/1.1: {why}")
+
+    @classmethod
+    def of(cls, data: bytes, error: Exception) -> "InvalidHTTPError":
+        """What the parser says of what came; for what is no HTTP/1.1 at all, what to do."""
+        if data.startswith(TLS_HANDSHAKE):
+            return cls("this is TLS. Ask http:// instead of https://, or put a proxy in front that ends TLS")
+        if data.startswith(b"PRI * HTTP/2"):
+            return cls("this is HTTP/2. Ask by HTTP/1.1, which every client and proxy can")
+        return cls(str(error))
 
 
 class ForeignPageError(GatewayError):
@@ -105,6 +132,38 @@ class UnknownModelError(GatewayError):
     code = "model_not_found"
 
 
+class UnknownPathError(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    code = "unknown_path"
+
+    def __init__(self, path: str, near: str | None) -> None:
+        hint = "GET /openapi.json lists all" if near is None else f"did you mean {near}?"
+        super().__init__(f"{path[:100]!r} is no path here: {hint}")
+
+
+class MethodError(GatewayError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+    def __init__(self, method: str, path: str, allowed: list[str]) -> None:
+        super().__init__(f"{path[:100]} does not take {method[:20]}: use {' or '.join(allowed)}")
+        self.allowed = allowed
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"allow", ", ".join(self.allowed).encode())]
+
+
+class SlowHeadError(GatewayError):
+    status = 408
+    type = "invalid_request_error"
+    code = "head_too_slow"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the request's head did not come within {limit_s:g} s (limits.head_s)")
+
+
 class SlowBodyError(GatewayError):
     status = 408
     type = "invalid_request_error"
@@ -139,6 +198,15 @@ class EncodingError(GatewayError):
         return [*super().headers(), (b"accept-encoding", b"gzip, deflate")]
 
 
+class HeadTooLargeError(GatewayError):
+    status = 431
+    type = "invalid_request_error"
+    code = "head_too_large"
+
+    def __init__(self, limit_kb: float, headers: int) -> None:
+        super().__init__(f"the head has more than {limit_kb:g} kB (limits.head_kb) or {headers} headers")
+
+
 class ClientLeftError(GatewayError):
     status = 499
     type = "client_left"
@@ -152,6 +220,13 @@ class OverloadedError(GatewayError):
     type = "overloaded_error"
     code = "overloaded"
     retry_after_s = 1
+
+
+class BodiesError(OverloadedError):
+    code = "bodies_too_large"
+
+    def __init__(self, limit_mb: float) -> None:
+        super().__init__(f"requests in flight hold {limit_mb:g} MB of bodies (limits.bodies_mb); try again shortly")
 
 
 class DrainingError(GatewayError):
@@ -191,3 +266,12 @@ class UpstreamDownError(GatewayError):
     status = 503
     type = "upstream_error"
     code = "upstream_down"
+
+
+class VersionError(GatewayError):
+    status = 505
+    type = "invalid_request_error"
+    code = "http_version"
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"HTTP/{version} is not spoken here: ask by HTTP/1.1")

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from server.bodies import Held
 from server.config import Settings
 from server.errors import (
     BadRequestError,
@@ -34,10 +35,15 @@ ENCODINGS = {
 """zlib's window bits by content-encoding; 0 where nothing is to be done."""
 
 
-async def read_body(head: RequestHead, receive: Receive, settings: Settings) -> bytes:
+async def read_body(head: RequestHead, receive: Receive, settings: Settings, held: Held | None = None) -> bytes:
     """The whole request body, decompressed.
 
+    Args:
+        held: counts it among all that are held.
+
     Raises:
+        BodiesError: too many bytes are held.
+        SlowBodyError: it did not come in time.
         ForeignPageError: a browser sends it for a page of another site, and the gateway is not public.
         BodyTooLargeError: it is, or says it is, larger than `limits.body_mb`, compressed or not.
         EncodingError: it is compressed in another way than gzip and deflate.
@@ -53,6 +59,8 @@ async def read_body(head: RequestHead, receive: Receive, settings: Settings) -> 
     bits = ENCODINGS.get(head.content_encoding)
     if bits is None:
         raise EncodingError(head.content_encoding.decode("latin-1"))
+    if held is not None:
+        held.expect(head.content_length)
     parts = []
     size = 0
     while True:
@@ -64,6 +72,8 @@ async def read_body(head: RequestHead, receive: Receive, settings: Settings) -> 
         size += len(part)
         if size > limit:
             raise BodyTooLargeError(limits.body_mb)
+        if held is not None:
+            held.grow(size)
         if not message.get("more_body"):
             break
     body: bytes = part if len(parts) == 1 else b"".join(parts)
@@ -71,11 +81,14 @@ async def read_body(head: RequestHead, receive: Receive, settings: Settings) -> 
         return body
     try:
         # In a thread: ten megabytes take a while.
-        return await asyncio.to_thread(_decompress, body, bits, limit)
+        body = await asyncio.to_thread(_decompress, body, bits, limit)
     except OverflowError:
         raise BodyTooLargeError(limits.body_mb) from None
     except zlib.error as error:
         raise BadRequestError(f"the body is not compressed as content-encoding says: {error}") from None
+    if held is not None:
+        held.grow(len(body))
+    return body
 
 
 def _decompress(body: bytes, bits: int, limit: int) -> bytes:
@@ -90,6 +103,8 @@ def _decompress(body: bytes, bits: int, limit: int) -> bytes:
         raise OverflowError
     if not machine.eof:
         raise zlib.error("it ends early")
+    if machine.unused_data:
+        raise zlib.error("something follows its end; compress it as one piece")
     return data
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from server.decision import Decision
+from server.metrics import Metrics
 from server.retry import Dispatch
 from server.state import State
 
@@ -77,9 +78,7 @@ class Record:
         )
 
     def _log(self, status: int, duration_s: float, **fields: Any) -> None:
-        """The one line of this request; never what it says."""
-        first = {"request_id": self.request_id, "code": status, "ms": round(duration_s * 1e3, 1)}
-        logger.info("request", extra={"fields": first | fields})
+        _log(self.request_id, status, duration_s, fields)
 
     def _count_answer(self, decision: Decision, usage: dict[str, Any] | None) -> None:
         arms, all_series = self.state.pool.arms, self.state.series
@@ -101,6 +100,22 @@ class Record:
         for i, arm in enumerate(arms):
             always = outputs if i == decision.arm else arm.mean_output_tokens
             all_series[i].cost_always.inc(arm.cost_usd(inputs, always))
+
+
+def count_unrouted(metrics: Metrics, request_id: str, status: int, path: str, duration_s: float = 0.0) -> None:
+    """Count and log a request that asks nothing of an arm.
+
+    Args:
+        path: one of few words, such as score; none for what is refused.
+    """
+    metrics.request("none", "none", path, status).inc()
+    _log(request_id, status, duration_s, {"path": path})
+
+
+def _log(request_id: str, status: int, duration_s: float, fields: dict[str, Any]) -> None:
+    """The one line of a request; never what it says."""
+    first = {"request_id": request_id, "code": status, "ms": round(duration_s * 1e3, 1)}
+    logger.info("request", extra={"fields": first | fields})
 
 
 def _input_tokens(usage: dict[str, Any]) -> int:

@@ -29,8 +29,8 @@ async def score(request: Request) -> Response:
     head = read_head(request.scope["headers"])
     with state.admit() as watch:
         watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
-        raw = await read_body(head, request.receive, state.settings)
-        conversations = _conversations(parse_json(raw))
+        body = parse_json(await read_body(head, request.receive, state.settings, watch.body))
+        conversations = _conversations(body)
         rendered = [await state.predictor.render(messages) for messages in conversations]
         try:
             predictions = await state.predictor.score(rendered, state.engine)
@@ -53,7 +53,7 @@ async def route(request: Request) -> Response:
     head = read_head(request.scope["headers"])
     with state.admit() as watch:
         watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
-        chat = parse_chat(await read_body(head, request.receive, state.settings), head)
+        chat = parse_chat(await read_body(head, request.receive, state.settings, watch.body), head)
         decision = await decide(state, chat, dry=True)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
     arms = state.pool.arms

@@ -292,8 +292,8 @@ class Limits(Section):
     head_s: float = Field(default=10, gt=0)
     """From a request's first byte to the end of its headers."""
     body_mb: float = Field(default=10, gt=0)
-    body_stall_s: float = Field(default=30, gt=0)
-    """Between two pieces of a request's body."""
+    bodies_mb: float = Field(default=500, gt=0)
+    """Of all requests in flight together, bodies of up to 64 kB left out; a body is held until its answer begins."""
     body_s: float = Field(default=120, gt=0)
     """From the end of a request's head to the end of its body."""
     connect_s: float = Field(default=2, gt=0)

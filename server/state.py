@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from probes.engine.base import Engine
 from routing_policies.base import Policy
+from server.bodies import Bodies, Held
 from server.config import Settings
 from server.errors import DrainingError, OverloadedError
 from server.experiment import Canary
@@ -49,6 +50,7 @@ class State:
 
     def __post_init__(self) -> None:
         self.idle.set()
+        self.bodies = Bodies(self.settings.limits.bodies_mb)
 
     @property
     def in_flight(self) -> int:
@@ -79,6 +81,7 @@ class Admission(Watch):
     def __init__(self, state: State) -> None:
         super().__init__()
         self._state = state
+        self.body = Held(state.bodies)
 
     def __enter__(self) -> Self:
         state = self._state
@@ -90,6 +93,7 @@ class Admission(Watch):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         state = self._state
+        self.body.release()
         state.admitted.discard(self)
         if not state.admitted:
             state.idle.set()

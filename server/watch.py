@@ -14,14 +14,14 @@ class Client(Protocol):
     transport: asyncio.Transport
     on_left: Callable[[], None] | None
 
-    def close_after_answer(self) -> None: ...
+    def close_soon(self) -> None: ...
 
 
 class Watch:
     """Cancels the task that serves a request once its time is up or its client leaves.
 
     with Watch() as watch:
-        watch.limit(60, SlowBodyError("..."))
+        watch.limit(60, TotalTimeError(60))
         ...
         watch.client(connection)
 

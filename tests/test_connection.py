@@ -13,7 +13,7 @@ from tests.support.gateway import write_pool
 from tests.support.gateway_client import MESSAGES, PATH, metric
 from tests.support.serve import Served, served
 
-LIMITS = {"head_kb": 8, "head_s": 0.5, "body_mb": 0.5, "body_stall_s": 0.5, "connections": 1100}
+LIMITS = {"head_kb": 8, "head_s": 0.5, "body_mb": 0.5, "body_s": 0.5, "connections": 1100}
 HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
 
 

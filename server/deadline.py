@@ -1,0 +1,54 @@
+"""A time limit that is set anew all the time, and hardly ever expires."""
+
+import asyncio
+from collections.abc import Callable
+from math import inf
+
+
+class Deadline:
+    """The loop's timer is set only where the limit is due before what is set already.
+
+    Args:
+        expired: called once when time is up.
+    """
+
+    __slots__ = ("_due", "_expired", "_loop", "_timer", "_timer_due")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[], None]) -> None:
+        self._loop = loop
+        self._expired = expired
+        self._due = self._timer_due = inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float) -> None:
+        """From now on, in the place of any other."""
+        self._due = self._loop.time() + seconds
+        if self._due < self._timer_due:
+            self._set_timer()
+
+    def clear(self) -> None:
+        """No limit."""
+        self._due = inf
+
+    def close(self) -> None:
+        """For good: nothing refers to it any more."""
+        self._due = inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = self._due
+        self._timer = self._loop.call_at(self._due, self._check)
+
+    def _check(self) -> None:
+        self._timer, self._timer_due = None, inf
+        if self._due == inf:
+            return
+        if self._loop.time() < self._due:
+            self._set_timer()
+        else:
+            self._due = inf
+            self._expired()
