@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from routing_policies.base import BoolArray, FloatArray, IndexArray, Policy, PolicyError
-from routing_policies.off_policy import Estimate, FromOutcomes, estimate, from_outcomes
+from routing_policies.off_policy import Estimate, FromOutcomes, Z, estimate, from_outcomes
 
 FEWEST_PAID = 30
 """So many answers of an arm tell how what it costs stands to what was expected."""
@@ -55,6 +55,12 @@ class Recorded:
         enough = np.bincount(arm, minlength=k) >= FEWEST_PAID
         return np.divide(paid, thought, out=np.ones(k), where=enough)
 
+    @cached_property
+    def usd(self) -> FloatArray:
+        """What each request cost, prefill included, (n,); where that is not known, what was expected x `cost_ratio`."""
+        expected = _of(self.cost, self.arm) * self.cost_ratio[self.arm]
+        return np.where(np.isfinite(self.paid_usd), self.paid_usd, expected) + self.probe_usd
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -70,6 +76,8 @@ class Replayed:
     what was paid; of any other, what was expected times the arm's `cost_ratio`."""
     expected_cost_usd: float
     """The same from the expected costs alone."""
+    saving: Estimate | None
+    """1 - `cost_usd` over that of what was done, request by request; None where that cost nothing."""
     expected_accuracy: Estimate
     """From success probabilities. The interval is over requests; how true the probabilities are it cannot tell."""
     from_outcomes: FromOutcomes
@@ -157,20 +165,30 @@ def best_single(results: Sequence[Replayed]) -> int:
 
 def _judged(record: Recorded, chosen: IndexArray, propensity: FloatArray, probed: bool) -> Replayed:
     n, k = record.success.shape
-    expected = _of(record.cost, chosen)
+    expected, prefill = _of(record.cost, chosen), record.probe_usd * probed
     stays = (chosen == record.arm) & np.isfinite(record.paid_usd)
-    usd = np.where(stays, record.paid_usd, expected * record.cost_ratio[chosen])
-    prefill = float(record.probe_usd.mean()) if probed else 0.0
+    usd = np.where(stays, record.paid_usd, expected * record.cost_ratio[chosen]) + prefill
     p = _of(record.success, chosen)
     return Replayed(
         requests=n,
         mix=tuple((np.bincount(chosen, minlength=k) / n).tolist()),
         changed=float((chosen != record.arm).mean()),
-        cost_usd=float(usd.mean()) + prefill,
-        expected_cost_usd=float(expected.mean()) + prefill,
+        cost_usd=float(usd.mean()),
+        expected_cost_usd=float((expected + prefill).mean()),
+        saving=_saving(usd, record.usd),
         expected_accuracy=estimate(float(p.mean()), float(p.std()) / np.sqrt(n)),
         from_outcomes=from_outcomes(record.outcome, propensity, chosen == record.arm, record.allowed.sum(axis=1), p),
     )
+
+
+def _saving(usd: FloatArray, was: FloatArray) -> Estimate | None:
+    """Of costs against costs of the same requests, (n,) each; its interval is that of a ratio (delta method)."""
+    paid = float(was.mean())
+    if paid <= 0:
+        return None
+    ratio = float(usd.mean()) / paid
+    error = float((usd - ratio * was).std()) / paid / np.sqrt(len(usd))
+    return Estimate(1 - ratio, 1 - ratio - Z * error, 1 - ratio + Z * error)
 
 
 def _of(values: FloatArray, arms: IndexArray) -> FloatArray:

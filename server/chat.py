@@ -12,6 +12,7 @@ from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
 from server.head import Headers, RequestHead, read_head
 from server.http import Receive, Scope, Send, read_body, send_error, send_whole
 from server.knobs import DEBUG_HEADER
+from server.ledger.row import BEGINNING_BYTES
 from server.record import Record, decision_headers
 from server.relay import Answer, Rest
 from server.retry import Dispatch, dispatch
@@ -73,6 +74,7 @@ class Exchange:
         self.record.decided(sent)
         try:
             answer = await dispatch(sent, self.request_id, watch)
+            self.record.beginning = answer.body[:BEGINNING_BYTES]
             self._remember(sent, answer)
             if answer.rest is None:
                 await self._relay_whole(answer)

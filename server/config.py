@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from probes.card import Check, Dtype
+from server.ledger.section import Ledger
 from server.outcome_sections import Audit, Outcomes
 from server.routing_sections import Canary, Session, Shadow
 from server.sections import (
@@ -43,6 +44,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Of an arm."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9/][A-Za-z0-9._/-]{0,199}")
 """vLLM's own name for a model is its Hub id or path."""
+LEDGER_ARMS = 63
+"""So many bits has a whole number of the databases."""
+LEDGER_URL = "sqlite:///pika-ledger.sqlite"
 
 
 class ProbeOptions(TypedDict):
@@ -67,6 +71,7 @@ class Settings(Section):
     admin: Admin | None = None
     audit: Audit | None = None
     outcomes: Outcomes = Outcomes()
+    ledger: Ledger | None = None
     session: Session | None = None
     shadow: Shadow | None = None
     canary: Canary | None = None
@@ -95,6 +100,8 @@ class Settings(Section):
         safe = self.out_of_distribution.safe_arm
         if safe is not None and safe not in self.arms:
             raise ValueError(f"out_of_distribution.action: {safe!r} is no arm; name one of {', '.join(self.arms)}")
+        if self.ledger is not None and len(self.arms) > LEDGER_ARMS:
+            raise ValueError(f"a ledger takes pools of up to {LEDGER_ARMS} arms; leave arms out, or the ledger")
         if self.shadow is not None and self.shadow.arm not in self.arms:
             raise ValueError(f"shadow.arm: {self.shadow.arm!r} is no arm; name one of {', '.join(self.arms)}")
         return self
@@ -122,6 +129,23 @@ class Settings(Section):
             for name, model in self.models.items()
             if name in asked and not model.replicas
         }
+
+    @property
+    def ledger_url(self) -> str | None:
+        """Of the ledger's database, a relative file resolved; None where there is no ledger. It may hold a password.
+
+        Raises:
+            ConfigError: the variable that `ledger.url_env` names is not set.
+        """
+        if self.ledger is None:
+            return None
+        url = self.ledger.url or LEDGER_URL
+        if self.ledger.url_env is not None:
+            url = os.environ.get(self.ledger.url_env, "")
+            if not url:
+                raise ConfigError(f"ledger.url_env: set the environment variable {self.ledger.url_env} to the URL")
+        scheme, slashes, file = url.partition(":///")
+        return f"{scheme}:///{self.resolve(file)}" if slashes and scheme.startswith("sqlite") and file else url
 
     @property
     def probe_options(self) -> ProbeOptions:

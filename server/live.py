@@ -18,6 +18,7 @@ from server.config import ConfigError, Settings
 from server.engine import opened
 from server.experiment import Canary, build_canary
 from server.health import health_client, watching
+from server.kept import check_ledger, opened_ledger
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool, build_pool
@@ -143,6 +144,11 @@ class Live:
     async def _open(self, parts: "Parts") -> Prepared:
         order, pool = parts.order, parts.pool
         async with AsyncExitStack() as stack:
+            ledger = None
+            if order.settings.ledger is not None:
+                ledger = await stack.enter_async_context(
+                    opened_ledger(order.settings, pool, parts.policies, self.metrics)
+                )
             engine = None
             if pool.artifacts:
                 engine = await stack.enter_async_context(
@@ -151,7 +157,14 @@ class Live:
             client = await stack.enter_async_context(health_client())
             await stack.enter_async_context(watching(pool, client))
             state = State(
-                order.settings, pool, parts.policies, parts.predictor, engine, self.metrics, parts.admin_sha256
+                order.settings,
+                pool,
+                parts.policies,
+                parts.predictor,
+                engine,
+                self.metrics,
+                parts.admin_sha256,
+                ledger,
             )
             state.canary = parts.canary
             if order.settings.session is not None or parts.canary is not None:
@@ -191,6 +204,7 @@ def build(order: Order) -> Parts:
             "length), or give arms a success_probability"
         )
     policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
+    check_ledger(settings)
     return Parts(
         order, pool, policies, Predictor(pool, settings), admin_sha256(settings.admin), build_canary(settings, pool)
     )

@@ -133,6 +133,9 @@ class Metrics:
             self.refused.labels(code)
         self.trial = TrialMetrics(self.registry)
         self.log_dropped = self._counter("pika_log_dropped", "Log lines lost because they came faster than they go.")
+        self.ledger_dropped = self._counter(
+            "pika_ledger_dropped", "Decision records lost because the ledger's database was away or too slow."
+        )
         self._told = _Told(self._recent_percentiles)
         self._scraped = self.registry if shared is None else CollectorRegistry()
         if shared is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from server.decision import Decision
+from server.kept import decision_row
 from server.metrics import Metrics
 from server.retry import Dispatch
 from server.state import State
@@ -23,6 +24,8 @@ class Record:
         self.began = time.perf_counter()
         self.routing_s = 0.0
         self.sent: Dispatch | None = None
+        self.beginning = b""
+        """Of the answer."""
         self._finished = False
 
     def read(self) -> None:
@@ -62,6 +65,12 @@ class Record:
         self.state.metrics.trial.count(decision, status)
         if status == 200:
             self._count_answer(decision, usage)
+        tokens = None if usage is None else (_input_tokens(usage), _output_tokens(usage))
+        ledger = self.state.ledger
+        if ledger is not None:
+            ledger.put(
+                decision_row(self.request_id, self.sent, status, tokens, self.routing_s, duration_s, self.beginning)
+            )
         prediction = decision.prediction
         self._log(
             status,
@@ -73,8 +82,8 @@ class Record:
             success_probability=decision.success_probability,
             activation_percentile=prediction.percentile,
             flags=decision.flags,
-            input_tokens=None if usage is None else _input_tokens(usage),
-            output_tokens=None if usage is None else _output_tokens(usage),
+            input_tokens=None if tokens is None else tokens[0],
+            output_tokens=None if tokens is None else tokens[1],
         )
 
     def _log(self, status: int, duration_s: float, **fields: Any) -> None:

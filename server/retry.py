@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
 from probes.prompt import text_of
@@ -42,6 +42,11 @@ class Dispatch:
     replica: Replica | None = None
     era: int = 0
     """The replica's breaker's."""
+    first: Decision = field(init=False)
+    """What was decided before anything failed."""
+
+    def __post_init__(self) -> None:
+        self.first = self.decision
 
     @property
     def arm(self) -> Arm:

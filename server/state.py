@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from probes.engine.base import Engine
 from routing_policies.base import Policy
@@ -22,6 +22,9 @@ from server.retry_budget import RetryBudget
 from server.session import Sessions
 from server.watch import Watch
 
+if TYPE_CHECKING:  # it brings SQLAlchemy
+    from server.ledger.writer import Writer
+
 
 @dataclass
 class State:
@@ -34,6 +37,8 @@ class State:
     metrics: Metrics
     admin_sha256: bytes | None = None
     """Hash of the admin key; None where there is none."""
+    ledger: "Writer | None" = None
+    """None where none is configured."""
     canary: Canary | None = None
     """None without a trial."""
     sessions: Sessions | None = None

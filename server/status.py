@@ -22,7 +22,8 @@ async def health() -> Response:
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """Whether requests can be routed: the engine scores, and some replica answers. `problems` says what does not."""
+    """Whether requests can be routed: the engine scores, and some replica answers. `problems` says what does not, the
+    ledger too, without which requests are answered all the same."""
     live = request.scope["state"]["live"]
     state: State = live.state
     replicas = {
@@ -31,9 +32,11 @@ async def ready(request: Request) -> Response:
     engine = state.engine is None or state.engine.ready
     away = [name for name, healthy in replicas.items() if not any(healthy.values())]
     is_ready = engine and len(away) < len(replicas) and not live.draining
+    ledger_problem = None if state.ledger is None else state.ledger.problem
     problems = [
         *([_problem("gateway", "it drains: it ends when its open requests have")] if live.draining else []),
         *([] if engine else [_problem("engine", "it is being started again, or joined; nothing can be scored")]),
+        *([] if ledger_problem is None else [_problem("ledger", ledger_problem)]),
         *(_problem(f"models.{name}", "none of its replicas is healthy") for name in away),
     ]
     body = {"ready": is_ready, "draining": live.draining, "engine": engine, "replicas": replicas, "problems": problems}

@@ -6,6 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -13,7 +14,9 @@ from anyio.from_thread import start_blocking_portal
 from probes import hub
 from server.config import Settings, load
 from server.launch import launched
+from tests.support import postgresql as postgresql_server
 from tests.support.hub import Hub, running
+from tests.support.postgresql import PostgreSql
 
 collect_ignore = ["clients"]
 """They run in an environment of their own: make test-clients."""
@@ -58,6 +61,24 @@ def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         there.use(monkeypatch, tmp_path / "home")
         monkeypatch.setattr(hub, "WAITS_S", (0.0, 0.0))
         yield there
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSql]:
+    """One server for the whole session; each test has databases of its own."""
+    if postgresql_server.MISSING is not None:
+        pytest.skip(postgresql_server.MISSING)
+    with postgresql_server.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.sqlite"
+    server: PostgreSql = request.getfixturevalue("postgresql")
+    return server.make(f"ledger_{uuid4().hex}")
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,10 @@ def test_figures_of_a_policy_by_hand() -> None:
     assert found.expected_cost_usd == pytest.approx((5 + 6 + 3 + 8) / 4 * 1e-6 + 1e-6)
     assert found.expected_accuracy.value == pytest.approx((0.95 + 0.8 + 0.5 + 0.9) / 4)
     assert found.from_outcomes.says.startswith("no outcomes")
+    assert found.saving is not None
+    assert found.saving.value == pytest.approx(1 - 27 / 20)
     was = as_it_was(record)
+    assert was.saving == Estimate(0, 0, 0)
     assert was.cost_usd == pytest.approx((3 + 1 + 3 + 9) / 4 * 1e-6 + 1e-6)
     assert (was.changed, was.mix) == (0.0, (0.75, 0.25))
     # Who reads no probability pays no prefill; what an arm cannot serve goes where it went.
@@ -71,6 +74,22 @@ def test_what_answers_cost_beside_what_was_expected_prices_the_others() -> None:
     found = always(record, 2)
     assert found.cost_usd == pytest.approx(1.5 * record.cost[:, 2].mean())
     assert found.expected_cost_usd == pytest.approx(record.cost[:, 2].mean())
+
+
+def test_the_interval_of_a_saving_is_that_of_resampled_requests() -> None:
+    record, _ = traffic(2000, audit=0.1, seed=4)
+    policy, rng = build("utility", {"lambda": 1.0}, TIER), np.random.default_rng(0)
+    found = replay(record, policy).saving
+    assert found is not None
+    stays = policy.choose(record.success, record.cost) == record.arm
+    chosen = policy.choose(record.success, record.cost)
+    expected = 1.5 * record.cost[np.arange(2000), chosen]
+    usd = np.where(stays, record.paid_usd, expected) + 1e-7
+    was = record.paid_usd + 1e-7
+    drawn = rng.integers(2000, size=(4000, 2000))
+    low, high = np.quantile(1 - usd[drawn].mean(axis=1) / was[drawn].mean(axis=1), [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.1 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.1 * (high - low))
 
 
 def test_rows_that_lack_a_probability_are_left_out_and_counted() -> None:

@@ -1,0 +1,67 @@
+"""What is kept, and for how long. Old rows go in slices, so that nobody waits long for a delete."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Table, delete, func, select
+from sqlalchemy.sql.elements import ColumnElement
+
+from server.ledger.tables import decisions, outcomes, rollups
+
+SLICE_ROWS = 500
+MINUTES_KEPT_S = 48 * 3600
+"""Of sums by minute."""
+HOURS_KEPT_S = 400 * 24 * 3600
+"""Of sums by hour."""
+FREE_PAGES = 1024
+"""So many are kept for what comes next; the rest is given back to the file system."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Bounds of the ledger."""
+
+    days: float = 30
+    decisions: int = 2_000_000
+
+
+def tidy(connection: Connection, keep: Keep, now: float) -> bool:
+    """Delete one slice of what is too old or too much; returns whether there may be more.
+
+    Where the clock goes back nothing is deleted that would not have been; `Keep.decisions` bounds the rest.
+    """
+    cutoff = now - keep.days * 24 * 3600
+    newest = connection.execute(select(func.max(decisions.c.id))).scalar() or 0
+    gone = [
+        _delete(connection, decisions, "id", decisions.c.id <= newest - keep.decisions),
+        _delete(connection, decisions, "at", decisions.c.at < cutoff),
+        _delete(connection, outcomes, "at", outcomes.c.at < cutoff),
+        *(
+            _delete(connection, rollups, "bucket", (rollups.c.span_s == span_s) & (rollups.c.bucket < now - kept_s))
+            for span_s, kept_s in ((60, MINUTES_KEPT_S), (3600, HOURS_KEPT_S))
+        ),
+    ]
+    return max(gone) >= SLICE_ROWS
+
+
+def _delete(connection: Connection, table: Table, order: str, condition: ColumnElement[bool]) -> int:
+    """The oldest of them, `SLICE_ROWS` at the most."""
+    keys = list(table.primary_key.columns)
+    oldest = connection.execute(select(*keys).where(condition).order_by(table.c[order]).limit(SLICE_ROWS)).all()
+    if not oldest:
+        return 0
+    clause = keys[0].in_([row[0] for row in oldest])
+    if len(keys) > 1:
+        from sqlalchemy import tuple_
+
+        clause = tuple_(*keys).in_([tuple(row) for row in oldest])
+    connection.execute(delete(table).where(clause))
+    return len(oldest)
+
+
+def give_back(connection: Connection) -> None:
+    """Free pages of a SQLite file back to the file system, some at a time; PostgreSQL's own vacuum sees to its own."""
+    if connection.dialect.name != "sqlite":
+        return
+    free = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0)
+    if free > FREE_PAGES:
+        connection.exec_driver_sql(f"PRAGMA incremental_vacuum({min(free - FREE_PAGES, FREE_PAGES)})").all()

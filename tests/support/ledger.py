@@ -1,0 +1,47 @@
+"""Ledgers to write to and read from: SQLite in a folder, PostgreSQL as Debian has it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from server.ledger.row import DecisionRow, PoolRow
+
+POOL = PoolRow(
+    arms=["small", "medium", "large"],
+    prices=[(0.1, 0.4), (1.0, 4.0), (10.0, 40.0)],
+    mean_tokens=[(10.0, 20.0)] * 3,
+    probes=["probe@1", "probe@1", None],
+    policy={"name": "utility", "lambda": 0.4},
+)
+
+
+def decision(request_id: str, **fields: Any) -> DecisionRow:
+    """A routed request that the middle arm of `POOL` answered just now."""
+    row: dict[str, Any] = {
+        "at": time.time(),
+        "arm": 1,
+        "policy_arm": 1,
+        "policy": "utility",
+        "path": "routed",
+        "flags": (),
+        "propensity": 1.0,
+        "allowed": np.array([True, True, True]),
+        "success": np.array([0.5, 0.7, np.nan]),
+        "cost": np.array([1e-5, 1e-4, 1e-3]),
+        "percentile": 42.0,
+        "probe_usd": 1e-7,
+        "code": 200,
+        "attempts": 1,
+        "input_tokens": 11,
+        "output_tokens": 7,
+        "routing_s": 0.0002,
+        "total_s": 0.5,
+        "stream": False,
+    }
+    return DecisionRow(request_id, **(row | fields))
+
+
+def many(count: int, **fields: Any) -> Sequence[DecisionRow]:
+    return [decision(f"{i:032x}", **fields) for i in range(count)]
