@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from probes.card import Dtype, Pass, Recipe, Site
-from probes.engine.attention import IN_BLOCKS
+from probes.engine.attention_alone import IN_BLOCKS
 from probes.engine.probe_model import ProbeModel
 from probes.engine.reading import Reading
 from tests.support.architectures import ARCHITECTURES, LONGEST, SIZES, VOCABULARY, save
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 POSITIONS = (-5, -4, -3, -2, -1)
 DEPTH = SIZES["num_hidden_layers"]
 Ids = tuple[int, ...]
@@ -24,6 +25,12 @@ Ids = tuple[int, ...]
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=GPU)])
+def device(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def pass_of(folder: Path, dtype: Dtype = "float32") -> Pass:
@@ -71,21 +78,21 @@ def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float((np.abs(found - expected) / size).max())
 
 
-def test_every_layer_equals_transformers(folder: Path) -> None:
+def test_every_layer_equals_transformers(folder: Path, device: str) -> None:
     expected = reference(folder, prompts())
     for deepest in range(DEPTH + 1):
-        model = ProbeModel(pass_of(folder), Reading(sites(*range(deepest + 1))), "cpu")
+        model = ProbeModel(pass_of(folder), Reading(sites(*range(deepest + 1))), device)
         found = ours(model, prompts()).reshape(len(prompts()), deepest + 1, len(POSITIONS), -1)
         assert difference(found, expected[:, : deepest + 1]) < 1e-5
         # One layer alone takes another way out of the model; so do all tokens of it, and the next token.
-        alone = ProbeModel(pass_of(folder), Reading(sites(deepest)[-1:], (deepest,), next_token=deepest == 1), "cpu")
+        alone = ProbeModel(pass_of(folder), Reading(sites(deepest)[-1:], (deepest,), next_token=deepest == 1), device)
         assert difference(ours(alone, prompts())[:, 0], expected[:, deepest, -1]) < 1e-5
 
 
-def test_shared_beginnings_change_nothing(folder: Path) -> None:
+def test_shared_beginnings_change_nothing(folder: Path, device: str) -> None:
     """They are computed once; the first two prompts tell that they are shared."""
     expected = reference(folder, sharing())
-    model = ProbeModel(pass_of(folder), Reading(sites(1, DEPTH)), "cpu", reuse_prefixes=True)
+    model = ProbeModel(pass_of(folder), Reading(sites(1, DEPTH)), device, reuse_prefixes=True)
     for some in (sharing()[:1], sharing()[1:3], sharing()):
         found = ours(model, some).reshape(len(some), 2, len(POSITIONS), -1)
         rows = [sharing().index(prompt) for prompt in some]
@@ -93,10 +100,10 @@ def test_shared_beginnings_change_nothing(folder: Path) -> None:
     assert model.reused_tokens > 0 or model.longest_alike is not None
 
 
-def test_bfloat16_is_right_within_its_rounding(folder: Path) -> None:
+def test_bfloat16_is_right_within_its_rounding(folder: Path, device: str) -> None:
     """That is: as far from exact numbers as Transformers is in bfloat16."""
     exact = reference(folder, prompts())[:, 2]
     theirs = reference(folder, prompts(), torch.bfloat16)[:, 2]
-    model = ProbeModel(pass_of(folder, "bfloat16"), Reading(sites(2)), "cpu")
+    model = ProbeModel(pass_of(folder, "bfloat16"), Reading(sites(2)), device)
     error, rounding = (np.sqrt(np.mean((found - exact) ** 2)) for found in (ours(model, prompts()), theirs))
     assert error < 1.2 * rounding

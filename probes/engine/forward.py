@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from probes.engine.attention import Packing, Prefix, Span
 from probes.engine.lean import LEAN, LeanForward
 from probes.engine.loading import PACKABLE
-from probes.engine.reading import Hidden, Reading, Rows
+from probes.engine.packing import Ids, Packing, Prefix, Rows, Span
+from probes.engine.reading import Hidden, Layer, Reading
 
 
 class Forward:
@@ -51,7 +50,7 @@ class Forward:
         tail = None if packing.keep is not None else self._tail
         found = forward(packing, self._layers, tail)
         layers = {
-            layer: self._rows(values, packing.asked(tail) if layer == deepest else packing.lengths)
+            layer: _layer(values, packing.asked(tail) if layer == deepest else packing.rows)
             for layer, values in found.items()
         }
         if not self._with_head:
@@ -60,24 +59,24 @@ class Forward:
 
     def _packed(self, packing: Packing) -> Hidden:
         token_ids, positions = packing.row()
-        ends = torch.tensor(list(accumulate(packing.lengths)), device=self._device)
+        ends = packing.rows.ends
         found, logits = self._transformers(
             (torch.zeros_like(ends), ends - 1), input_ids=token_ids[None], position_ids=positions[None], packing=packing
         )
-        return Hidden({layer: self._rows(values[0], packing.lengths) for layer, values in found.items()}, logits)
+        return Hidden({layer: _layer(values[0], packing.rows) for layer, values in found.items()}, logits)
 
-    def _padded(self, prompts: Sequence[Sequence[int]]) -> Hidden:
+    def _padded(self, prompts: Sequence[Ids]) -> Hidden:
         # Padded on the right, a causal model needs no mask: no prompt token sees what follows it.
         longest = max(map(len, prompts))
         token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # (batch, T)
         for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = torch.tensor(prompt)
+            token_ids[row, : len(prompt)] = torch.from_numpy(prompt)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
         rows = torch.arange(len(prompts), device=self._device)
         found, logits = self._transformers((rows, lengths - 1), input_ids=token_ids.to(self._device))
         starts = rows * longest
         return Hidden(
-            {layer: Rows(values.flatten(0, 1), starts, starts + lengths) for layer, values in found.items()}, logits
+            {layer: Layer(values.flatten(0, 1), starts, starts + lengths) for layer, values in found.items()}, logits
         )
 
     def _transformers(self, last: tuple[Tensor, Tensor], **inputs: Any) -> tuple[dict[int, Tensor], Tensor | None]:
@@ -91,11 +90,6 @@ class Forward:
         if last_only:
             return {self._depth: output.last_hidden_state}, None
         return {layer: output.hidden_states[layer] for layer in self._layers}, None
-
-    def _rows(self, values: Tensor, lengths: Sequence[int]) -> Rows:
-        """Of prompts one after the other."""
-        ends = torch.tensor(list(accumulate(lengths)), device=self._device)
-        return Rows(values, ends - torch.tensor(lengths, device=self._device), ends)
 
 
 @contextmanager
@@ -113,3 +107,7 @@ def _last_tokens(model: Any, last: tuple[Tensor, Tensor]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _layer(values: Tensor, rows: Rows) -> Layer:
+    return Layer(values, rows.starts, rows.ends)

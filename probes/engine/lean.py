@@ -4,7 +4,8 @@ In the deepest block, only the tokens that are read go through queries, output a
 values are all that anything depends on. That is most of a block's products.
 
 Small models spend as long on the way to a product as in it, so a block's weights are looked up once, and queries, keys
-and values are one product.
+and values are one product. What the first block reads of a token depends on that token alone: of a small vocabulary, it
+is looked up.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import embedding, linear, rms_norm
 
-from probes.engine.attention import Packing, attend
+from probes.engine.attention import attend
+from probes.engine.attention_alone import Attention
+from probes.engine.packing import Packing
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks are: RMS norm, attention with rotated queries and keys, RMS norm, gated feed-forward."""
+
+
+TABLE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,7 @@ class Block:
     def __init__(self, config: Any, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.size: int = attention.head_dim
-        self.scaling: float = attention.scaling
-        self.window = _window(config, attention)
+        self.how = Attention(attention.scaling, _window(config, attention))
         self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self.queries = attention.q_proj.out_features // self.size
         self.keys = attention.k_proj.out_features // self.size
@@ -76,20 +81,32 @@ class Block:
         self.gate, self.up, self.down = map(_linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
         self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
 
+    def read(self, hidden: Tensor) -> Tensor:
+        """Queries, keys and values of tokens: (tokens, d_model) to (tokens, (heads + 2 kv_heads) * head_dim)."""
+        return self.qkv(self.attention_norm(hidden))
+
     def __call__(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing, block: int, tail: int | None
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        packing: Packing,
+        block: int,
+        tail: int | None,
+        read: Tensor | None,
     ) -> Tensor:
         """
         Args:
             hidden: (tokens, d_model)
             cos, sin: (tokens, 1, head_dim)
             tail: only the last `tail` tokens of every prompt are asked for; None: all.
+            read: of all tokens, where it is known.
 
         Returns: (queries, d_model)
         """
-        heads, normed = self.queries, self.attention_norm(hidden)
+        heads = self.queries
         if tail is None:
-            read = self._heads(self.qkv(normed))  # (tokens, heads + 2 kv_heads, head_dim)
+            read = self._heads(self.read(hidden) if read is None else read)
             query, key, value = torch.split(read, [heads, self.keys, self.keys], dim=1)
             if self.qk_norms is None:
                 query, key = torch.split(_rotate(read[:, : heads + self.keys], cos, sin), [heads, self.keys], dim=1)
@@ -97,22 +114,16 @@ class Block:
                 q_norm, k_norm = self.qk_norms
                 query, key = _rotate(q_norm(query), cos, sin), _rotate(k_norm(key), cos, sin)
         else:
+            normed = self.attention_norm(hidden)
             key, value = torch.split(self._heads(self.kv(normed)), self.keys, dim=1)
-            rows = _tails(packing, tail, hidden.device)
+            rows = packing.tails(tail)
             hidden = hidden[rows]
             query = self._heads(self.q(normed[rows]))
             if self.qk_norms is not None:
                 query, key = self.qk_norms[0](query), self.qk_norms[1](key)
             query, key = _rotate(query, cos[rows], sin[rows]), _rotate(key, cos, sin)
         attended = attend(
-            query.transpose(0, 1),
-            key.transpose(0, 1),
-            value.transpose(0, 1),
-            packing,
-            block,
-            scaling=self.scaling,
-            window=self.window,
-            tail=tail,
+            query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), packing, block, self.how, tail
         )
         hidden = self.output.onto(hidden, attended.flatten(1))
         normed = self.mlp_norm(hidden)
@@ -131,6 +142,7 @@ class LeanForward:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._blocks = [Block(model.config, layer) for layer in model.layers]
+        self._first_read = self._table(model.embed_tokens.weight)
 
     def __call__(self, packing: Packing, layers: set[int], tail: int | None) -> dict[int, Tensor]:
         """Hidden states by layer, (tokens, d_model).
@@ -144,12 +156,21 @@ class LeanForward:
         deepest = max(layers)
         found = {0: hidden} if 0 in layers else {}
         for i, block in enumerate(self._blocks[:deepest]):
-            hidden = block(hidden, cos, sin, packing, i, tail if i + 1 == deepest else None)
+            read = None if i or self._first_read is None else embedding(token_ids, self._first_read)
+            hidden = block(hidden, cos, sin, packing, i, tail if i + 1 == deepest else None, read)
             if i + 1 == len(self._blocks):
                 hidden = self._model.norm(hidden)
             if i + 1 in layers:
                 found[i + 1] = hidden
         return found
+
+    def _table(self, tokens: Tensor) -> Tensor | None:
+        """What the first block reads of every token there is, if that is little: (vocabulary, ...)."""
+        first = self._blocks[0]
+        if len(tokens) * len(first.qkv.weight) * tokens.element_size() > TABLE_BYTES:
+            return None
+        with torch.inference_mode():
+            return first.read(tokens)
 
 
 def _joined(*modules: Any) -> Linear:
@@ -186,12 +207,3 @@ def _window(config: Any, attention: Any) -> int | None:
     """Tokens that a token sees; Mistral has it for all blocks, others by block."""
     window: int | None = config.sliding_window if config.model_type == "mistral" else None
     return getattr(attention, "sliding_window", window)
-
-
-def _tails(packing: Packing, tail: int, device: torch.device) -> Tensor:
-    """Rows of the last tokens of every prompt, (queries,)."""
-    rows, end = [], 0
-    for length in packing.lengths:
-        end += length
-        rows.append(torch.arange(end - min(tail, length), end))
-    return torch.cat(rows).to(device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probes import linear_then_rolling_max, linear_then_softmax
-from probes.engine.reading import Hidden, Rows
+from probes.engine.reading import Hidden, Layer
 from probes.token_readout import TokenReadout
 
 
@@ -40,13 +40,13 @@ class Pooling:
         return torch.stack(outputs, dim=1)
 
 
-def _side_by_side(rows: Rows, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _side_by_side(layer: Layer, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Readouts of prompts padded to the longest, (batch, T, readouts), and which are of a token, (batch, T)."""
-    read = (rows.values.float() @ weights).double()
-    lengths = rows.ends - rows.starts
+    read = (layer.values.float() @ weights).double()
+    lengths = layer.ends - layer.starts
     at = torch.arange(int(lengths.max()), device=read.device)
     real = at < lengths[:, None]
-    return read[torch.where(real, rows.starts[:, None] + at, 0)], real
+    return read[torch.where(real, layer.starts[:, None] + at, 0)], real
 
 
 def _attn(logits: Tensor, scores: Tensor, real: Tensor) -> Tensor:

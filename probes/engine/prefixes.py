@@ -1,13 +1,10 @@
 """Prompts that begin alike: the beginning is computed once, and kept as keys and values."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from probes.engine.attention import Prefix, Span
+from probes.engine.packing import Ids, Prefix, Span
 
 LEAST = 64
 """Tokens that a prefix must save to be worth its bookkeeping."""
@@ -15,8 +12,6 @@ KEPT_TOKENS = 8192
 """Of all prefixes together: some hundred megabytes for a model of some hundred million parameters."""
 FAMILIES = 1024
 """Beginnings that are remembered; each holds its last prompt."""
-
-Ids = NDArray[np.int64]
 
 
 @dataclass
@@ -38,35 +33,34 @@ class Prefixes:
         tail: a prompt's last tokens, which are always computed, as they are read.
     """
 
-    def __init__(self, make: Callable[[Sequence[int]], Prefix], tail: int) -> None:
+    def __init__(self, make: Callable[[Ids], Prefix], tail: int) -> None:
         self._make = make
         self._tail = tail
-        self._families: OrderedDict[tuple[int, ...], _Family] = OrderedDict()
+        self._families: OrderedDict[bytes, _Family] = OrderedDict()
         self._tokens = 0
         self.reused_tokens = 0
         """Of all prompts so far."""
 
-    def span(self, prompt: Sequence[int]) -> Span:
+    def span(self, prompt: Ids) -> Span:
         """What of the prompt is to be computed."""
         if len(prompt) < LEAST + self._tail:
             return Span(prompt)
-        beginning = tuple(prompt[:LEAST])
+        beginning = prompt[:LEAST].tobytes()
         family = self._families.get(beginning)
-        ids = np.asarray(prompt, dtype=np.int64)
         if family is None:
-            self._families[beginning] = _Family(ids)
+            self._families[beginning] = _Family(prompt)
             if len(self._families) > FAMILIES:
                 self._forget()
             return Span(prompt)
         self._families.move_to_end(beginning)
         spare = len(prompt) - self._tail
-        found = [(min(_shared(ids, tokens), spare), prefix) for tokens, prefix in family.prefixes]
+        found = [(min(_shared(prompt, tokens), spare), prefix) for tokens, prefix in family.prefixes]
         reused, best = max(found, key=lambda one: one[0], default=(0, None))
-        agreed = min(_shared(ids, family.last), spare)
-        family.last = ids
+        agreed = min(_shared(prompt, family.last), spare)
+        family.last = prompt
         if agreed >= reused + LEAST and agreed <= KEPT_TOKENS:
             reused, best = agreed, self._make(prompt[:agreed])
-            family.prefixes.append((ids[:agreed].copy(), best))
+            family.prefixes.append((prompt[:agreed].copy(), best))
             self._tokens += agreed
             while self._tokens > KEPT_TOKENS:
                 self._forget()

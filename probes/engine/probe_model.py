@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass
-from probes.engine.attention import Prefix, Span
 from probes.engine.batch import CPU_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, micro_batches
 from probes.engine.cores import cores
 from probes.engine.forward import Forward
@@ -26,6 +25,7 @@ from probes.engine.loading import (
     remove_final_norm,
 )
 from probes.engine.next_token import STATISTICS, next_token_statistics
+from probes.engine.packing import Ids, Prefix, Span
 from probes.engine.pooling import Pooling
 from probes.engine.prefixes import Prefixes
 from probes.engine.reading import Hidden, Reading, gather
@@ -105,8 +105,8 @@ class ProbeModel:
             ProbeError: a prompt is empty, or has tokens that are not in the vocabulary; or the device's memory is too
                 small for one prompt.
         """
-        self._check(prompts)
-        lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+        token_ids = [self._checked(prompt) for prompt in prompts]
+        lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         at_sites = allocate((len(prompts), len(self.reading.sites), self.d_model), np.float32)
         all_tokens = {
@@ -121,7 +121,7 @@ class ProbeModel:
                 if i < skip:
                     on_batch(len(batch))
                     continue
-                for rows, hidden in self._halving([prompts[row] for row in batch], batch):
+                for rows, hidden in self._halving([token_ids[row] for row in batch], batch):
                     if self.reading.sites:
                         at_sites[rows] = gather(hidden, self.reading.sites).float().cpu().numpy()
                     if self._pooling is not None:
@@ -142,17 +142,22 @@ class ProbeModel:
             pooled={probe: pooled[:, i] for i, probe in enumerate(self.reading.pooled)},
         )
 
-    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
-        for prompt in prompts:
-            if not len(prompt):
-                raise ProbeError("a prompt has no tokens: the engine reads rendered prompts, which have some")
-            if min(prompt) < 0 or max(prompt) >= self._vocabulary:
-                raise ProbeError(
-                    f"a prompt has token ids from {min(prompt)} to {max(prompt)}; the vocabulary of {self._name} has "
-                    f"{self._vocabulary}: render prompts with the probe model's own tokenizer"
-                )
+    def _checked(self, prompt: Sequence[int]) -> Ids:
+        if not len(prompt):
+            raise ProbeError("a prompt has no tokens: the engine reads rendered prompts, which have some")
+        try:
+            token_ids = np.array(prompt, dtype=np.int64)
+        except OverflowError:
+            token_ids = np.array([min(prompt), max(prompt)], dtype=object)
+        least, most = token_ids.min(), token_ids.max()
+        if least < 0 or most >= self._vocabulary:
+            raise ProbeError(
+                f"a prompt has token ids from {least} to {most}; the vocabulary of {self._name} has "
+                f"{self._vocabulary}: render prompts with the probe model's own tokenizer"
+            )
+        return token_ids
 
-    def _halving(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Hidden]]:
+    def _halving(self, prompts: Sequence[Ids], rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Hidden]]:
         """The micro-batch, by halves where the device has no memory for all of it."""
         try:
             hidden = self._forward(prompts)
@@ -177,18 +182,18 @@ class ProbeModel:
         """Of all prompts so far, those that were not computed because earlier prompts begin with them."""
         return 0 if self._prefixes is None else self._prefixes.reused_tokens
 
-    def _forward(self, prompts: Sequence[Sequence[int]]) -> Hidden:
+    def _forward(self, prompts: Sequence[Ids]) -> Hidden:
         if not self._forward_pass.packs:
             lengths = [len(prompt) for prompt in prompts]
             self.padding_tokens += max(lengths) * len(lengths) - sum(lengths)
         return self._forward_pass([self._span(prompt) for prompt in prompts])
 
-    def _span(self, prompt: Sequence[int]) -> Span:
+    def _span(self, prompt: Ids) -> Span:
         alone = self.longest_alike is not None and len(prompt) > self.longest_alike
         return Span(prompt) if alone or self._prefixes is None else self._prefixes.span(prompt)
 
-    def _make_prefix(self, token_ids: Sequence[int]) -> Prefix:
-        prefix = Prefix(tuple(token_ids))
+    def _make_prefix(self, token_ids: Ids) -> Prefix:
+        prefix = Prefix()
         self._forward_pass([Span(token_ids)], keep=prefix)
         return prefix
 

@@ -106,7 +106,6 @@ class EngineProcess:
         Raises:
             ProbeError: it could not.
         """
-        # A session of its own: Ctrl-C reaches the gateway, which ends the child when requests are done.
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
@@ -118,7 +117,6 @@ class EngineProcess:
             # Threads that spin while they wait stall each other where cores are shared, with vLLM say.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             limit=MAX_LINE_BYTES,
-            start_new_session=True,
         )
         assert process.stdout is not None
         line = await process.stdout.readline()

@@ -39,7 +39,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Layer:
     """One layer's hidden states of several prompts."""
 
     values: Tensor
@@ -58,7 +58,7 @@ class Rows:
 class Hidden:
     """What a forward pass found."""
 
-    layers: Mapping[int, Rows]
+    layers: Mapping[int, Layer]
     logits: Tensor | None = None
     """The next token's, (batch, vocabulary)."""
 

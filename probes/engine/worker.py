@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -35,12 +36,16 @@ PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, MAPPED_BYTES = 2**28, 2**25
 GOING_S, GOING_STEPS = 0.5, 50
+NICE = 10
 UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
 """Transformers imports these wherever they are installed: 125 MB that no forward pass reads."""
 
 
 def main(options: str, url: str, *arguments: str) -> None:
     parent = os.getppid()
+    # Ctrl-C reaches the gateway, which ends this process when requests are done. The session stays the gateway's: Linux
+    # may weigh processes by session first, and by how nice they are only within one.
+    os.setpgid(0, 0)
     _keep_freed_memory()
     signal.signal(signal.SIGTERM, lambda *_: _end(url, parent))
     die_with_parent(signal.SIGTERM)
@@ -106,6 +111,9 @@ def _load(artifacts: Sequence[Artifact], device: str) -> LocalEngine:
         import torch
 
         torch.set_num_threads(cores())
+        # Of this thread, and of those that torch starts from it: where they take all cores, whoever answers requests
+        # goes first.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     return LocalEngine(artifacts, device)
 
 

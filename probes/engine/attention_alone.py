@@ -1,0 +1,93 @@
+"""Causal attention of one prompt, after the keys and values of its prefix; and how architectures attend."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention, softmax
+
+from probes.engine.packing import BLOCK, Packing
+
+IN_BLOCKS = range(192, 768)
+"""Tokens of prompts that `_in_blocks` is faster for than torch's own kernel on a CPU, by a tenth to a quarter."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How the queries of a block attend."""
+
+    scaling: float
+    window: int | None = None
+    """Tokens that a token sees, itself included; None: all before it."""
+    softcap: float | None = None
+    """Logits are squeezed between -softcap and softcap."""
+    sinks: Tensor | None = None
+    """(heads,), a logit beside those of the keys that takes its share of the softmax and gives nothing."""
+
+    @property
+    def plain(self) -> bool:
+        return self.softcap is None and self.sinks is None
+
+
+def attend_alone(query: Tensor, key: Tensor, value: Tensor, packing: Packing, how: Attention) -> Tensor:
+    """One prompt's last tokens.
+
+    Args:
+        query: (heads, queries, head_dim)
+        key, value: (kv_heads, tokens, head_dim)
+
+    Returns: (queries, heads, head_dim)
+    """
+    heads, queries, _ = query.shape
+    n = key.shape[1]
+    window = None if how.window is None or how.window >= n else how.window
+    grouped = heads != key.shape[0]
+    if how.plain:
+        causal = queries == n and window is None
+        if causal and n in IN_BLOCKS and query.device.type == "cpu" and query.dtype == torch.float32:
+            return _in_blocks(query, key, value, packing, how.scaling)
+        mask = None if causal else packing.mask(queries, n, window)
+        return scaled_dot_product_attention(
+            query[None], key[None], value[None], attn_mask=mask, is_causal=causal, scale=how.scaling, enable_gqa=grouped
+        )[0].transpose(0, 1)
+    if grouped:
+        key, value = (x.repeat_interleave(heads // x.shape[0], dim=0) for x in (key, value))
+    return by_hand(query, key, value, packing.mask(queries, n, window), how).transpose(0, 1)
+
+
+def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: Attention) -> Tensor:
+    """With what torch's kernels lack.
+
+    Args:
+        query: (..., heads, queries, head_dim)
+        key, value: (..., heads, keys, head_dim)
+        mask: (..., queries, keys), which keys are seen, with one head or none; None: all.
+
+    Returns: (..., heads, queries, head_dim)
+    """
+    logits = (query @ key.transpose(-1, -2)) * how.scaling  # (..., heads, queries, keys)
+    if how.softcap is not None:
+        logits = torch.tanh(logits / how.softcap) * how.softcap
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    if how.sinks is not None:
+        beside = how.sinks[:, None, None].expand(*logits.shape[:-1], 1)
+        logits = torch.cat([logits, beside.to(logits.dtype)], dim=-1)
+    shares = softmax(logits, dim=-1, dtype=torch.float32)[..., : key.shape[-2]]
+    return shares.to(value.dtype) @ value
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
+    """Causal attention of a whole prompt, a block of queries at a time: what lies ahead of a block is not computed.
+    Returns (queries, heads, head_dim)."""
+    heads, n, _ = query.shape
+    if heads != key.shape[0]:
+        key, value = (x.repeat_interleave(heads // x.shape[0], dim=0) for x in (key, value))
+    query, key = query * scaling, key.transpose(1, 2)
+    found = []
+    for begin in range(0, n, BLOCK):
+        end = min(n, begin + BLOCK)
+        logits = query[:, begin:end] @ key[:, :, :end]  # (heads, block, keys)
+        logits[:, :, begin:].add_(packing.ahead[: end - begin, : end - begin])
+        found.append(softmax(logits, dim=-1) @ value[:, :end])
+    return torch.cat(found, dim=1).transpose(0, 1)
