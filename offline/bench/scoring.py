@@ -2,7 +2,7 @@
 matrix products; then the engine under offered load, beside an ideal queue.
 
 All ways read the same prompts in the same run, in the same dtype, with the same threads. CPU seconds are compared: of
-the engine, those of its process and of the one that asks.
+the engine, those of its process and of the one that asks. On a GPU it is wall time.
 """
 
 import asyncio
@@ -36,17 +36,20 @@ T = TypeVar("T")
 EXAMPLES = """examples:
   pika bench scoring                     Qwen2-shaped, 107 M parameters: up to 10 minutes on 2 cores
   pika bench scoring --shape nano        the nano probe model: some 2 minutes
+  pika bench scoring --device auto --dtype bfloat16
+                                         the same on a GPU
   pika bench scoring --soak 1000000      memory of the engine's process over a million prompts of the nano probe model
 
-The last line is JSON: ratio_vs_reference and ratio_vs_floor are CPU seconds of the research code's way, and of the bare
-matrix products, divided by the engine's; p99_vs_ideal_queue is at 70% of capacity, goodput_at_120_percent the share of
-capacity that is answered in time when 120% is offered; shared_prefix_ratio is what 100-token questions cost after a
-shared system prompt of 300 tokens, against none; health_p99_ms is of /health at a gateway whose engine is saturated.
+The last line is JSON: ratio_vs_reference and ratio_vs_floor are CPU seconds (on a GPU: seconds) of the research code's
+way, and of the bare matrix products, divided by the engine's; p99_vs_ideal_queue is at 70% of capacity,
+goodput_at_120_percent the share of capacity that is answered in time when 120% is offered; shared_prefix_ratio is what
+100-token questions cost after a shared system prompt of 300 tokens, against none; health_p99_ms is of /health at a
+gateway whose engine is saturated.
 """
 LOADS = (0.25, 0.5, 0.7, 0.9, 1.2)
 JUDGED, OVERLOAD = 0.7, 1.2
 BOUND = 10
-"""Of the queue at overload, in prompts, and of the deadline, in mean service times of one prompt alone."""
+"""Of the deadline at overload, and of what may wait, in mean service times of one prompt alone."""
 SYSTEM_TOKENS, QUESTION_TOKENS = 300, 100
 
 
@@ -69,6 +72,7 @@ class Plan:
 
 PLANS = {"nano": Plan(400, 2000, repetitions=3)}
 LARGE = Plan(48, 500)
+ON_GPU = Plan(1000, 4000, overload=2000, others=2000, repetitions=3)
 QUICK = Plan(offline=12, judged=30, overload=30, others=10, repetitions=1)
 
 
@@ -92,8 +96,8 @@ class Measured:
         """The last line."""
         at = {point.share: point for point in self.points}
         return {
-            "ratio_vs_reference": round(self.reference.cpu_s / self.engine.cpu_s, 3),
-            "ratio_vs_floor": round(self.floor.cpu_s / self.engine.cpu_s, 3),
+            "ratio_vs_reference": round(self.reference.seconds / self.engine.seconds, 3),
+            "ratio_vs_floor": round(self.floor.seconds / self.engine.seconds, 3),
             "capacity_prompts_s": round(self.capacity, 2),
             "p99_vs_ideal_queue": round(at[JUDGED].p99_vs_ideal, 3),
             "goodput_at_120_percent": round(at[OVERLOAD].achieved / self.capacity, 3),
@@ -109,7 +113,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            model = make("nano" if args.soak else args.shape, args.layer, args.dtype, Path(scratch))
+            model = make("nano" if args.soak else args.shape, args.layer, args.dtype, Path(scratch), args.device)
         except ProbeError as error:
             Console(stderr=True).print(f"pika bench scoring: {error}")
             return 2
@@ -117,7 +121,7 @@ def main(argv: list[str]) -> int:
             with _bar(f"{args.soak} prompts", args.soak) as advance:
                 print(json.dumps(asyncio.run(soak(model, args.soak, args.seed, advance))))
             return 0
-        plan = QUICK if args.quick else PLANS.get(args.shape, LARGE)
+        plan = QUICK if args.quick else ON_GPU if model.device != "cpu" else PLANS.get(args.shape, LARGE)
         measured = asyncio.run(measure(model, plan, args.seed, Path(scratch)))
     Console().print(table(measured))
     plot(measured, args.plot)
@@ -172,7 +176,8 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
         with _bar("the engine under load", len(LOADS)) as advance:
             for share in LOADS[:-1]:
                 await load(at, share)
-            async with running(model, BOUND) as bounded:
+            in_time = max(1, round(BOUND * measured.service_s * measured.capacity))
+            async with running(model, in_time) as bounded:
                 await load(bounded, LOADS[-1])
     with (
         _bar("/health of a gateway whose engine is saturated", 1) as advance,
@@ -184,17 +189,17 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
 
 
 def cheapest(costs: Sequence[Cost]) -> Cost:
-    return min(costs, key=lambda cost: cost.cpu_s)
+    return min(costs, key=lambda cost: cost.seconds)
 
 
 async def _shared_prefix(at: Running, model: Model, n: int, seed: int) -> float:
-    """CPU seconds of questions after a system prompt that all share, against questions alone."""
+    """What questions cost after a system prompt that all share, against questions alone."""
     (system,) = filled(model, [SYSTEM_TOKENS], seed)
     questions = filled(model, [QUESTION_TOKENS] * (2 * n + 2), seed)
     without = await throughput(at, questions[:n])
     await throughput(at, [system + question for question in questions[-2:]])  # tells that it is shared
     shared = await throughput(at, [system + question for question in questions[n : 2 * n]])
-    return shared.cpu_s / without.cpu_s
+    return shared.seconds / without.seconds
 
 
 def _parser() -> ArgumentParser:
@@ -209,6 +214,9 @@ def _parser() -> ArgumentParser:
         "--layer", type=int, help="that the probe reads (half the depth; nano: the deepest of its probes)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the probe model")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default), cuda:N, or auto: the first GPU where there is one"
+    )
     parser.add_argument("--plot", type=Path, default=Path("scoring.png"), help="where the picture goes (scoring.png)")
     parser.add_argument("--quick", action="store_true", help="a few prompts: shows that it runs, measures little")
     parser.add_argument("--soak", type=int, metavar="N", help="score N prompts of the nano probe model; memory alone")

@@ -44,6 +44,7 @@ def _config(model: Model, at: int, scratch: Path) -> Path:
     }  # fmt: skip
     arm = {"model": "served", "probe": str(model.artifact.folder), "mean_tokens": {"input": 200, "output": 200}}
     config = {"models": {"served": served}, "arms": {"arm": arm}, "policy": {"name": "utility", "lambda": 0}}
+    config["engine"] = {"device": model.device}
     file = scratch / "gateway.yaml"
     file.write_text(json.dumps(config))
     return file

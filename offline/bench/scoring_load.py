@@ -49,6 +49,7 @@ class Running:
     engine: ProcessEngine
     batches: list[int]
     """Prompts of every micro-batch so far."""
+    on_gpu: bool
     bound: int | None
     """Of its queue, in prompts; None: none that is ever reached."""
 
@@ -59,14 +60,14 @@ async def running(model: Model, bound: int | None = None) -> AsyncIterator[Runni
     batches: list[int] = []
     engine = ProcessEngine(
         [model.artifact],
-        EngineOptions(device="cpu", queue_prompts=bound or 10**6, queue_tokens=10**9),
+        EngineOptions(device=model.device, queue_prompts=bound or 10**6, queue_tokens=10**9),
         on_report=lambda report: batches.extend(batch.prompts for batch in report.batches),
     )
     await engine.start()
     try:
         for length in (50, 100, 200, 400):
             await engine.score([Prompt((tuple(range(3, 3 + length)),))], asyncio.get_running_loop().time() + NEVER_S)
-        yield Running(engine, batches, bound)
+        yield Running(engine, batches, model.device != "cpu", bound)
     finally:
         await engine.close()
 
@@ -75,7 +76,7 @@ async def throughput(at: Running, prompts: Prompts) -> Cost:
     """All prompts at once, through the process and its messages; CPU seconds of both sides."""
     cpu, wall = cpu_s(at.engine), time.perf_counter()
     await at.engine.score([Prompt((prompt,)) for prompt in prompts], asyncio.get_running_loop().time() + NEVER_S)
-    return Cost(cpu_s(at.engine) - cpu, time.perf_counter() - wall)
+    return Cost(cpu_s(at.engine) - cpu, time.perf_counter() - wall, at.on_gpu)
 
 
 async def offer(
@@ -83,14 +84,14 @@ async def offer(
 ) -> Point:
     """Prompts one by one, at times that do not heed the answers (Poisson).
 
-    Where the queue is bounded, there is a deadline of as many mean service times; else there is none.
+    Where the queue is bounded, prompts have the time that a full one takes; else they have all.
 
     Args:
         capacity: prompts per second.
         service_s: what each prompt takes alone, (n,).
     """
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / (share * capacity), size=len(prompts)))
-    patience_s = NEVER_S if at.bound is None else at.bound * float(service_s.mean())
+    patience_s = NEVER_S if at.bound is None else at.bound / capacity
     answered: list[float] = []
     refused: list[float] = []
     at.batches.clear()

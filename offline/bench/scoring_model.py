@@ -32,9 +32,11 @@ class Model:
     artifact: Artifact
     dtype: Dtype
     vocabulary: int
+    device: str
+    """cpu or cuda:N"""
 
 
-def make(shape: str, layer: int | None, dtype: Dtype, scratch: Path) -> Model:
+def make(shape: str, layer: int | None, dtype: Dtype, scratch: Path, device: str = "cpu") -> Model:
     """
     Args:
         shape: nano, default, or a checkpoint's folder.
@@ -42,9 +44,11 @@ def make(shape: str, layer: int | None, dtype: Dtype, scratch: Path) -> Model:
         scratch: where the probe, and the default shape's random weights, are written.
 
     Raises:
-        ProbeError: the folder holds no probe model.
+        ProbeError: the folder holds no probe model, or there is no such device.
     """
-    from probes.engine.loading import read_config
+    from probes.engine.loading import find_device, read_config
+
+    device = str(find_device(device))
 
     folder = {"nano": NANO, "default": scratch / "model"}.get(shape, Path(shape))
     if shape == "default":
@@ -65,7 +69,7 @@ def make(shape: str, layer: int | None, dtype: Dtype, scratch: Path) -> Model:
     )  # fmt: skip
     save_artifact(scratch / "probe", card, LinearEoi(weight / 100, site))
     artifact = load_artifact(scratch / "probe", verify=False)
-    return Model(folder, shape, layer, artifact, dtype, int(config.vocab_size))
+    return Model(folder, shape, layer, artifact, dtype, int(config.vocab_size), device)
 
 
 def prompts(model: Model, n: int, seed: int) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def table(measured: "Measured") -> Group:
     """Ways to read the same prompts; then the engine under load."""
     ways = Table(title=f"{measured.tokens:,} tokens, one probe")
-    for column in ("way", "CPU s", "wall s", "CPU s / engine's"):
+    for column in ("way", "CPU s", "wall s", "ratio to engine"):
         ways.add_column(column, justify="left" if column == "way" else "right")
     for name, cost in (
         ("research code: all layers, LM head, padded", measured.reference),
@@ -25,7 +25,7 @@ def table(measured: "Measured") -> Group:
         ("this engine, messages included", measured.engine),
         ("bare matrix products", measured.floor),
     ):
-        ratio = cost.cpu_s / measured.engine.cpu_s
+        ratio = cost.seconds / measured.engine.seconds
         ways.add_row(name, f"{cost.cpu_s:.2f}", f"{cost.wall_s:.2f}", f"{ratio:.2f}")
     load = Table(title=f"under load; capacity {measured.capacity:.1f} prompts/s")
     for column in ("offered", "prompts/s", "p50 ms", "p95 ms", "p99 ms", "ideal p99 ms", "refused", "batch", "CPU s"):
@@ -46,10 +46,10 @@ def plot(measured: "Measured", file: Path) -> None:
         figure = Figure(figsize=(8, 3), layout="constrained")
         ways, load = figure.subplots(1, 2)
         names = ("research code", "Transformers, cut", "this engine", "bare products")
-        costs = [one.cpu_s for one in (measured.reference, measured.plain, measured.engine, measured.floor)]
+        costs = [one.seconds for one in (measured.reference, measured.plain, measured.engine, measured.floor)]
         ways.barh(names, costs, height=0.5)
         ways.invert_yaxis()
-        ways.set_xlabel(f"CPU seconds for {measured.tokens:,} tokens")
+        ways.set_xlabel(f"{'seconds' if measured.engine.on_gpu else 'CPU seconds'} for {measured.tokens:,} tokens")
         offered = [100 * point.share for point in measured.points]
         for percentile, style in ((50, ":"), (95, "--"), (99, "-")):
             found = [1000 * np.percentile(point.latency_s, percentile) for point in measured.points]
