@@ -10,6 +10,7 @@ COMMANDS = {
     "up": ("server.commands:up", "start the pool's vLLM servers on this machine, then the gateway"),
     "engine": ("server.engine_command:main", "score prompts for gateways, apart from them"),
     "check": ("server.check:main", "say whether configuration, probes and replicas fit together"),
+    "keys": ("server.keys_command:main", "users' keys: add, list, revoke"),
     "probe-server": ("server.probe_server:main", "a vLLM server that reads probes, for `engine: {kind: vllm}`"),
     "demo": ("offline.demo:main", "the nano pool with real vLLM: what routing saves, on this machine"),
     "run": ("offline.pipeline:main", "a whole chain from one file, each step where its inputs changed"),

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 
 from server.config import ConfigError
 from server.errors import AdminKeyError, AdminOffError
+from server.head import bearer_token
 from server.http import Scope
 from server.sections import Admin
 from server.state import State
@@ -57,12 +58,6 @@ def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The secret of a request's `authorization: Bearer ...`; empty without one, or where the header stands twice."""
     found = [value for name, value in headers if name == b"authorization"]
     return bearer_token(found[0]) if len(found) == 1 else b""
-
-
-def bearer_token(authorization: bytes) -> bytes:
-    """What stands behind `Bearer`; empty where the header is of another kind."""
-    scheme, _, token = authorization.partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" else b""
 
 
 def is_loopback(scope: Scope) -> bool:

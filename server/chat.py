@@ -42,6 +42,9 @@ class Chat:
         head = read_head(scope["headers"])
         exchange = Exchange(state, head, send, scope["state"]["connection"])
         try:
+            account = exchange.record.account = state.account(head)
+            if account is not None:
+                account.count_request()
             with state.admit() as watch:
                 exchange.request = self.parse(await read_body(head, receive, state.settings, watch.body), head)
                 exchange.record.read()
@@ -70,7 +73,10 @@ class Exchange:
         self.debug = head.knobs.get(DEBUG_HEADER) == "1"
 
     async def serve(self, watch: Admission) -> None:
-        sent = Dispatch(self.state, self.request, await decide(self.state, self.request))
+        account = self.record.account
+        if account is not None:
+            account.count_tokens(self.request, self.state.pool)
+        sent = Dispatch(self.state, self.request, await decide(self.state, self.request), account)
         self.record.decided(sent)
         try:
             answer = await dispatch(sent, self.request_id, watch)
@@ -97,7 +103,8 @@ class Exchange:
 
     async def _relay_whole(self, answer: Answer) -> None:
         self.started = self.whole = True
-        await send_whole(self.send, answer.status, answer.head.passed + self._headers(), answer.body)
+        self.record.used(answer.usage)
+        await send_whole(self.send, answer.status, self._all_headers(answer), answer.body)
         self.record.finish(answer.status, answer.usage)
 
     async def _relay_stream(self, answer: Answer, rest: Rest, drop_usage: bool) -> None:
@@ -106,7 +113,7 @@ class Exchange:
         feed = bytes if answer.head.encoded else events.feed
         self.started = True
         self.record.first_byte()
-        headers = answer.head.passed + self._headers()
+        headers = self._all_headers(answer)
         connection, data = rest.connection, answer.body
         try:
             await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -124,6 +131,7 @@ class Exchange:
             raise UpstreamError(rest.failed(error)) from error
         finally:
             rest.close()
+            self.record.used(events.usage)
         await self.send({"type": "http.response.body", "body": passed + events.flush()})
         self.record.finish(answer.status, events.usage)
 
@@ -141,6 +149,13 @@ class Exchange:
                 else:
                     await send_error(self.send, error, self._headers())
 
+    def _all_headers(self, answer: Answer) -> Headers:
+        passed, account = answer.head.passed, self.record.account
+        if account is not None and account.meter is not None:  # the upstream's limits are not the client's
+            passed = [line for line in passed if not line[0].startswith(b"x-ratelimit-")]
+        return passed + self._headers()
+
     def _headers(self) -> Headers:
         record = self.record
-        return decision_headers(self.state, self.request_id, record.routing_s, record.sent, self.debug)
+        headers = decision_headers(self.state, self.request_id, record.routing_s, record.sent, self.debug)
+        return headers if record.account is None else headers + record.account.headers()

@@ -25,6 +25,7 @@ from server.sections import (
     Admin,
     Arm,
     Engine,
+    Keys,
     Limits,
     Model,
     OutOfDistribution,
@@ -68,6 +69,7 @@ class Settings(Section):
     policy: Policy
     allow_request: list[RoutingField] = Field(default=list(ROUTING_FIELDS))
     limits: Limits = Limits()
+    keys: Keys | None = None
     admin: Admin | None = None
     audit: Audit | None = None
     outcomes: Outcomes = Outcomes()

@@ -36,6 +36,7 @@ async def decide(state: State, request: ChatRequest, dry: bool = False) -> Decis
     Raises:
         UnknownModelError: the model is neither an arm nor `auto...`.
         BadRequestError: a knob is wrong, or no arm can serve what the request needs.
+        NotAllowedError: the client's key may not use what it asks for.
         ProbeUnavailableError: the engine cannot answer and the configuration names no arm for that case.
     """
     names = state.pool.names
@@ -50,6 +51,9 @@ async def decide(state: State, request: ChatRequest, dry: bool = False) -> Decis
         )
     alias = "auto" if pinned is not None else request.model
     knobs = parse_knobs(request.body, request.head.knobs, alias, state.settings.allow_request, names)
+    key = request.head.key
+    if key is not None:
+        knobs = key.permit(knobs, None if pinned is None else request.model, state.policies.name)
     # Without messages there is nothing that a policy could go by.
     may_fall_back: bool = knobs.pop("fallback", pinned is None) and bool(request.messages)
     if pinned is None:
@@ -116,7 +120,8 @@ def _course(policies: Policies, knobs: Mapping[str, Any], max_cost_usd: float | 
 
 def _conversation(state: State, request: ChatRequest) -> Conversation:
     assert state.sessions is not None
-    conversation = conversation_of(request, None)
+    key = request.head.key
+    conversation = conversation_of(request, None if key is None else key.name)
     kept = state.sessions.find(conversation, (state.settings.session or SESSION).minutes)
     return conversation if kept is None else replace(conversation, kept=kept)
 

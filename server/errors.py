@@ -4,8 +4,10 @@ GatewayError                 500
 ├── BadRequestError          400
 │   └── ContextLengthError   400
 ├── InvalidHTTPError         400
+├── InvalidKeyError          401
 ├── AdminKeyError            401
 ├── ForeignPageError         403
+├── NotAllowedError          403
 ├── UnknownModelError        404
 ├── UnknownPathError         404
 ├── AdminOffError            404
@@ -14,12 +16,16 @@ GatewayError                 500
 ├── SlowBodyError            408
 ├── BodyTooLargeError        413
 ├── EncodingError            415
+├── ReloadRefusedError       422
+├── RateLimitError           429  retry-after: until there is room
+├── BudgetError              429  retry-after: until the day or month ends
 ├── HeadTooLargeError        431
 ├── ClientLeftError          499  never sent: nobody is there
 ├── OverloadedError          503  retry-after: 1
 │   └── BodiesError          503
 ├── DrainingError            503  retry-after: 1
 ├── ProbeUnavailableError    503  retry-after: 1
+├── BudgetUnavailableError   503  retry-after: 1
 ├── UpstreamDownError        503  retry-after: until an upstream is tried again
 ├── UpstreamError            502
 ├── UpstreamTimeoutError     504
@@ -27,6 +33,7 @@ GatewayError                 500
 └── VersionError             505
 """
 
+import math
 from typing import ClassVar
 
 import orjson
@@ -44,7 +51,7 @@ class GatewayError(Exception):
     """An error as the client sees it: OpenAI's error JSON."""
 
     status: ClassVar[int] = 500
-    type: ClassVar[str] = "internal_error"
+    type: str = "internal_error"
     code: ClassVar[str | None] = None
     retry_after_s: int | None = None
 
@@ -103,6 +110,60 @@ class ForeignPageError(GatewayError):
         )
 
 
+class InvalidKeyError(GatewayError):
+    """There is no key, or one that nobody has: which of both, and whose it might be, is not told."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("a valid API key is needed: send it as `authorization: Bearer KEY`")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"www-authenticate", b"Bearer")]
+
+
+class NotAllowedError(GatewayError):
+    """The key is valid, and may not have this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "not_allowed"
+
+
+class RateLimitError(GatewayError):
+    """
+    Args:
+        kind: requests, or tokens.
+        limit: how many a minute.
+    """
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, kind: str, limit: int, wait_s: float) -> None:
+        super().__init__(f"this key may use {limit} {kind} a minute: ask again in {wait_s:.3g} s")
+        self.type = kind
+        self.retry_after_s = max(1, math.ceil(wait_s))
+
+
+class BudgetError(GatewayError):
+    """The key's budget does not hold what the request may cost at the most."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(wait_s))
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        # OpenAI's clients would ask twice more at once.
+        return [*super().headers(), (b"x-should-retry", b"false")]
+
+
 class AdminKeyError(GatewayError):
     status = 401
     type = "invalid_request_error"
@@ -124,6 +185,14 @@ class AdminOffError(GatewayError):
         super().__init__(
             "/admin is off: name the variable of a secret in the configuration, admin: {key_env: PIKA_ADMIN_KEY}"
         )
+
+
+class ReloadRefusedError(GatewayError):
+    """What is read anew fails a check: all stays as it was."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "reload_refused"
 
 
 class UnknownModelError(GatewayError):
@@ -240,6 +309,13 @@ class ProbeUnavailableError(GatewayError):
     status = 503
     type = "overloaded_error"
     code = "probe_unavailable"
+    retry_after_s = 1
+
+
+class BudgetUnavailableError(GatewayError):
+    status = 503
+    type = "overloaded_error"
+    code = "budget_unavailable"
     retry_after_s = 1
 
 

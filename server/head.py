@@ -4,6 +4,10 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.keys import Key
 
 Headers = list[tuple[bytes, bytes]]
 """Names in lower case, as ASGI has them; repeated ones each for itself, in order."""
@@ -28,6 +32,8 @@ NOT_FORWARDED = frozenset(
         b"content-type",
         b"content-encoding",
         b"authorization",
+        b"x-api-key",
+        b"api-key",
         b"accept-encoding",
         b"expect",
         b"x-request-id",
@@ -52,6 +58,10 @@ class RequestHead:
     """What the client calls its conversation."""
     content_length: int = 0
     """0 where it does not say; what is no number is the server's to refuse."""
+    secret: bytes = field(default=b"", repr=False)
+    """The client's key: a bearer's, else what other vendors' clients send as `x-api-key` or `api-key`."""
+    key: "Key | None" = None
+    """What the secret opens, once it has been checked; None where nothing asks for keys."""
     knobs: dict[str, str] = field(default_factory=dict)
     """The `x-pika-*` headers."""
     passed: bytes = b""
@@ -84,11 +94,21 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
             head.content_encoding = value.strip().lower()
         elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             head.request_id = value.decode()
+        elif name == b"authorization":
+            head.secret = bearer_token(value) or head.secret
+        elif name in (b"x-api-key", b"api-key"):
+            head.secret = head.secret or value.strip()
         elif name == b"connection":
             listed |= _listed(value)
     head.passed = b"".join([b"%b: %b\r\n" % line for line in passed if line[0] not in listed])
     head.request_id = head.request_id or os.urandom(16).hex()
     return head
+
+
+def bearer_token(authorization: bytes) -> bytes:
+    """What stands behind `Bearer`; empty where the header is of another kind."""
+    scheme, _, token = authorization.partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else b""
 
 
 @dataclass(slots=True)

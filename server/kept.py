@@ -16,6 +16,7 @@ from server.pool import Pool
 from server.retry import Dispatch
 
 if TYPE_CHECKING:  # SQLAlchemy is loaded where there is a ledger
+    from server.budget import Budgets
     from server.ledger.writer import Writer
 
 OPEN_S = 10.0
@@ -59,6 +60,20 @@ async def opened_ledger(
         await asyncio.to_thread(writer.close)
 
 
+@asynccontextmanager
+async def opened_budgets(settings: Settings) -> "AsyncIterator[Budgets]":
+    """Keys' budgets, in the ledger's database; what has ended is settled on the way out."""
+    from server.budget import Budgets
+    from server.ledger.database import Database, parse_url
+
+    assert settings.ledger_url is not None
+    budgets = Budgets(Database(parse_url(settings.ledger_url)))
+    try:
+        yield budgets
+    finally:
+        await asyncio.to_thread(budgets.close)
+
+
 def pool_row(pool: Pool, policies: Policies) -> PoolRow:
     """What decisions are made among, as the ledger keeps it."""
     return PoolRow(
@@ -87,6 +102,7 @@ def decision_row(
     """
     first, decision, prediction = sent.first, sent.decision, sent.decision.prediction
     assert sent.state.settings.ledger is not None
+    key = sent.request.head.key
     return DecisionRow(
         request_id=request_id,
         at=time.time() - total_s,
@@ -101,6 +117,7 @@ def decision_row(
         cost=decision.cost,
         percentile=prediction.percentile,
         probe_usd=prediction.prefill_usd,
+        key=None if key is None else key.name,
         code=code,
         attempts=sent.attempts,
         input_tokens=None if tokens is None else tokens[0],

@@ -6,7 +6,7 @@ began with, which are closed after the last of them.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,11 +18,13 @@ from server.config import ConfigError, Settings
 from server.engine import opened
 from server.experiment import Canary, build_canary
 from server.health import health_client, watching
-from server.kept import check_ledger, opened_ledger
+from server.kept import check_ledger, opened_budgets, opened_ledger
+from server.keys import Keyring
 from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool, build_pool
 from server.predictor import Predictor
+from server.rate_limit import Buckets
 from server.session import Sessions
 from server.shared_metrics import Shared
 from server.state import State
@@ -65,10 +67,15 @@ class Live:
         self.metrics = Metrics(shared)
         self.sessions = Sessions()
         """They go on over a reload; arms that are no more are not looked for."""
+        self.buckets = Buckets(None if shared is None else shared.folder / "buckets")
         self.state: State
         self.draining = False
         """Whether the gateway goes down: what is open ends, and nothing new should come."""
         self._opened: AsyncExitStack
+        self.refusal: str | None = None
+        """Why the last reload changed nothing; None where it did."""
+        self.reread: Callable[[], Awaitable[bool]] = lambda: self.reload(lambda: self.state.settings)
+        """Reload, as whoever runs this process does it; False where it was refused."""
         self._reloading = asyncio.Lock()
         self._leaving: dict[asyncio.Task[None], State] = {}
 
@@ -86,6 +93,7 @@ class Live:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._opened.aclose()
+        self.buckets.close()
 
     async def reload(self, read: Callable[[], Settings]) -> bool:
         """Read settings and probes again and serve with them; False where they fail a check and the old ones stay."""
@@ -94,11 +102,12 @@ class Live:
                 settings = await asyncio.to_thread(read)
                 prepared = await self.prepare(Order(settings))
             except Exception as error:  # whatever it is, the operator shall read of it, and nobody's request end
-                log_refusal(error)
+                self.refusal = log_refusal(error)
                 self.metrics.reloads.labels("refused").inc()
                 return False
             warn_of_restart(self.state.settings, settings)
             self.take(prepared)
+            self.refusal = None
             self.metrics.reloads.labels("done").inc()
             logger.info("reloaded: %s", described(prepared.state.pool))
             return True
@@ -123,7 +132,7 @@ class Live:
 
     def _follow(self, state: State) -> None:
         """Have the series that this one's requests are counted in."""
-        self.metrics.follow(state.pool, state.policies.name)
+        self.metrics.follow(state.pool, state.policies.name, state.budget_ratios)
         self.metrics.trial.follow(state.pool, state.canary is not None, state.settings.shadow is not None)
 
     def drain(self) -> float:
@@ -156,6 +165,11 @@ class Live:
                 )
             client = await stack.enter_async_context(health_client())
             await stack.enter_async_context(watching(pool, client))
+            budgets = None
+            if parts.keys is not None:
+                stack.enter_context(parts.keys.watching())
+                if ledger is not None:
+                    budgets = await stack.enter_async_context(opened_budgets(order.settings))
             state = State(
                 order.settings,
                 pool,
@@ -165,6 +179,9 @@ class Live:
                 self.metrics,
                 parts.admin_sha256,
                 ledger,
+                keys=parts.keys,
+                buckets=self.buckets,
+                budgets=budgets,
             )
             state.canary = parts.canary
             if order.settings.session is not None or parts.canary is not None:
@@ -188,6 +205,7 @@ class Parts:
     predictor: Predictor
     admin_sha256: bytes | None
     canary: Canary | None
+    keys: Keyring | None
 
 
 def build(order: Order) -> Parts:
@@ -205,9 +223,12 @@ def build(order: Order) -> Parts:
         )
     policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
     check_ledger(settings)
-    return Parts(
-        order, pool, policies, Predictor(pool, settings), admin_sha256(settings.admin), build_canary(settings, pool)
-    )
+    keys = None
+    if settings.keys is not None:
+        file = settings.resolve(settings.keys.file)
+        keys = Keyring(file, pool.names, policies, ledger=settings.ledger is not None)
+    predictor, canary = Predictor(pool, settings), build_canary(settings, pool)
+    return Parts(order, pool, policies, predictor, admin_sha256(settings.admin), canary, keys)
 
 
 def warn_of_restart(before: Settings, now: Settings) -> None:
@@ -217,11 +238,12 @@ def warn_of_restart(before: Settings, now: Settings) -> None:
             logger.warning("server.%s has changed: restart the gateway to take it; a reload takes all the rest", name)
 
 
-def log_refusal(error: Exception) -> None:
-    """Say why a reload changes nothing."""
+def log_refusal(error: Exception) -> str:
+    """Say why a reload changes nothing; returns what the operator may be told elsewhere."""
     told = isinstance(error, ConfigError | ProbeError)
     message = "reload refused, configuration and probes stay as they were: %s"
     logger.error(message, error if told else repr(error), exc_info=None if told else error)
+    return str(error) if told else "a failure that nobody foresaw; the gateway's log has the details"
 
 
 async def _leave(state: State, opened: AsyncExitStack) -> None:

@@ -1,6 +1,6 @@
 """Every Prometheus series, unit in its name. Labels are bounded by the configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -142,8 +142,12 @@ class Metrics:
             self._scraped.register(Sums(shared.folder))
         self._scraped.register(self._told)
 
-    def follow(self, pool: Pool, default_policy: str) -> None:
-        """Series of this pool from now on: counters exist at zero from the start, and go on over a reload."""
+    def follow(self, pool: Pool, default_policy: str, budget_ratios: Callable[[], Mapping[str, float]] = dict) -> None:
+        """Series of this pool from now on: counters exist at zero from the start, and go on over a reload.
+
+        Args:
+            budget_ratios: what share of its budget each key has used.
+        """
         for arm in (arm.name for arm in pool.arms):
             self.request(arm, default_policy, "routed", 200)
             self.arms[arm] = ArmSeries(
@@ -159,6 +163,7 @@ class Metrics:
                 duration=self.duration.labels(arm),
             )
         self._told.pool = pool
+        self._told.budget_ratios = budget_ratios
 
     def request(self, arm: str, policy: str, path: str, code: int) -> Counter:
         """The series of `pika_requests_total` with these labels."""
@@ -205,6 +210,8 @@ class _Told(Collector):
     """What is read when scraped, so that it cannot go stale, and told once, however many workers there are."""
 
     pool: Pool | None = None
+    budget_ratios: Callable[[], Mapping[str, float]] = dict
+    """By key."""
 
     def __init__(self, recent_percentiles: Recent) -> None:
         self._recent_percentiles = recent_percentiles
@@ -230,4 +237,11 @@ class _Told(Collector):
                 for replica in arm.model.replicas:
                     up.add_metric((arm.name, replica.name), float(replica.healthy))
                     breaker_open.add_metric((arm.name, replica.name), float(replica.breaker.open))
-        return [probes, up, breaker_open, drift]
+        budgets = GaugeMetricFamily(
+            "pika_budget_spent_ratio",
+            "Share of its budget, of day or month the larger, that a key has spent or reserved.",
+            labels=("key",),
+        )
+        for key, ratio in self.budget_ratios().items():
+            budgets.add_metric((key,), ratio)
+        return [probes, up, breaker_open, drift, budgets]

@@ -154,6 +154,11 @@ class Pool:
         return np.array(self.tier_cost)
 
     @cached_property
+    def wordiest_tokens(self) -> float:
+        """Mean output tokens of the arm that writes most."""
+        return max(arm.mean_output_tokens for arm in self.arms)
+
+    @cached_property
     def every_arm(self) -> BoolArray:
         """(k,), all true."""
         return np.ones(len(self.arms), dtype=np.bool_)

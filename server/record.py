@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from server.account import Account
 from server.decision import Decision
 from server.kept import decision_row
 from server.metrics import Metrics
@@ -26,6 +27,8 @@ class Record:
         self.sent: Dispatch | None = None
         self.beginning = b""
         """Of the answer."""
+        self.account: Account | None = None
+        """Of the client's key."""
         self._finished = False
 
     def read(self) -> None:
@@ -46,11 +49,19 @@ class Record:
         if self.sent is not None:
             self.state.series[self.sent.decision.arm].first_token.observe(time.perf_counter() - self.began)
 
+    def used(self, usage: dict[str, Any] | None) -> None:
+        """What the upstream says, so that the key's account knows even if the client leaves now."""
+        if usage is not None and self.account is not None:
+            self.account.usage = _input_tokens(usage), _output_tokens(usage)
+
     def finish(self, status: int, usage: dict[str, Any] | None = None) -> None:
         """The request is over; a second call changes nothing."""
         if self._finished:
             return
         self._finished = True
+        if self.account is not None:
+            self.used(usage)
+            self.account.finish(None if self.sent is None else self.sent.arm)
         duration_s = time.perf_counter() - self.began
         if self.sent is None:
             self.state.metrics.request("none", "none", "none", status).inc()
@@ -87,6 +98,8 @@ class Record:
         )
 
     def _log(self, status: int, duration_s: float, **fields: Any) -> None:
+        if self.account is not None:
+            fields["key"] = self.account.key.name
         _log(self.request_id, status, duration_s, fields)
 
     def _count_answer(self, decision: Decision, usage: dict[str, Any] | None) -> None:

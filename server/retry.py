@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
 from probes.prompt import text_of
+from server.account import Account
 from server.chat_request import ChatRequest, write_json
 from server.decision import Decision
 from server.errors import (
@@ -38,6 +39,8 @@ class Dispatch:
     state: State
     request: ChatRequest
     decision: Decision
+    account: Account | None = None
+    """Of the client's key."""
     attempts: int = 0
     replica: Replica | None = None
     era: int = 0
@@ -118,11 +121,19 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
         here += 1
         tried.append(replica)
         last = sent.decision
+        account = sent.account
+        if account is not None:
+            await account.cover(sent.arm, request)
         sent.hold(replica)
         try:
-            return await _attempt(sent, replica, request_id, watch)
+            answer = await _attempt(sent, replica, request_id, watch)
+            if account is not None:
+                account.answered(answer.status)
+            return answer
         except AttemptError as error:
             sent.release()
+            if account is not None:
+                account.failed(error.outcome)
             failure, now = error, time.monotonic()
             logger.warning("request %s: %s", request_id, error)
     if failure is None:

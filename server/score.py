@@ -14,7 +14,7 @@ from server.errors import BadRequestError, ProbeUnavailableError, TotalTimeError
 from server.head import read_head
 from server.http import read_body
 from server.predictor import Messages, Prediction
-from server.state import State, current
+from server.state import State, current, key_of
 
 router = APIRouter()
 
@@ -51,6 +51,7 @@ async def route(request: Request) -> Response:
     """Where a chat body would go, and why."""
     state = current(request.scope)
     head = read_head(request.scope["headers"])
+    head.key = key_of(request.scope)
     with state.admit() as watch:
         watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
         chat = parse_chat(await read_body(head, request.receive, state.settings, watch.body), head)

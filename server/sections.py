@@ -274,6 +274,13 @@ class Policy(Section):
         return {key: value for key, value in knobs.items() if key not in ("name", "tuned")}
 
 
+class Keys(Section):
+    """Users' keys, which everything but /health, /ready, /metrics, /dashboard and /admin asks for from now on."""
+
+    file: str
+    """Path of the file that `pika keys` writes, relative to this one's folder; looked at every second."""
+
+
 class Admin(Section):
     """Opens /admin to whoever sends this key as `authorization: Bearer KEY`."""
 

@@ -1,7 +1,7 @@
 """One worker's place beside others, and the process that is in it now, as its parent sees it."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,12 +23,16 @@ class Slot:
     Args:
         command: what runs in it.
         descriptor: of the listening socket that it inherits.
+        on_reload: called where the process asks for a reload.
     """
 
-    def __init__(self, number: int, command: Sequence[str], descriptor: int) -> None:
+    def __init__(
+        self, number: int, command: Sequence[str], descriptor: int, on_reload: Callable[["Slot"], None] = lambda _: None
+    ) -> None:
         self.number = number
         self._command = command
         self._descriptor = descriptor
+        self._on_reload = on_reload
         self._process: asyncio.subprocess.Process | None = None
         self._answers: asyncio.Queue[dict[str, Any]]
         self._reader: asyncio.Task[None] | None = None
@@ -141,6 +145,8 @@ class Slot:
             message = decode(line)
             if "left" in message:
                 self._leave({message["left"]})
+            elif "reload" in message:
+                self._on_reload(self)
             else:
                 self._answers.put_nowait(message)
         code = await process.wait()

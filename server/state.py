@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 from probes.engine.base import Engine
 from routing_policies.base import Policy
+from server.account import Account
 from server.bodies import Bodies, Held
 from server.config import Settings
 from server.errors import DrainingError, OverloadedError
 from server.experiment import Canary
+from server.head import RequestHead
+from server.keys import Key, Keyring
 from server.metrics import ArmSeries, Metrics
 from server.policies import Policies
 from server.pool import Pool
 from server.predictor import Predictor
+from server.rate_limit import Buckets
 from server.retry_budget import RetryBudget
 from server.session import Sessions
 from server.watch import Watch
 
-if TYPE_CHECKING:  # it brings SQLAlchemy
+if TYPE_CHECKING:  # they bring SQLAlchemy
+    from server.budget import Budgets
     from server.ledger.writer import Writer
 
 
@@ -43,6 +48,12 @@ class State:
     """None without a trial."""
     sessions: Sessions | None = None
     """None where nothing asks for telling conversations apart."""
+    keys: Keyring | None = None
+    """None where nothing asks for keys."""
+    buckets: Buckets = field(default_factory=Buckets)
+    """Of the keys' limits; they outlive this state."""
+    budgets: "Budgets | None" = None
+    """None without keys, or without a ledger."""
     retries: RetryBudget = field(default_factory=RetryBudget)
     chance: Random = field(default_factory=Random)
     """Draws what is audited."""
@@ -65,6 +76,21 @@ class State:
     def series(self) -> list[ArmSeries]:
         """By arm; once requests come."""
         return [self.metrics.arms[name] for name in self.pool.names]
+
+    def account(self, head: RequestHead) -> Account | None:
+        """Who asks is known from here on, in `head.key` too; None where nothing asks for keys.
+
+        Raises:
+            InvalidKeyError: the request bears no valid key.
+        """
+        if self.keys is None:
+            return None
+        head.key = self.keys.find(head.secret)
+        return Account(head.key, self.buckets, self.budgets)
+
+    def budget_ratios(self) -> dict[str, float]:
+        """What share of its budget each key has used, by name; asks the database now and then."""
+        return {} if self.keys is None or self.budgets is None else self.budgets.ratios(self.keys.keys)
 
     def admit(self) -> "Admission":
         """A place for one request, to be entered."""
@@ -109,3 +135,9 @@ def current(scope: MutableMapping[str, Any]) -> State:
     """What serves a request that begins now; it keeps this one to its end, whatever is reloaded meanwhile."""
     state: State = scope["state"]["live"].state
     return state
+
+
+def key_of(scope: MutableMapping[str, Any]) -> Key | None:
+    """Whose request this is; None where nothing asks for keys. Of what is no raw route: those have `head.key`."""
+    key: Key | None = scope["state"].get("key")
+    return key

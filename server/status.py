@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.errors import UnknownModelError
 from server.pool import Arm
-from server.state import State, current
+from server.state import State, current, key_of
 
 router = APIRouter()
 
@@ -35,6 +35,8 @@ async def ready(request: Request) -> Response:
     ledger_problem = None if state.ledger is None else state.ledger.problem
     problems = [
         *([_problem("gateway", "it drains: it ends when its open requests have")] if live.draining else []),
+        *([_problem("keys", state.keys.problem)] if state.keys is not None and state.keys.problem else []),
+        *([_problem("budgets", state.budgets.problem)] if state.budgets is not None and state.budgets.problem else []),
         *([] if engine else [_problem("engine", "it is being started again, or joined; nothing can be scored")]),
         *([] if ledger_problem is None else [_problem("ledger", ledger_problem)]),
         *(_problem(f"models.{name}", "none of its replicas is healthy") for name in away),
@@ -54,7 +56,7 @@ async def metrics(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """`auto` and the arms, in OpenAI's form."""
     state = current(request.scope)
-    data = [_entry("auto"), *(_arm_entry(arm) for arm in state.pool.arms)]
+    data = [_entry("auto"), *(_arm_entry(arm) for arm in state.pool.arms if _may_use(request, arm))]
     return JSONResponse({"object": "list", "data": data})
 
 
@@ -65,9 +67,14 @@ async def model(name: str, request: Request) -> Response:
     if name == "auto":
         return JSONResponse(_entry("auto"))
     index = state.pool.index(name)
-    if index is None:
+    if index is None or not _may_use(request, state.pool.arms[index]):
         raise UnknownModelError(f"model {name!r} does not exist; GET /v1/models lists all", "model")
     return JSONResponse(_arm_entry(state.pool.arms[index]))
+
+
+def _may_use(request: Request, arm: Arm) -> bool:
+    key = key_of(request.scope)
+    return key is None or key.arms is None or arm.name in key.arms
 
 
 def _problem(part: str, message: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What is not routed: every path but the raw routes', through FastAPI. Its answers carry a request id, what is asked of
-the gateway itself (`/score`, `/route`) or goes wrong is counted and logged, and an error names the fix.
+the gateway itself (`/score`, `/route`) or goes wrong is counted and logged, and an error names the fix. Where keys are
+asked for, they are asked for here.
 """
 
 import difflib
@@ -9,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import GatewayError, MethodError, UnknownPathError
+from server.account import Account
+from server.errors import GatewayError, InvalidKeyError, MethodError, RateLimitError, UnknownPathError
 from server.head import read_head
 from server.http import send_error
+from server.keys import is_open
 from server.record import count_unrouted
 from server.state import current
 
@@ -32,7 +35,7 @@ class Unrouted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(scope, send)
-        error = self._refused(scope)
+        error = answer.refused() or self._refused(scope)
         if error is not None:
             await send_error(answer.send, error)
         else:
@@ -65,6 +68,22 @@ class _Answer:
         self._scope = scope
         self._send = send
         self._began = time.perf_counter()
+        self._account: Account | None = None
+
+    def refused(self) -> GatewayError | None:
+        """Where the request bears no valid key, or too often. Of every path that is not open, known or not: none can
+        forget to ask."""
+        state = current(self._scope)
+        if state.keys is None or is_open(self._scope["path"]):
+            return None
+        try:
+            account = self._account = state.account(read_head(self._scope["headers"]))
+            if account is not None:
+                self._scope["state"]["key"] = account.key
+                account.count_request()
+        except (InvalidKeyError, RateLimitError) as error:
+            return error
+        return None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -73,6 +92,8 @@ class _Answer:
             request_id = own[0].decode() if own else read_head(self._scope["headers"]).request_id
             if not own:
                 headers.append((b"x-request-id", request_id.encode()))
+            if self._account is not None:
+                headers += self._account.headers()
             self._count(request_id, message["status"])
             message = {**message, "headers": headers}
         await self._send(message)

@@ -60,7 +60,9 @@ async def work(shared: Shared, sock: socket.socket, out: BinaryIO, log: QueueHan
         log.on_drop = live.metrics.log_dropped.inc
 
         def started() -> None:
-            obeying.add(asyncio.create_task(Orders(live, reader, say).obey()))
+            orders = Orders(live, reader, say)
+            live.reread = orders.reread
+            obeying.add(asyncio.create_task(orders.obey()))
             say({"done": True})
 
         await serve(app_of(live), sock, started)
@@ -76,6 +78,16 @@ class Orders:
         self.reader = reader
         self.say = say
         self.prepared: Prepared | None = None
+        self.rereading: list[asyncio.Future[str | None]] = []
+        """Who waits for the reloads that the parent was asked for, in order."""
+
+    async def reread(self) -> bool:
+        """Ask the parent for a reload, which all workers take or none; False where it is refused."""
+        waiting = asyncio.get_running_loop().create_future()
+        self.rereading.append(waiting)
+        self.say({"reload": True})
+        self.live.refusal = await waiting
+        return self.live.refusal is None
 
     async def obey(self) -> None:
         """Do as told until the parent is gone, then end with it."""
@@ -107,6 +119,12 @@ class Orders:
         if self.prepared is not None:
             prepared, self.prepared = self.prepared, None
             await prepared.opened.aclose()
+
+    async def _reloaded(self, message: dict[str, Any]) -> None:
+        """What became of a reload that we asked for."""
+        waiting = self.rereading.pop(0)
+        if not waiting.done():
+            waiting.set_result(message["refusal"])
 
     async def _count(self, message: dict[str, Any]) -> None:
         """One worker counts what concerns all."""

@@ -80,7 +80,12 @@ class _Parent:
         self.folder = folder
         command = [sys.executable, "-P", "-m", "server.worker"]
         self.slots = [
-            Slot(slot, [*command, *map(str, (slot, count, sock.fileno(), folder)), *log_options], sock.fileno())
+            Slot(
+                slot,
+                [*command, *map(str, (slot, count, sock.fileno(), folder)), *log_options],
+                sock.fileno(),
+                self._reload_later,
+            )
             for slot in range(count)
         ]
         self.changing = asyncio.Lock()
@@ -131,19 +136,23 @@ class _Parent:
             except (WorkerError, OSError) as error:
                 logger.error("worker %d does not start: %s", slot.number, error)
 
-    def _reload_later(self) -> None:
-        task = asyncio.create_task(self._reload())
+    def _reload_later(self, asked_by: Slot | None = None) -> None:
+        task = asyncio.create_task(self._reload(asked_by))
         self.reloads.add(task)
         task.add_done_callback(self.reloads.discard)
 
-    async def _reload(self) -> None:
-        """Have all workers serve what the configuration says now, or none where anything fails a check."""
+    async def _reload(self, asked_by: Slot | None) -> None:
+        """Have all workers serve what the configuration says now, or none where anything fails a check.
+
+        Args:
+            asked_by: whose worker is to be told how it went.
+        """
         async with self.changing:
             before = self.current
             try:
                 following = await Generation.open(before.number + 1, await asyncio.to_thread(self.read))
             except Exception as error:  # whatever it is, the operator shall read of it
-                return await self._refuse(error)
+                return await self._refuse(error, asked_by)
             there = self.there
             self.generations.insert(-1, following)
             logger.info("reload: nothing wrong here, now %d workers prepare it", len(there))
@@ -152,19 +161,25 @@ class _Parent:
             except WorkerError as error:
                 await _each(slot.ask({"do": "drop"}) for slot in there)
                 await self._close(following)
-                return await self._refuse(error)
+                return await self._refuse(error, asked_by)
             warn_of_restart(before.settings, following.settings)
             self.generations.remove(following)
             self.generations.append(following)
             await _each(slot.take(following.number, leaves=before.number) for slot in there)
             await self._count("done")
+            await self._tell(asked_by, None)
         logger.info("reloaded: %s", following.described)
         await asyncio.gather(*(slot.until_left(before.number) for slot in there))
         await self._close(before)
 
-    async def _refuse(self, error: Exception) -> None:
-        log_refusal(error)
+    async def _refuse(self, error: Exception, asked_by: Slot | None) -> None:
+        refusal = log_refusal(error)
         await self._count("refused")
+        await self._tell(asked_by, refusal)
+
+    async def _tell(self, slot: Slot | None, refusal: str | None) -> None:
+        if slot is not None and slot.alive:
+            await _each([slot.ask({"do": "reloaded", "refusal": refusal})])
 
     async def _count(self, result: str) -> None:
         """In one worker's metrics: all of them are added up."""

@@ -126,19 +126,20 @@ budgets = Table(
     Column("key", Text, primary_key=True),
     Column("period", Text, primary_key=True),  # day, or month
     Column("start", BigInteger, primary_key=True),
-    Column("spent_usd", Double, nullable=False),
-    Column("reserved_usd", Double, nullable=False),
+    Column("spent_pico_usd", BigInteger, nullable=False),  # 1e-12 USD: whole numbers, whose sums are exact
+    Column("reserved_pico_usd", BigInteger, nullable=False),
 )
+"""What keys have spent, and what their requests in flight may cost at the most."""
 
 reservations = Table(
     "reservations",
     metadata,
     Column("id", Text, primary_key=True),
     Column("key", Text, nullable=False),
-    Column("usd", Double, nullable=False),
+    Column("pico_usd", BigInteger, nullable=False),
     Column("at", Double, nullable=False),
 )
-"""What requests in flight may cost at the most."""
+"""Requests in flight, each with its part of `reserved_pico_usd`; after a crash, those that nobody settled."""
 
 sessions = Table(
     "sessions",

@@ -15,8 +15,8 @@ def upgrade() -> None:
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("period", sa.Text(), nullable=False),
         sa.Column("start", sa.BigInteger(), nullable=False),
-        sa.Column("spent_usd", sa.Double(), nullable=False),
-        sa.Column("reserved_usd", sa.Double(), nullable=False),
+        sa.Column("spent_pico_usd", sa.BigInteger(), nullable=False),
+        sa.Column("reserved_pico_usd", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("key", "period", "start"),
     )
     op.create_table(
@@ -49,7 +49,7 @@ def upgrade() -> None:
         "reservations",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
-        sa.Column("usd", sa.Double(), nullable=False),
+        sa.Column("pico_usd", sa.BigInteger(), nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
