@@ -96,10 +96,13 @@ class Exchange:
 
     def _remember(self, sent: Dispatch, answer: Answer) -> None:
         """The conversation is where the answer comes from, from its first byte on."""
-        sessions = self.state.sessions
-        if sessions is not None and answer.status == 200:
-            replica = None if sent.replica is None else sent.replica.name
-            sessions.remember(sent.decision, self.state.pool.names, replica)
+        state, conversation = self.state, sent.decision.conversation
+        if state.sessions is None or conversation is None or answer.status != 200:
+            return
+        replica = None if sent.replica is None else sent.replica.name
+        session = state.sessions.remember(conversation, sent.decision, state.pool.names, replica)
+        if state.session_ledger is not None:
+            state.session_ledger.write(conversation, session)
 
     async def _relay_whole(self, answer: Answer) -> None:
         self.started = self.whole = True

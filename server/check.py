@@ -81,6 +81,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _policy(pool, settings, settings.policy, "policy")
         if settings.canary is not None:
             yield _policy(pool, settings, settings.canary.policy, "canary.policy")
+        yield from _lived_with(settings)
     for name, problem in settings.unserved.items():
         yield Finding(f"model {name}", False, problem)
     for name, model in settings.models.items():
@@ -248,6 +249,22 @@ def _policy(pool: Pool, settings: Settings, section: Policy, where: str) -> Find
         return Finding(where, False, f"{section.tuned} was tuned for another pool: run `pika tune` again")
     knobs = {name: value for name, value in policies.knobs.items() if name != "table"}
     return Finding(where, True, f"{policies.name} {knobs}")
+
+
+def _lived_with(settings: Settings) -> Iterator[Finding]:
+    """What becomes of the policy's choices."""
+    if settings.session is not None:
+        alone = settings.server.workers > 1 and settings.ledger is None
+        said = (
+            "each worker knows only the conversations that come back to it: add `ledger: {}`, which all of them share"
+            if alone
+            else f"conversations stay unless another arm gains more than {settings.session.margin:g}"
+        )
+        yield Finding("session", not alone, said)
+    if settings.canary is not None:
+        yield Finding("canary", True, f"{settings.canary.share:.0%} of conversations go by canary.policy")
+    if settings.shadow is not None:
+        yield Finding("shadow", True, f"whatever is not pinned is sent to {settings.shadow.arm}, where it can serve it")
 
 
 def _running(name: str, replica: Replica) -> Finding:

@@ -79,7 +79,7 @@ async def _route(state: State, request: ChatRequest, knobs: dict[str, Any], dry:
     permitted: list[str] | None = knobs.pop("arms", None)
     max_cost_usd: float | None = knobs.pop("max_cost_usd", None)
     course = _course(state.policies, knobs, max_cost_usd)
-    conversation = None if state.sessions is None else _conversation(state, request)
+    conversation = None if state.sessions is None else await _conversation(state, request)
     # Who asks for a policy gets it: a trial divides those who leave that to the configuration.
     trial = None if knobs or conversation is None else state.canary
     candidate = None if trial is None else _course(trial.policies, {}, max_cost_usd)
@@ -118,11 +118,14 @@ def _course(policies: Policies, knobs: Mapping[str, Any], max_cost_usd: float | 
     return Course(name, policy, policies.knobs.get("max_cost_usd") if max_cost_usd is None else max_cost_usd)
 
 
-def _conversation(state: State, request: ChatRequest) -> Conversation:
+async def _conversation(state: State, request: ChatRequest) -> Conversation:
     assert state.sessions is not None
     key = request.head.key
     conversation = conversation_of(request, None if key is None else key.name)
-    kept = state.sessions.find(conversation, (state.settings.session or SESSION).minutes)
+    minutes = (state.settings.session or SESSION).minutes
+    kept = state.sessions.find(conversation, minutes)
+    if state.session_ledger is not None:
+        kept = await state.session_ledger.later(conversation, kept, minutes)
     return conversation if kept is None else replace(conversation, kept=kept)
 
 

@@ -14,6 +14,7 @@ from server.metrics import Metrics
 from server.policies import Policies
 from server.pool import Pool
 from server.retry import Dispatch
+from server.routing_sections import Session
 
 if TYPE_CHECKING:  # SQLAlchemy is loaded where there is a ledger
     from server.budget import Budgets
@@ -50,7 +51,8 @@ async def opened_ledger(
 
     assert settings.ledger is not None
     assert settings.ledger_url is not None
-    keep = Keep(settings.ledger.keep_days, settings.ledger.max_decisions)
+    minutes = (settings.session or Session()).minutes
+    keep = Keep(settings.ledger.keep_days, settings.ledger.max_decisions, minutes)
     database = Database(parse_url(settings.ledger_url))
     writer = Writer(database, pool_row(pool, policies), keep, metrics.ledger_dropped.inc)
     try:
@@ -72,6 +74,11 @@ async def opened_budgets(settings: Settings) -> "AsyncIterator[Budgets]":
         yield budgets
     finally:
         await asyncio.to_thread(budgets.close)
+
+
+def shared_by_others(settings: Settings, writer: "Writer") -> bool:
+    """Whether other processes of the same service write to the ledger."""
+    return settings.server.workers > 1 or writer.database.file is None
 
 
 def pool_row(pool: Pool, policies: Policies) -> PoolRow:
@@ -126,5 +133,6 @@ def decision_row(
         total_s=total_s,
         stream=sent.request.stream,
         beginning=beginning,
+        session=None if first.conversation is None else first.conversation.key.hex(),
         prompt=conversation_text(sent.request.messages) if sent.state.settings.ledger.prompts else None,
     )

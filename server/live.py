@@ -18,7 +18,7 @@ from server.config import ConfigError, Settings
 from server.engine import opened
 from server.experiment import Canary, build_canary
 from server.health import health_client, watching
-from server.kept import check_ledger, opened_budgets, opened_ledger
+from server.kept import check_ledger, opened_budgets, opened_ledger, shared_by_others
 from server.keys import Keyring
 from server.metrics import Metrics
 from server.policies import Policies
@@ -26,6 +26,7 @@ from server.pool import Pool, build_pool
 from server.predictor import Predictor
 from server.rate_limit import Buckets
 from server.session import Sessions
+from server.session_ledger import SessionLedger
 from server.shared_metrics import Shared
 from server.state import State
 
@@ -186,6 +187,9 @@ class Live:
             state.canary = parts.canary
             if order.settings.session is not None or parts.canary is not None:
                 state.sessions = self.sessions
+                if ledger is not None:
+                    state.session_ledger = SessionLedger(ledger, shared_by_others(order.settings, ledger))
+                    stack.callback(state.session_ledger.close)
             return Prepared(state, stack.pop_all())
         raise AssertionError("an exit stack swallows nothing")
 

@@ -117,16 +117,18 @@ class Sessions:
             return None
         return kept
 
-    def remember(self, decision: "Decision", names: list[str], replica: str | None) -> None:
+    def remember(
+        self, conversation: Conversation, decision: "Decision", names: list[str], replica: str | None
+    ) -> Session:
         """An arm answers.
 
         Args:
             names: of the pool's arms.
             replica: its name.
+
+        Returns:
+            What is remembered.
         """
-        conversation = decision.conversation
-        if conversation is None:
-            return
         arm = last = decision.arm
         if decision.path == "shadow":
             arm = last = decision.policy_arm  # what would have been, so that the next turn is decided as if it were
@@ -141,3 +143,4 @@ class Sessions:
         self._kept[conversation.key] = session
         if len(self._kept) > self._most:
             del self._kept[next(iter(self._kept))]
+        return session

@@ -24,6 +24,7 @@ from server.predictor import Predictor
 from server.rate_limit import Buckets
 from server.retry_budget import RetryBudget
 from server.session import Sessions
+from server.session_ledger import SessionLedger
 from server.watch import Watch
 
 if TYPE_CHECKING:  # they bring SQLAlchemy
@@ -54,6 +55,8 @@ class State:
     """Of the keys' limits; they outlive this state."""
     budgets: "Budgets | None" = None
     """None without keys, or without a ledger."""
+    session_ledger: SessionLedger | None = None
+    """None without a ledger."""
     retries: RetryBudget = field(default_factory=RetryBudget)
     chance: Random = field(default_factory=Random)
     """Draws what is audited."""

@@ -16,6 +16,7 @@ import pytest
 
 from server.app import create_app
 from server.chat_request import parse_chat
+from server.check import check
 from server.config import ConfigError, load
 from server.decide import decide
 from server.head import read_head
@@ -165,6 +166,18 @@ def test_a_candidate_that_cannot_be_is_refused(policy: dict[str, Any]) -> None:
     urls = {name: ["http://127.0.0.1:1/v1"] for name in ARMS}
     with pytest.raises(ConfigError, match=r"canary\.policy"):
         build(Order(constant_pool(urls, canary={"share": 0.5, "policy": policy})))
+
+
+def test_pika_check_says_what_is_tried_and_what_conversations_need() -> None:
+    urls = {name: ["http://127.0.0.1:1/v1"] for name in ARMS}
+    sections: dict[str, Any] = {"session": {}, "shadow": {"arm": "small"}, "canary": CANDIDATE}
+    for more, good in (({}, True), ({"workers": 2}, False)):
+        found = {one.subject: one for one in check(constant_pool(urls, server=more, **sections))}
+        assert found["session"].good == good
+        assert ("ledger: {}" in found["session"].message) == (not good)
+        assert "30%" in found["canary"].message
+        assert found["canary.policy"].message.startswith("min_cost")
+        assert "small" in found["shadow"].message
 
 
 # Shadow mode.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Table, delete, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from server.ledger.tables import decisions, outcomes, rollups
+from server.ledger.tables import decisions, outcomes, rollups, sessions
 
 SLICE_ROWS = 500
 MINUTES_KEPT_S = 48 * 3600
@@ -22,6 +22,7 @@ class Keep:
 
     days: float = 30
     decisions: int = 2_000_000
+    session_minutes: float = 60
 
 
 def tidy(connection: Connection, keep: Keep, now: float) -> bool:
@@ -35,6 +36,7 @@ def tidy(connection: Connection, keep: Keep, now: float) -> bool:
         _delete(connection, decisions, "id", decisions.c.id <= newest - keep.decisions),
         _delete(connection, decisions, "at", decisions.c.at < cutoff),
         _delete(connection, outcomes, "at", outcomes.c.at < cutoff),
+        _delete(connection, sessions, "at", sessions.c.at < now - 60 * keep.session_minutes),
         *(
             _delete(connection, rollups, "bucket", (rollups.c.span_s == span_s) & (rollups.c.bucket < now - kept_s))
             for span_s, kept_s in ((60, MINUTES_KEPT_S), (3600, HOURS_KEPT_S))

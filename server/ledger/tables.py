@@ -146,7 +146,10 @@ sessions = Table(
     metadata,
     Column("session", Text, primary_key=True),  # hash
     Column("arm", Text, nullable=False),
-    Column("replica", Text),
+    Column("last", Text, nullable=False),  # the arm that answered last
+    Column("replica", Text),  # of that arm
+    Column("trial", Text),  # group, where two policies are compared
+    Column("turn", Integer, nullable=False),  # how many answers it held when it was last asked for another
     Column("at", Double, nullable=False),
     Index("sessions_at", "at"),
 )

@@ -57,7 +57,10 @@ def upgrade() -> None:
         "sessions",
         sa.Column("session", sa.Text(), nullable=False),
         sa.Column("arm", sa.Text(), nullable=False),
+        sa.Column("last", sa.Text(), nullable=False),
         sa.Column("replica", sa.Text(), nullable=True),
+        sa.Column("trial", sa.Text(), nullable=True),
+        sa.Column("turn", sa.Integer(), nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("session"),
     )
