@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 60
 """Idle connections are closed later than most clients drop them, so that none is closed under a new request."""
+SWITCH_S = 0.0005
+"""A thread that renders prompts gives way to the event loop after so long; Python's own 5 ms would be felt."""
 LAST_WORDS_S = 6
 """Requests that are cut short have so long to say so."""
 
@@ -86,6 +88,7 @@ async def serve(app: FastAPI, sock: socket.socket, on_started: Callable[[], None
         ConfigError, ProbeError: before anything is served.
     """
     files = allow_many_files()
+    sys.setswitchinterval(SWITCH_S)
     config = uvicorn.Config(
         app,
         http=Connection,

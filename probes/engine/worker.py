@@ -37,6 +37,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, MAPPED_BYTES = 2**28, 2**25
 GOING_S, GOING_STEPS = 0.5, 50
 NICE = 10
+SWITCH_S = 0.0005
 UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
 """Transformers imports these wherever they are installed: 125 MB that no forward pass reads."""
 
@@ -47,6 +48,7 @@ def main(options: str, url: str, *arguments: str) -> None:
     # may weigh processes by session first, and by how nice they are only within one.
     os.setpgid(0, 0)
     _keep_freed_memory()
+    sys.setswitchinterval(SWITCH_S)
     signal.signal(signal.SIGTERM, lambda *_: _end(url, parent))
     die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
