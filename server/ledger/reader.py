@@ -5,7 +5,7 @@ decisions.success                   # (n, k)
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -23,7 +23,7 @@ from server.ledger.tables import decisions, outcomes, pools
 IntArray = npt.NDArray[np.int64]
 TextArray = npt.NDArray[np.object_]
 
-CHUNK_ROWS = 50_000
+CHUNK_ROWS = 10_000
 """Per query: a longer one would keep SQLite's journal from being cut back while others write."""
 
 
@@ -40,8 +40,10 @@ class Decisions:
     """Decisions among the same arms, oldest first; n of them, k arms."""
 
     pool: StoredPool
-    """The newest; earlier ones may have had other prices, which are in `cost`."""
+    """The newest; earlier ones may have had other prices, see `pool_id`."""
     id: IntArray
+    pool_id: IntArray
+    """Whose prices `cost` is by."""
     at: FloatArray
     """Unix seconds."""
     arm: IntArray
@@ -82,7 +84,7 @@ class Rollup:
 
 READ = (
     "id", "at", "arm", "policy_arm", "policy", "path", "propensity", "allowed", "success", "cost", "percentile", "code",
-    "input_tokens", "output_tokens", "cost_usd", "probe_usd",
+    "input_tokens", "output_tokens", "cost_usd", "probe_usd", "pool",
 )  # fmt: skip
 
 
@@ -102,6 +104,7 @@ def read_decisions(
     since: float | None = None,
     until: float | None = None,
     limit: int | None = None,
+    without: Collection[str] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Decisions:
     """Decisions among the arms of one pool, those of other pools with the same arms in the same order included.
@@ -111,6 +114,7 @@ def read_decisions(
         since: Unix seconds, as below; those made at this time or later.
         until: those made before.
         limit: so many of the newest.
+        without: of `READ`, what is not needed: left empty, for a million rows are read faster without.
         on_progress: told of rows read, and about how many there are.
 
     Raises:
@@ -126,13 +130,15 @@ def read_decisions(
     first, last = _range(database, same, since, until, limit)
     parts: list[dict[str, Any]] = []
     k = len(chosen.arms)
-    for rows in chunks(database, READ, first, last, same, since, until):
-        parts.append(_columns(rows, k))
+    names = tuple(name for name in READ if name not in without or name == "id")
+    for rows in chunks(database, names, first, last, same, since, until):
+        parts.append(_columns(rows, names, k))
         on_progress(int(rows[-1][0]) - first + 1, last - first + 1)
     if not parts:
-        parts = [_columns([], k)]
+        parts = [_columns([], names, k)]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in READ}
-    return Decisions(pool=chosen, **columns, outcome=_outcomes(database, columns["id"]))
+    pool_id = columns.pop("pool")
+    return Decisions(pool=chosen, pool_id=pool_id, **columns, outcome=_outcomes(database, columns["id"]))
 
 
 def read_rollups(
@@ -234,22 +240,23 @@ def _narrowed(
     return query
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], k: int) -> dict[str, Any]:
-    """Rows as arrays, in the order of `READ`."""
-    n = len(rows)
-    columns: dict[str, Any] = dict(zip(READ, zip(*rows, strict=True) if rows else ((),) * len(READ), strict=True))
-    for name in ("id", "arm", "policy_arm", "code"):
+def _columns(rows: Sequence[tuple[Any, ...]], names: Sequence[str], k: int) -> dict[str, Any]:
+    """Rows of these columns as arrays, those of the others empty."""
+    columns: dict[str, Any] = dict.fromkeys(READ, ())
+    if rows:
+        columns |= zip(names, zip(*rows, strict=True), strict=True)
+    for name in ("id", "arm", "policy_arm", "code", "pool"):
         columns[name] = np.array(columns[name], dtype=np.int64)
     for name in ("at", "propensity", "percentile", "input_tokens", "output_tokens", "cost_usd", "probe_usd"):
         columns[name] = np.array(columns[name], dtype=np.float64)
     for name in ("policy", "path"):
-        texts = np.empty(n, dtype=np.object_)
+        texts = np.empty(len(columns[name]), dtype=np.object_)
         texts[:] = [sys.intern(one) for one in columns[name]]
         columns[name] = texts
     bits = np.array(columns["allowed"], dtype=np.int64)[:, None] >> np.arange(k)  # (n, k)
     columns["allowed"] = (bits & 1).astype(np.bool_)
     for name in ("success", "cost"):
-        columns[name] = np.frombuffer(b"".join(columns[name]), "<f4").astype(np.float64).reshape(n, k)
+        columns[name] = np.frombuffer(b"".join(columns[name]), "<f4").astype(np.float64).reshape(-1, k)
     return columns
 
 
@@ -265,12 +272,13 @@ def _outcomes(database: Database, ids: IntArray) -> FloatArray:
         .group_by(decisions.c.id)
     )
     with reading(database) as connection:
-        rows = [(int(id_), float(correct)) for id_, correct in connection.execute(query)]
+        cursor = connection.execute(query).cursor
+        rows = [] if cursor is None else cursor.fetchall()
     if rows:
-        decided = np.array([id_ for id_, _ in rows])
+        decided = np.array([id_ for id_, _ in rows], dtype=np.int64)
         places = np.searchsorted(ids, decided)
         there = (places < len(ids)) & (ids[np.minimum(places, len(ids) - 1)] == decided)
-        found[places[there]] = np.array([correct for _, correct in rows])[there]
+        found[places[there]] = np.array([correct for _, correct in rows], dtype=np.float64)[there]
     return found
 
 
