@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server import admin, score, status
+from server import admin, outcomes, score, status
 from server.chat import Chat
 from server.chat_request import parse_chat, parse_completion
 from server.config import Settings
@@ -75,6 +75,7 @@ def app_of(live: Live) -> FastAPI:
     app.state.live = live
     app.include_router(admin.router)
     app.include_router(score.router)
+    app.include_router(outcomes.router)
     app.include_router(status.router)
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(HTTPException, _http_error)

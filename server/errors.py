@@ -11,9 +11,12 @@ GatewayError                 500
 ├── UnknownModelError        404
 ├── UnknownPathError         404
 ├── AdminOffError            404
+├── LedgerOffError           404
+├── UnknownDecisionError     404
 ├── MethodError              405  allow: the methods that there are
 ├── SlowHeadError            408
 ├── SlowBodyError            408
+├── NotAnsweredError         409
 ├── BodyTooLargeError        413
 ├── EncodingError            415
 ├── ReloadRefusedError       422
@@ -26,6 +29,7 @@ GatewayError                 500
 ├── DrainingError            503  retry-after: 1
 ├── ProbeUnavailableError    503  retry-after: 1
 ├── BudgetUnavailableError   503  retry-after: 1
+├── LedgerAwayError          503  retry-after: 5
 ├── UpstreamDownError        503  retry-after: until an upstream is tried again
 ├── UpstreamError            502
 ├── UpstreamTimeoutError     504
@@ -211,6 +215,21 @@ class UnknownPathError(GatewayError):
         super().__init__(f"{path[:100]!r} is no path here: {hint}")
 
 
+class LedgerOffError(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    code = "ledger_off"
+
+    def __init__(self) -> None:
+        super().__init__("nothing is kept of decisions: `ledger: {}` in the configuration keeps them, and outcomes too")
+
+
+class UnknownDecisionError(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    code = "decision_not_found"
+
+
 class MethodError(GatewayError):
     status = 405
     type = "invalid_request_error"
@@ -244,6 +263,12 @@ class SlowBodyError(GatewayError):
     def headers(self) -> list[tuple[bytes, bytes]]:
         # Whatever may still come is not waited for.
         return [*super().headers(), (b"connection", b"close")]
+
+
+class NotAnsweredError(GatewayError):
+    status = 409
+    type = "invalid_request_error"
+    code = "not_answered"
 
 
 class BodyTooLargeError(GatewayError):
@@ -317,6 +342,13 @@ class BudgetUnavailableError(GatewayError):
     type = "overloaded_error"
     code = "budget_unavailable"
     retry_after_s = 1
+
+
+class LedgerAwayError(GatewayError):
+    status = 503
+    type = "overloaded_error"
+    code = "ledger_unavailable"
+    retry_after_s = 5
 
 
 class UpstreamError(GatewayError):

@@ -43,7 +43,7 @@ def check_ledger(settings: Settings) -> None:
 @asynccontextmanager
 async def opened_ledger(
     settings: Settings, pool: Pool, policies: Policies, metrics: Metrics
-) -> "AsyncIterator[Writer | None]":
+) -> "AsyncIterator[Writer]":
     """The ledger's writer, which writes what waits on the way out."""
     from server.ledger.database import Database, parse_url
     from server.ledger.retention import Keep

@@ -21,6 +21,7 @@ from server.health import health_client, watching
 from server.kept import check_ledger, opened_budgets, opened_ledger, shared_by_others
 from server.keys import Keyring
 from server.metrics import Metrics
+from server.outcomes import opened_recorder
 from server.policies import Policies
 from server.pool import Pool, build_pool
 from server.predictor import Predictor
@@ -135,6 +136,7 @@ class Live:
         """Have the series that this one's requests are counted in."""
         self.metrics.follow(state.pool, state.policies.name, state.budget_ratios)
         self.metrics.trial.follow(state.pool, state.canary is not None, state.settings.shadow is not None)
+        self.metrics.calibration.recorder = state.outcomes
 
     def drain(self) -> float:
         """The gateway goes down; returns for how many seconds open requests may go on."""
@@ -154,11 +156,12 @@ class Live:
     async def _open(self, parts: "Parts") -> Prepared:
         order, pool = parts.order, parts.pool
         async with AsyncExitStack() as stack:
-            ledger = None
+            ledger = outcomes = None
             if order.settings.ledger is not None:
                 ledger = await stack.enter_async_context(
                     opened_ledger(order.settings, pool, parts.policies, self.metrics)
                 )
+                outcomes = await stack.enter_async_context(opened_recorder(ledger, order.settings, pool, self.metrics))
             engine = None
             if pool.artifacts:
                 engine = await stack.enter_async_context(
@@ -180,6 +183,7 @@ class Live:
                 self.metrics,
                 parts.admin_sha256,
                 ledger,
+                outcomes=outcomes,
                 keys=parts.keys,
                 buckets=self.buckets,
                 budgets=budgets,

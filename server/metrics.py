@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from probes.base import FloatArray
 from probes.card import Check
 from probes.engine.wire import LOOKUPS
+from server.calibration_gauges import CalibrationGauges
 from server.pool import Pool
 from server.shared_metrics import Recent, Shared, Sums
 from server.trial_metrics import TrialMetrics
@@ -33,6 +34,7 @@ FLAGS = (
 MIN_PROMPTS = 100
 """Fewer tell nothing of drift."""
 ATTEMPT_OUTCOMES = ("ok", "client_error", "server_error", "connect_error", "timeout", "broken", "cancelled")
+JUDGEMENTS = ("true", "false", "partly")
 REFUSALS = (400, 408, 431, 503)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -136,11 +138,17 @@ class Metrics:
         self.ledger_dropped = self._counter(
             "pika_ledger_dropped", "Decision records lost because the ledger's database was away or too slow."
         )
+        self.outcomes = self._counter(
+            "pika_outcomes", "Outcomes that changed what is known of an answer: right, wrong, or partly right.",
+            ("arm", "correct"),
+        )  # fmt: skip
+        self.calibration = CalibrationGauges()
         self._told = _Told(self._recent_percentiles)
         self._scraped = self.registry if shared is None else CollectorRegistry()
         if shared is not None:
             self._scraped.register(Sums(shared.folder))
         self._scraped.register(self._told)
+        self._scraped.register(self.calibration)
 
     def follow(self, pool: Pool, default_policy: str, budget_ratios: Callable[[], Mapping[str, float]] = dict) -> None:
         """Series of this pool from now on: counters exist at zero from the start, and go on over a reload.
@@ -150,6 +158,8 @@ class Metrics:
         """
         for arm in (arm.name for arm in pool.arms):
             self.request(arm, default_policy, "routed", 200)
+            for judged in JUDGEMENTS:
+                self.outcomes.labels(arm, judged)
             self.arms[arm] = ArmSeries(
                 in_flight=self.in_flight.labels(arm),
                 attempts={outcome: self.attempts.labels(arm, outcome) for outcome in ATTEMPT_OUTCOMES},
@@ -175,6 +185,11 @@ class Metrics:
     def count_flag(self, flag: str) -> None:
         """A request carried it."""
         self._flag_counters[flag].inc()
+
+    def count_outcome(self, arm: str, correct: float) -> None:
+        """Somebody says how right an answer was, 0 to 1."""
+        judged = {0.0: "false", 1.0: "true"}.get(correct, "partly")
+        self.outcomes.labels(arm, judged).inc()
 
     def observe_percentile(self, percentile: float | None) -> None:
         """Of a scored prompt; None where no probe has statistics."""

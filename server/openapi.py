@@ -65,6 +65,32 @@ ERROR = {
 }
 
 
+OUTCOME: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "correct"],
+    "properties": {
+        "id": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 256,
+            "pattern": "^[!-~]+$",
+            "description": "the answer's `x-request-id`, or the `id` in its body",
+        },
+        "correct": {
+            "oneOf": [{"type": "boolean"}, {"type": "number", "minimum": 0, "maximum": 1}],
+            "description": "how right the answer was",
+        },
+        "source": {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+            "default": "client",
+            "description": "who says so; each source has one say about an answer",
+        },
+    },
+    "additionalProperties": False,
+}
+
+
 def document(schema: dict[str, Any]) -> None:
     """Add the raw routes, and the bodies of those that read their own, to FastAPI's schema."""
     stream = {"stream": {"type": ["boolean", "null"]}, "stream_options": {"type": ["object", "null"]}}
@@ -81,7 +107,7 @@ def document(schema: dict[str, Any]) -> None:
     conversations = {"type": "array", "minItems": 1, "items": {"oneOf": [{"type": "string"}, MESSAGES]}}
     score = _body({"input": {"oneOf": [{"type": "string"}, conversations]}}, ["input"])
     score["additionalProperties"] = False
-    for path, body in (("/score", score), ("/route", chat)):
+    for path, body in (("/score", score), ("/route", chat), ("/v1/outcomes", OUTCOME)):
         operation = paths[path]["post"]
         operation["requestBody"] = _content(body)
         operation["responses"]["4XX"] = operation["responses"]["5XX"] = _error()

@@ -30,6 +30,7 @@ from server.watch import Watch
 if TYPE_CHECKING:  # they bring SQLAlchemy
     from server.budget import Budgets
     from server.ledger.writer import Writer
+    from server.outcome_recorder import OutcomeRecorder
 
 
 @dataclass
@@ -45,6 +46,8 @@ class State:
     """Hash of the admin key; None where there is none."""
     ledger: "Writer | None" = None
     """None where none is configured."""
+    outcomes: "OutcomeRecorder | None" = None
+    """None where there is no ledger."""
     canary: Canary | None = None
     """None without a trial."""
     sessions: Sessions | None = None

@@ -17,7 +17,7 @@ SERIES = (
     "pika_probe_batch_tokens_bucket", "pika_probe_padding_tokens_total", "pika_time_to_first_token_seconds_bucket",
     "pika_request_seconds_bucket", "pika_replica_up", "pika_upstream_attempts_total", "pika_in_flight",
     "pika_probe_info", "pika_probe_cache_total", "pika_refused_total", "pika_log_dropped_total", "pika_reloads_total",
-    "pika_ledger_dropped_total",
+    "pika_ledger_dropped_total", "pika_outcomes_total",
 )  # fmt: skip
 
 

@@ -77,6 +77,7 @@ with_response_id = decisions.c.response_id.is_not(None)
 Index(
     "decisions_response_id",
     decisions.c.response_id,
+    decisions.c.id,  # of equal ones the latest is looked for
     sqlite_where=with_response_id,
     postgresql_where=with_response_id,
 )
@@ -88,11 +89,13 @@ outcomes = Table(
     Column("source", Text, primary_key=True),
     Column("correct", Double, nullable=False),  # 0..1
     Column("at", Double, nullable=False),
-    Column("arm", Text, nullable=False),  # what follows is copied, for the decision may be forgotten earlier
+    Column("pool", Integer, ForeignKey("pools.id"), nullable=False),  # this and the rest are copied from the decision,
+    Column("arm", Text, nullable=False),  # which may be forgotten earlier
     Column("success_probability", Double),
     Column("path", Text, nullable=False),
     Column("propensity", Float, nullable=False),
     Index("outcomes_at", "at"),
+    Index("outcomes_arm_at", "arm", "at"),
 )
 
 rollups = Table(

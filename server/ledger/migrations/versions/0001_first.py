@@ -20,19 +20,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", "period", "start"),
     )
     op.create_table(
-        "outcomes",
-        sa.Column("request_id", sa.Text(), nullable=False),
-        sa.Column("source", sa.Text(), nullable=False),
-        sa.Column("correct", sa.Double(), nullable=False),
-        sa.Column("at", sa.Double(), nullable=False),
-        sa.Column("arm", sa.Text(), nullable=False),
-        sa.Column("success_probability", sa.Double(), nullable=True),
-        sa.Column("path", sa.Text(), nullable=False),
-        sa.Column("propensity", sa.Float(), nullable=False),
-        sa.PrimaryKeyConstraint("request_id", "source"),
-    )
-    op.create_index("outcomes_at", "outcomes", ["at"], unique=False)
-    op.create_table(
         "pools",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("sha256", sa.Text(), nullable=False),
@@ -45,6 +32,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("sha256"),
     )
+    op.create_table(
+        "outcomes",
+        sa.Column("request_id", sa.Text(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("correct", sa.Double(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("pool", sa.Integer(), nullable=False),
+        sa.Column("arm", sa.Text(), nullable=False),
+        sa.Column("success_probability", sa.Double(), nullable=True),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("propensity", sa.Float(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["pool"],
+            ["pools.id"],
+        ),
+        sa.PrimaryKeyConstraint("request_id", "source"),
+    )
+    op.create_index("outcomes_at", "outcomes", ["at"], unique=False)
+    op.create_index("outcomes_arm_at", "outcomes", ["arm", "at"], unique=False)
     op.create_table(
         "reservations",
         sa.Column("id", sa.Text(), nullable=False),
@@ -106,7 +112,7 @@ def upgrade() -> None:
     op.create_index(
         "decisions_response_id",
         "decisions",
-        ["response_id"],
+        ["response_id", "id"],
         unique=False,
         sqlite_where=sa.text("response_id IS NOT NULL"),
         postgresql_where=sa.text("response_id IS NOT NULL"),
