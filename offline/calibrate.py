@@ -5,7 +5,6 @@ whether the majority vote is correct becomes one of whether a single answer is.
 """
 
 import json
-import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import dataclass
@@ -21,23 +20,27 @@ from rich.table import Table
 from offline.evaluate import DataError, split_name
 from offline.labelled import Labelled, Rows, read_labelled
 from offline.metrics import measure, with_interval
+from offline.revision import pass_from, revision_folder
 from probes import calibration
-from probes.artifact import WEIGHTS, Artifact, save_artifact
+from probes.artifact import Artifact, save_artifact
 from probes.base import FloatArray, ProbeError
 from probes.calibration import Method
-from probes.card import Calibration, Metrics, Pass
+from probes.card import Calibration, Metrics
 from probes.checks import CHECKS
 from probes.engine.local import LocalEngine
 from probes.hub_errors import HubAwayError
 from probes.reference import load_probe
-from probes.source import is_path
 
 EXAMPLES = """examples:
   pika probes calibrate probes/oss-low --data rollouts.parquet           where answers or prompts have changed since
   pika probes calibrate hf://owner/repo/majority-vote-probe --data rollouts.parquet --out probes/oss-low
+  pika probes calibrate probes/oss-low --ledger pool.yaml                by what clients said of its answers
 
 DATA is what `pika rollouts` wrote, or any parquet with problem (or question), split, and success_rate (or the --label);
 where it has a column arm, rows of the probe's arm count. Without test problems, metrics are cross-fitted on the others.
+LEDGER is a gateway's: fitted on the earlier outcomes of the probe's decisions, checked on the later ones, and written
+only where it is surely better there. Where requests were audited, outcomes are weighed to stand for all prompts; else
+they stand for those that routing sent to the arm.
 Where a pool uses the probe, run `pika tune` again afterwards.
 """
 OF = {"success_rate": "success", "majority_vote_is_correct": "majority_vote"}
@@ -58,10 +61,13 @@ class Revised:
 
 
 def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.ledger is not None:
+        return _recalibrate(parser, args)
     try:
         artifact = _load(args)
-        out = _out(args, artifact)
+        out = revision_folder(args.probe, args.out, artifact)
         data = read_labelled(args.data, args.arm or artifact.card.target.arm, args.label)
         fit_rows = data.rows(args.split)
         test_rows = data.splits.get("test")
@@ -81,6 +87,24 @@ def main(argv: list[str]) -> int:
         return 1
     _report(out, artifact, revised)
     return 0
+
+
+def _recalibrate(parser: ArgumentParser, args: Namespace) -> int:
+    for name in ("split", "label", "method"):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} is of --data; leave it out")
+    from offline.recalibrate_command import recalibrate  # it brings SQLAlchemy
+    from server.config import ConfigError
+    from server.ledger.database import LedgerError
+
+    try:
+        return recalibrate(args)
+    except (DataError, ProbeError, ConfigError) as error:
+        print(f"pika probes calibrate: {error}", file=sys.stderr)
+        return 1 if isinstance(error, HubAwayError) else 2
+    except (LedgerError, OSError) as error:
+        print(f"pika probes calibrate: {error}", file=sys.stderr)
+        return 1
 
 
 def revise(artifact: Artifact, fit_rows: Rows, test_rows: Rows | None, args: Namespace) -> Revised:
@@ -151,7 +175,9 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("probe", metavar="PROBE", help="a folder, or hf://owner/repo/folder[@revision]")
-    parser.add_argument("--data", type=Path, required=True, help="parquet of problems and how they were answered")
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--data", type=Path, help="parquet of problems and how they were answered")
+    of.add_argument("--ledger", metavar="LEDGER", help="a gateway's configuration, or its ledger's URL")
     parser.add_argument(
         "--split", type=split_name, default="validation", help="its problems to fit on (default: %(default)s)"
     )
@@ -184,14 +210,6 @@ def _load(args: Namespace) -> Artifact:
     return load_probe(args.probe, allow=args.allow_mismatch, probe_model=args.probe_model)
 
 
-def _out(args: Namespace, artifact: Artifact) -> Path:
-    if args.out is not None:
-        return Path(args.out)
-    if artifact.source.startswith("hf://") or not (artifact.folder / WEIGHTS).is_file():
-        raise ProbeError(f"{args.probe} is not a folder that can be written anew: say --out FOLDER")
-    return artifact.folder
-
-
 def _score(artifact: Artifact, problems: list[str], device: str) -> tuple[FloatArray, FloatArray]:
     """Raw outputs, (n,), and lengths of the prompts: in tokens, or in characters where no probe model reads them."""
     engine = LocalEngine([artifact], device)
@@ -220,26 +238,13 @@ def _changes(artifact: Artifact, revised: Revised, data: Labelled, args: Namespa
         "seed": args.seed,
     }
     return {
-        "pass_": _pass(artifact, out),
+        "pass_": pass_from(artifact, out),
         "calibration": revised.calibration,
         "metrics": [revised.after],
         "baselines": baselines,
         "training": {**card.training, "calibrated_on": facts},
         "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _pass(artifact: Artifact, out: Path) -> Pass | None:
-    """The card's pass, its probe model's path as it is from `out`, or where the model was found here."""
-    pass_, served = artifact.card.pass_, artifact.pass_
-    if pass_ is None or served is None:
-        return pass_
-    named, found = artifact.folder / pass_.probe_model, Path(served.probe_model)
-    stays = Path(pass_.probe_model).is_absolute() and named.resolve() == found
-    if stays or not found.is_dir() or not (named.is_dir() or is_path(pass_.probe_model)):
-        return pass_
-    relative = os.path.relpath(found, out.resolve())
-    return pass_.model_copy(update={"probe_model": Path(relative).as_posix()})
 
 
 def _report(out: Path, artifact: Artifact, revised: Revised) -> None:

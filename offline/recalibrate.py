@@ -32,6 +32,8 @@ GRID = 257
 RESAMPLES = 1000
 HELD_BACK = "outcomes"
 """Begins the name of their split in a card."""
+EARLIER_SPLIT = ", earlier calibration"
+"""Ends the names of splits that an earlier calibration was measured on."""
 
 
 @dataclass(frozen=True)
