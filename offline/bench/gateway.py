@@ -31,7 +31,7 @@ T = TypeVar("T")
 ROUNDS = 2
 """Of the closed loop."""
 EXAMPLES = """examples:
-  pika bench gateway                                  up to 4 minutes; nginx too, where it is installed
+  pika bench gateway                                  up to 5 minutes; nginx too, where it is installed
   pika bench gateway --litellm ~/litellm/bin/litellm  and LiteLLM's proxy, from an environment of its own
   pika bench gateway --quick                          shows that it runs, measures little
 

@@ -1,4 +1,4 @@
-"""What `pika bench gateway` measures: this gateway in two configurations, nginx, LiteLLM's proxy; each one process."""
+"""What `pika bench gateway` measures: this gateway in three configurations, nginx, LiteLLM's proxy; each one process."""
 
 import os
 import shutil
@@ -15,7 +15,8 @@ from offline.bench.servers import HOST, Server, free_port, running
 NANO_POOL = Path(__file__).parents[1] / "nano_pool"
 STREAMS = 4096
 """Requests in flight that a gateway admits here: thousands of streams are to be open at once."""
-DIRECT, OURS, PROBED, NGINX, LITELLM = "no gateway", "pika, min_cost", "pika, probe", "nginx", "LiteLLM"
+DIRECT, OURS, RECORDED, PROBED = "no gateway", "pika, min_cost", "pika, ledger", "pika, probe"
+NGINX, LITELLM = "nginx", "LiteLLM"
 
 Started = AbstractContextManager[Server]
 
@@ -46,7 +47,7 @@ def pika(config: Path, scratch: Path) -> Started:
     return running(command, port, "/ready", scratch / f"{config.stem}.log")
 
 
-def min_cost(at: int, scratch: Path) -> Started:
+def min_cost(at: int, scratch: Path, **sections: object) -> Started:
     """Three arms, no probe: all that a request costs but the reading of its prompt."""
     models, arms = {}, {}
     for index, name in enumerate(("small", "medium", "large")):
@@ -58,8 +59,13 @@ def min_cost(at: int, scratch: Path) -> Started:
         }
         mean_tokens = {"input": 60, "output": 60}
         arms[name] = {"model": name, "success_probability": 0.5 + 0.2 * index, "mean_tokens": mean_tokens}
-    config = _write(scratch / "min_cost.yaml", {"models": models, "arms": arms, "policy": {"name": "min_cost"}})
-    return pika(config, scratch)
+    pool = {"models": models, "arms": arms, "policy": {"name": "min_cost"}, **sections}
+    return pika(_write(scratch / "min_cost.yaml", pool), scratch)
+
+
+def recorded(at: int, scratch: Path) -> Started:
+    """The same, every decision written to a ledger."""
+    return min_cost(at, scratch, ledger={})
 
 
 def nano(at: int, scratch: Path) -> Started:
@@ -123,7 +129,7 @@ def litellm(program: str, at: int, scratch: Path) -> Started:
 
 def systems(litellm_program: str | None) -> list[System]:
     """All that can be measured here."""
-    found = [System(DIRECT, upstream), System(OURS, min_cost), System(PROBED, nano)]
+    found = [System(DIRECT, upstream), System(OURS, min_cost), System(RECORDED, recorded), System(PROBED, nano)]
     # Debian keeps it where only root's shells look.
     if nginx_program := shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])):
         found.append(System(NGINX, lambda at, scratch: nginx(nginx_program, at, scratch), rival=True))

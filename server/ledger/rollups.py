@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 
 from server.ledger.row import DecisionRow, FloatArray, PoolRow
-from server.ledger.tables import rollups
 
 SPANS_S = (60, 3600)
 OUT_OF_DISTRIBUTION = "out-of-distribution"
@@ -94,17 +93,21 @@ def add(connection: Connection, added: Mapping[Key, Sums]) -> None:
     """Add to what stands there."""
     if not added:
         return
-    rows = [
-        # In one order, so that two writers never wait for each other.
-        key._asdict() | {name: getattr(sums, name) for name in COLUMNS}
-        for key, sums in sorted(added.items())
-    ]
-    statement = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(rollups)
-    upsert = statement.on_conflict_do_update(
-        index_elements=list(Key._fields),
-        set_={name: rollups.c[name] + statement.excluded[name] for name in COLUMNS},
+    # In one order, so that two writers never wait for each other.
+    rows = [(*key, *(getattr(sums, name) for name in COLUMNS)) for key, sums in sorted(added.items())]
+    connection.exec_driver_sql(_statement(connection.dialect.name), rows)
+
+
+@cache
+def _statement(dialect: str) -> str:
+    """As text: building it with SQLAlchemy costs more than all the rest of a small transaction."""
+    names = (*Key._fields, *COLUMNS)
+    marks = ", ".join(["%s" if dialect == "postgresql" else "?"] * len(names))
+    added = ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in COLUMNS)
+    return (
+        f"INSERT INTO rollups ({', '.join(names)}) VALUES ({marks}) "  # noqa: S608  # names of ours alone
+        f"ON CONFLICT ({', '.join(Key._fields)}) DO UPDATE SET {added}"
     )
-    connection.execute(upsert, rows)
 
 
 def cost_usd(pool: PoolRow, arm: int, input_tokens: float, output_tokens: float) -> float:
