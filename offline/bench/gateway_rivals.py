@@ -1,4 +1,4 @@
-"""What `pika bench gateway` measures: this gateway in three configurations, nginx, LiteLLM's proxy; each one process."""
+"""What `pika bench gateway` measures: this gateway in three configurations, nginx, LiteLLM; each one process."""
 
 import os
 import shutil

@@ -3,15 +3,16 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from server.ledger.rollups import cost_usd
-from server.ledger.row import DecisionRow, PoolRow
+from server.ledger.row import DecisionRow, FloatArray, PoolRow
 from server.ledger.tables import decisions, pools
 
 COLUMNS = tuple(column.name for column in decisions.c if column.name != "id")
@@ -41,8 +42,10 @@ def pool_id(connection: Connection, pool: PoolRow, now: float) -> int:
 
 def insert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> None:
     """Write decisions. Of requests that share an id the last one stands: it gave the answer that the client has."""
+    if not rows:
+        return
     last = {row.request_id: row for row in rows}
-    waiting = [value for row in last.values() for value in values(row, pool_id, pool)]
+    waiting = [value for row in values(list(last.values()), pool_id, pool) for value in row]
     done, width = 0, len(COLUMNS)
     for size in CHUNKS:
         while len(waiting) - done >= size * width:
@@ -51,8 +54,24 @@ def insert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, po
             done += size * width
 
 
-def values(row: DecisionRow, pool_id: int, pool: PoolRow) -> tuple[Any, ...]:
-    """In the order of `COLUMNS`."""
+def values(rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> Iterator[tuple[Any, ...]]:
+    """Of each row, in the order of `COLUMNS`."""
+    success, cost = _packed([row.success for row in rows]), _packed([row.cost for row in rows])
+    masks = np.array([row.allowed for row in rows]) @ (1 << np.arange(len(pool.arms)))
+    for row, *arrays in zip(rows, masks.tolist(), success, cost, strict=True):
+        yield _values(row, pool_id, pool, *arrays)
+
+
+def _packed(arrays: Sequence[FloatArray]) -> Iterator[bytes]:
+    """As float32, all at once: one by one it takes longer than all the rest of a row."""
+    packed = np.array(arrays, dtype="<f4")  # (n, k)
+    data, width = packed.tobytes(), packed.itemsize * packed.shape[1]
+    return (data[start : start + width] for start in range(0, len(data), width))
+
+
+def _values(
+    row: DecisionRow, pool_id: int, pool: PoolRow, allowed: int, success: bytes, cost: bytes
+) -> tuple[Any, ...]:
     inputs, outputs = _tokens(row.input_tokens), _tokens(row.output_tokens)
     return (
         row.request_id,
@@ -65,9 +84,9 @@ def values(row: DecisionRow, pool_id: int, pool: PoolRow) -> tuple[Any, ...]:
         row.path,
         ",".join(row.flags),
         row.propensity,
-        sum(1 << i for i, allowed in enumerate(row.allowed.tolist()) if allowed),
-        row.success.astype("<f4").tobytes(),
-        row.cost.astype("<f4").tobytes(),
+        allowed,
+        success,
+        cost,
         row.percentile,
         row.key,
         row.session,
