@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from server.app import create_app
+from server.ledger.section import Ledger
 from server.vllm_server import free_port
 from tests.support import upstream as faults
 from tests.support.gateway import nano_pool, serving
@@ -84,10 +85,11 @@ def ask(client: httpx.Client, query: str) -> list[tuple[dict[str, str], float]]:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, str]]:
-    """Prometheus, and the exposition after it saw requests: routed, streamed, pinned, repeated, refused."""
+    """Prometheus, and the exposition after it saw requests: routed, streamed, pinned, repeated, refused, judged."""
+    ledger = Ledger(url=f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.sqlite")
     with (
         faults.running(faults.answers) as upstream,
-        serving(create_app(nano_pool(upstream.url))) as base,
+        serving(create_app(nano_pool(upstream.url).model_copy(update={"ledger": ledger}))) as base,
         prometheus(tmp_path_factory.mktemp("prometheus"), base.removeprefix("http://")) as client,
     ):
         until(lambda: bool(ask(client, "pika_requests_total")), 30, "Prometheus has seen the counters at zero")
@@ -95,9 +97,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Clien
         for number, model in enumerate(models * 4):
             messages = [{"role": "user", "content": f"Begin with {number % 7}. Add 1."}]
             body = {"model": model, "stream": number % 2 == 0, "messages": messages}
-            httpx.post(f"{base}/v1/chat/completions", json=body, timeout=30)
+            answer = httpx.post(f"{base}/v1/chat/completions", json=body, timeout=30)
+            if model == "auto":
+                outcome = {"id": answer.headers["x-request-id"], "correct": number % 3 > 0}
+                httpx.post(f"{base}/v1/outcomes", json=outcome, timeout=30).raise_for_status()
         exposition = httpx.get(f"{base}/metrics", timeout=10).text
-        seen = "sum(pika_requests_total) == 20 and sum(pika_probe_batch_prompts_sum) > 0"
+        seen = (
+            "sum(pika_requests_total) == 20 and sum(pika_probe_batch_prompts_sum) > 0 and sum(pika_outcomes_total) == 8"
+        )
         until(lambda: bool(ask(client, seen)), 30, "Prometheus has seen all requests")
         yield client, exposition
 
