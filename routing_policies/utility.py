@@ -16,6 +16,7 @@ A min-max scaled cost is always 0 somewhere, so the two quotients divide by r = 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -90,9 +91,14 @@ class Utility(Policy):
         return best(self._score(success), allowed)
 
     def _score(self, success: FloatArray) -> FloatArray:
-        tier = tier_costs(self.tier_cost, success.shape[1])
-        scaled = tier / tier.max() if self.variant in QUOTIENTS else normalise(tier)
-        return SCORES[self.variant](success, scaled, self)
+        tier_costs(self.tier_cost, success.shape[1])  # raises where there are not as many
+        return SCORES[self.variant](success, self._scaled, self)
+
+    @cached_property
+    def _scaled(self) -> FloatArray:
+        """Tier costs on the variant's scale, (k,)."""
+        tier = np.asarray(self.tier_cost, dtype=np.float64)
+        return tier / tier.max() if self.variant in QUOTIENTS else normalise(tier)
 
     def gain(self, success: FloatArray, cost: FloatArray, arms: IndexArray, than: IndexArray) -> FloatArray:
         """In utility per unit of success probability; of the two quotients, the share of the higher one."""

@@ -97,7 +97,7 @@ class Exchange:
     def _remember(self, sent: Dispatch, answer: Answer) -> None:
         """The conversation is where the answer comes from, from its first byte on."""
         state, conversation = self.state, sent.decision.conversation
-        if state.sessions is None or conversation is None or answer.status != 200:
+        if state.sessions is None or conversation is None or not conversation.may_go_on or answer.status != 200:
             return
         replica = None if sent.replica is None else sent.replica.name
         session = state.sessions.remember(conversation, sent.decision, state.pool.names, replica)

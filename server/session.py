@@ -55,6 +55,8 @@ class Conversation:
     """Whether it goes on with what the last answer's tools found."""
     named: bool
     """Whether the client gave it an `x-session-id`."""
+    may_go_on: bool
+    """Whether there may be a next turn: texts to complete, without a name, have none."""
     kept: Session | None = None
     """What is remembered of it."""
 
@@ -79,7 +81,8 @@ def conversation_of(request: ChatRequest, key_name: str | None) -> Conversation:
         hashed.update(name)
     else:
         _hash_beginning(hashed, messages)
-    return Conversation(hashed.digest(), turn, tool_result, bool(name))
+    may_go_on = bool(name) or request.path != "/v1/completions"
+    return Conversation(hashed.digest(), turn, tool_result, bool(name), may_go_on)
 
 
 def _hash_beginning(hashed: "blake2b", messages: list[dict[str, Any]]) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, get_args
 
+from server.ledger.row import AHEAD_S, SessionRow
 from server.session import Conversation, Group, Session
 
 if TYPE_CHECKING:  # SQLAlchemy is loaded where there is a ledger
     from sqlalchemy import Connection
 
     from server.ledger.database import Database
-    from server.ledger.sessions import SessionRow
     from server.ledger.writer import Writer
 
 READ_S = 0.1
@@ -60,7 +60,7 @@ class SessionLedger:
             self._writer.submit(self._save).add_done_callback(self._saved)
 
     def _save(self, connection: "Connection") -> None:
-        from server.ledger.sessions import SessionRow, save
+        from server.ledger.sessions import save
 
         with self._lock:
             unwritten, self._unwritten = self._unwritten, {}
@@ -94,7 +94,8 @@ class SessionLedger:
             row = await asyncio.wait_for(asyncio.shield(self._lookup.ask(conversation.key.hex())), READ_S)
         except TimeoutError:
             return None
-        if row is None or row.at + 60 * minutes < self._clock():
+        now = self._clock()
+        if row is None or not now - 60 * minutes <= row.at <= now + AHEAD_S:
             return None
         group: Group | None = next((group for group in get_args(Group) if group == row.trial), None)
         return Session(row.arm, row.last, row.replica, group, row.turn, row.at)

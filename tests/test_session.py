@@ -20,7 +20,8 @@ from server.session import Sessions, conversation_of
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, nano_pool, serving, write_pool
 from tests.support.gateway_client import PATH, chat, gateway
-from tests.support.processes import descendants
+from tests.support.keys import new_key
+from tests.support.processes import descendants, until
 from tests.support.serve import served
 from tests.support.upstream import Upstream
 
@@ -188,6 +189,17 @@ def test_nothing_is_remembered_unless_configured() -> None:
         assert told(chat(client, messages=turns("One?", 1, TOOL_RESULT))) == ("large", "routed")
 
 
+def test_texts_to_complete_are_no_conversations(client: httpx.Client) -> None:
+    def complete(headers: dict[str, str], **fields: Any) -> tuple[str, str]:
+        body = {"model": "auto", "prompt": "Once", **fields}
+        return told(client.post("/v1/completions", json=body, headers=headers))
+
+    for headers, second in (({}, ("large", "routed")), ({"x-session-id": "texts"}, ("small", "sticky"))):
+        complete(headers, **CHEAPEST)
+        assert complete(headers) == second
+    assert told(chat(client, messages=[{"role": "user", "content": "Once"}, *turns("", 1)[2:]])) == ("large", "routed")
+
+
 def test_route_tells_and_changes_nothing(client: httpx.Client) -> None:
     def shown(n: int, **fields: Any) -> dict[str, Any]:
         body = {"model": "auto", "messages": turns("Shown?", n), **fields}
@@ -293,6 +305,21 @@ def test_one_keys_session_ids_say_nothing_of_anothers() -> None:
     assert conversation_of(beginning, "a").key != conversation_of(beginning, "b").key
     crafted = _request(turns("One?", 1), b"id id mine")
     assert conversation_of(crafted, "a").key != conversation_of(request, "a id").key
+
+
+def test_two_keys_with_one_session_id(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    one, other = ({**new_key(file, name), "x-session-id": "same"} for name in ("team-a", "team-b"))
+    with sticky(keys={"file": str(file)}) as client:
+        chat(client, one, **CHEAPEST)
+        assert told(chat(client, one)) == ("small", "sticky")
+        assert told(chat(client, other)) == ("large", "routed")
+        assert told(chat(client, other)) == ("large", "sticky")
+        assert told(chat(client, one)) == ("small", "sticky")
+    with sticky(0.0, keys={"file": str(file)}) as client:
+        narrow = {**new_key(file, "team-c", arms=["medium"]), "x-session-id": "same"}
+        until(lambda: chat(client, narrow).status_code == 200, 10, "the new key is known")
+        assert told(chat(client, narrow)) == ("medium", "sticky")
 
 
 def test_how_a_conversation_begins_tells_it_from_others() -> None:

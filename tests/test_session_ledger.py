@@ -12,7 +12,8 @@ from sqlalchemy import select
 
 from server.ledger.database import open_database
 from server.ledger.retention import SLICE_ROWS, Keep, tidy
-from server.ledger.sessions import SessionRow, find, save
+from server.ledger.row import SessionRow
+from server.ledger.sessions import find, save
 from server.ledger.tables import decisions, sessions
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
@@ -155,6 +156,11 @@ def test_of_two_that_write_the_later_one_counts(ledger_url: str) -> None:
         save(connection, [row("a", "large", 11.0), row("b", "large", 9.0)])
     with database.read() as connection:
         assert find(connection, ["a", "b", "c"]) == {"a": row("a", "large", 11.0), "b": row("b", "small", 10.0)}
+    with database.write() as connection:  # a clock was far ahead, and was set back
+        save(connection, [row("a", "medium", 1e9)])
+        save(connection, [row("a", "small", 12.0)])
+    with database.read() as connection:
+        assert find(connection, ["a"]) == {"a": row("a", "small", 12.0)}
     database.close()
 
 

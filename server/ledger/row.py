@@ -12,6 +12,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 BEGINNING_BYTES = 512
 """Of an answer: where its id stands."""
+AHEAD_S = 60.0
+"""Clocks of several machines may differ by so much."""
 
 
 @dataclass(slots=True)
@@ -67,3 +69,22 @@ class PoolRow:
     """name@revision"""
     policy: Mapping[str, Any]
     """`name`, and the knobs that are configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """Where a conversation is."""
+
+    session: str
+    """Hash."""
+    arm: str
+    """Name of the arm that the conversation is on."""
+    last: str
+    """Of the one that answered last."""
+    replica: str | None
+    trial: str | None
+    """Its group, where two policies are compared."""
+    turn: int
+    """How many answers it held when it was last asked for another."""
+    at: float
+    """When that was, in Unix seconds."""

@@ -1,37 +1,24 @@
 """Where conversations are, for all who share the ledger."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from server.ledger.row import AHEAD_S, SessionRow
 from server.ledger.tables import sessions
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    session: str
-    """Hash."""
-    arm: str
-    """Name of the arm that the conversation is on."""
-    last: str
-    """Of the one that answered last."""
-    replica: str | None
-    trial: str | None
-    """Its group, where two policies are compared."""
-    turn: int
-    """How many answers it held when it was last asked for another."""
-    at: float
-    """When that was, in Unix seconds."""
-
-
 def save(connection: Connection, rows: Sequence[SessionRow]) -> None:
-    """Each conversation once; what the ledger has of a later time stays."""
+    """Each conversation once. What the ledger has of a later time stays, unless it is of a clock that was wrong."""
     statement = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(sessions)
     new = {column.name: statement.excluded[column.name] for column in sessions.columns if not column.primary_key}
+    at = statement.excluded.at
     statement = statement.on_conflict_do_update(
-        index_elements=[sessions.c.session], set_=new, where=statement.excluded.at >= sessions.c.at
+        index_elements=[sessions.c.session],
+        set_=new,
+        where=(at >= sessions.c.at) | (at < sessions.c.at - AHEAD_S),
     )
     # In one order: two writers that lock the same rows the other way round would wait for each other.
     connection.execute(statement, [asdict(row) for row in sorted(rows, key=lambda row: row.session)])
