@@ -125,9 +125,8 @@ def test_model_references(tmp_path: Path) -> None:
         settings.model_source("./missing")
 
 
-def test_the_readmes_pool_is_a_valid_configuration(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    settings = load(write(tmp_path, readme.partition("```yaml\n")[2].partition("```")[0]))
+def test_the_documented_pool_is_a_valid_configuration() -> None:
+    settings = load(Path(__file__).parents[1] / "docs" / "pool.yaml")
     assert list(settings.arms) == ["qwen-1.5b", "qwen-7b", "oss-low", "oss-medium", "oss-high"]
 
 
