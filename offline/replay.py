@@ -1,7 +1,6 @@
 """`pika replay`: what other policies would have done with the requests that a gateway has recorded in its ledger."""
 
 import argparse
-import gc
 import json
 import sys
 import time
@@ -149,7 +148,6 @@ def _read(
 ) -> tuple[Traffic, str]:
     """The requests, and what the ledger is called, without a password."""
     database = ledger_of(source)
-    gc.disable()  # half the time would go into looking for cycles among a million rows, which have none
     try:
         with bars("{task.completed:,}", transient=True) as progress:
             task = progress.add_task("Reading decisions", total=None)
@@ -163,7 +161,6 @@ def _read(
             )
         return traffic, str(database)
     finally:
-        gc.enable()
         database.close()
 
 

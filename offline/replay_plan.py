@@ -53,7 +53,7 @@ def parse_policy(text: str, given: Mapping[str, Any]) -> list[Asked]:
     Raises:
         ReplayError: an unknown policy or knob, or a value that is none.
     """
-    name, *words = text.split()[: len(KNOBS) + 1] or [""]
+    name, *words = text.split() or [""]
     if name not in NAMES:
         raise ReplayError(f"--policy {text!r}: there is no policy {name!r}; {_nearest(name, NAMES)}")
     values: dict[str, list[Any]] = {}
@@ -63,6 +63,8 @@ def parse_policy(text: str, given: Mapping[str, Any]) -> list[Asked]:
             raise ReplayError(f"--policy {text!r}: there is no knob {knob!r}; {_nearest(knob, KNOBS)}")
         if not equals or not value:
             raise ReplayError(f"--policy {text!r}: write {knob}=VALUE, such as 'utility lambda=0.4'")
+        if knob in values:
+            raise ReplayError(f"--policy {text!r}: {knob} stands there twice; {knob}=A,B tries both")
         values[knob] = [value] if knob == "variant" else _numbers(knob, value)
         if knob == "thresholds" and len(values[knob]) > 1:
             values[knob] = [values[knob]]
@@ -125,7 +127,7 @@ def parse_sweep(text: str, given: Mapping[str, Any], success: FloatArray, tier_c
         some = success[:: max(1, len(success) // SWEEP_ROWS)]
         # Evenly many requests change between each two; the last of them are few, at values of no use.
         where = np.quantile(multipliers(some, normalise(tier_cost)), np.linspace(0, 0.98, SWEEP_VALUES))
-        values = [float(f"{value:.3g}") for value in where]
+        values = list(dict.fromkeys(float(f"{value:.3g}") for value in where))
     elif knob == "accuracy":
         reached = [accuracy for accuracy, _ in given.get("table", ())] or [0.0, 1.0]
         values = np.linspace(reached[0], reached[-1], SWEEP_VALUES).round(6).tolist()

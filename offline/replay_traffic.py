@@ -1,6 +1,8 @@
 """Decisions of a ledger as what replay works on: those that a policy made, or could have made otherwise."""
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,7 +65,8 @@ def read_traffic(
         ReplayError: there is nothing to replay.
     """
     without = UNREAD if prices is None else ()
-    decisions = read_decisions(database, pool, since, until, without=without, on_progress=on_progress)
+    with _no_collection():
+        decisions = read_decisions(database, pool, since, until, without=without, on_progress=on_progress)
     others = _others(database, decisions, since, until)
     left_out = {"of pools of other arms (see --pool)": others}
     if not len(decisions):
@@ -145,6 +148,18 @@ def repriced(
     cost = tokens_in * now[:, 0] + tokens_out * now[:, 1]
     arm = decisions.arm
     return cost, decisions.input_tokens * now[arm, 0] + decisions.output_tokens * now[arm, 1]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Half the time would go into looking for cycles among a million rows, which have none."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _others(database: Database, decisions: Decisions, since: float | None, until: float | None) -> int:

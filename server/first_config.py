@@ -60,6 +60,10 @@ TAIL = """\
 
 # lambda weighs cost against success probability; 0 ignores cost.
 policy: {name: utility, lambda: 0.4}
+
+# What is decided, and what comes of it, is kept in pika-ledger.sqlite beside this file (no prompts): the dashboard,
+# outcomes and `pika replay` rest on it.
+ledger: {}
 """
 
 

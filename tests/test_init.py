@@ -106,6 +106,9 @@ def test_a_model_known_by_its_hub_id_is_asked_by_it(tmp_path: Path, capsys: pyte
     assert answer.headers["x-pika-arm"] == "Qwen2.5-7B-Instruct"
     assert answer.headers["x-model-router-selected-model"] == "Qwen/Qwen2.5-7B-Instruct"
     assert upstream.requests[-1].body["model"] == "Qwen/Qwen2.5-7B-Instruct"
+    # What was decided is on record from the first request on.
+    assert main(["replay", "--ledger", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["requests"] == 1
 
 
 def test_a_key_is_named_and_never_written(

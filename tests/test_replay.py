@@ -106,6 +106,19 @@ def test_what_is_found_is_true(filled: tuple[Path, Truth], ledger: str, capsys: 
     assert [one["arm"] for one in result["always"]] == list(POOL.arms)
 
 
+def test_either_database(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    database = open_database(ledger_url)
+    fill(database, 500, 2, time.time() - 3600, time.time(), audit=0.5, told=1.0)
+    database.close()
+    result = found(
+        capsys, "--ledger", ledger_url, "--since", "2h", "--policy", "utility lambda=0.5", "--sweep", "lambda"
+    )
+    assert result["requests"] == 500
+    assert result["what_if"][0]["from_outcomes"]["inverse_propensity"] is not None
+    knobs = [one["knobs"]["lambda"] for one in result["sweep"]]
+    assert knobs == sorted(set(knobs))
+
+
 def test_tables_for_people(ledger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--policy", "max_success", "--sweep", "lambda", "--plot", tmp_path / "frontier.png")
     code, out, err = run(capsys, "--ledger", ledger, *words)
@@ -279,6 +292,7 @@ def test_outcomes_of_routing_without_chance_say_why_they_are_silent(
         (["--policy", ""], "there is no policy ''"),
         (["--policy", "utility lamda=1"], "there is no knob 'lamda'; did you mean 'lambda'?"),
         (["--policy", "utility lambda"], "write lambda=VALUE"),
+        (["--policy", "utility lambda=1 lambda=2"], "lambda stands there twice"),
         (["--policy", "utility lambda=x"], "write a number, or several"),
         (["--policy", "utility lambda=-1"], "lambda must be a finite number at least 0"),
         (["--policy", "utility lambda=nan"], "lambda must be a finite number"),

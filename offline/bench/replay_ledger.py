@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sqlalchemy import insert
@@ -18,7 +19,7 @@ POOL = PoolRow(
     arms=["small", "medium", "large", "reasoning"],
     prices=[(0.02, 0.06), (0.1, 0.3), (0.4, 1.2), (1.0, 4.0)],
     mean_tokens=[(200.0, 150.0), (200.0, 180.0), (200.0, 200.0), (200.0, 900.0)],
-    probes=["probe@1"] * 4,
+    probes=[None] * 4,
     policy={"name": "utility", "lambda": 0.4},
 )
 SKILL = np.array([0.0, 1.0, 2.0, 3.5])
@@ -101,8 +102,8 @@ def fill(
             )
             for i in numbers
         ]
-        outcomes = [
-            {
+        outcomes: dict[str, dict[str, Any]] = {
+            rows[i - start].request_id: {
                 "request_id": rows[i - start].request_id,
                 "source": "client",
                 "correct": float(right[i]),
@@ -114,12 +115,20 @@ def fill(
             }
             for i in numbers
             if spoken[i]
-        ]
+        }
         with database.write() as connection:
             pool = pool_id(connection, POOL, float(at[start]))
             insert_decisions(connection, rows, pool, POOL)
-            rollups.add(connection, rollups.sums_of(rows, pool, POOL))
+            sums = rollups.sums_of(rows, pool, POOL)
+            for row in rows:
+                outcome = outcomes.get(row.request_id)
+                if outcome is not None:
+                    outcome["pool"] = pool
+                    for key in rollups.outcome_keys(row.at, pool, row.arm, row.policy, row.path):
+                        sums[key].outcomes += 1
+                        sums[key].correct += outcome["correct"]
+            rollups.add(connection, sums)
             if outcomes:
-                connection.execute(insert(tables.outcomes), outcomes)
+                connection.execute(insert(tables.outcomes), list(outcomes.values()))
         on_progress(numbers[-1] + 1)
     return Truth(true, arm)
