@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from offline.benchmarks.base import Problem
 from offline.benchmarks.base import load as load_benchmark
 from offline.demo_client import Client, DemoError
 from offline.demo_gateway import Gateway, GatewayError, gateway
+from offline.demo_pool import with_ledger
 from offline.demo_summary import Answer, Summary, in_words, summarise, table
 from offline.options import positive
 from routing_policies.base import NAMES
@@ -52,11 +54,11 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stderr = Console(stderr=True)
     try:
-        with gateway(POOL, args.port) as running:
+        with with_ledger(POOL) if args.keep else nullcontext(POOL) as pool, gateway(pool, args.port) as running:
             with stderr.status("starting three vLLM servers and the gateway ..."):
                 running.wait_ready()
             stderr.print(f"gateway ready at {running.url}")
-            summary = _run(running, args, stderr)
+            summary = _run(running, args, pool, stderr)
             if args.keep:
                 _keep(running)
     except DemoError as error:
@@ -82,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", choices=NAMES, help="instead of the configured one")
     parser.add_argument("--lambda", dest="lam", type=_lambda, metavar="X", help="cost weight of the policy utility")
     parser.add_argument("--port", type=_port, metavar="P", help="of the gateway (default: any free one)")
-    parser.add_argument("--keep", action="store_true", help="stay up afterwards, until Ctrl-C or SIGTERM")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="stay up afterwards, until Ctrl-C or SIGTERM, with a ledger of what was decided and what was right",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of problems, sampling and bootstrap (default: 1)")
     return parser
 
@@ -107,7 +113,7 @@ def _routing(args: argparse.Namespace) -> dict[str, Any]:
     return {"policy": args.policy} if args.policy else {}
 
 
-def _run(running: Gateway, args: argparse.Namespace, stderr: Console) -> Summary:
+def _run(running: Gateway, args: argparse.Namespace, pool: Path, stderr: Console) -> Summary:
     benchmark = load_benchmark("running_total")
     # Training and tuning have seen neither this split nor, where it is not 0, this seed.
     problems = benchmark.problems("test", args.requests, args.seed)
@@ -115,6 +121,8 @@ def _run(running: Gateway, args: argparse.Namespace, stderr: Console) -> Summary
     client.decision(problems[0])  # a request that is refused is refused before the others
     try:
         routed, always, probe_cost_usd = asyncio.run(_answer_all(client, problems, stderr))
+        if args.keep:
+            asyncio.run(client.tell(routed))
     except httpx.HTTPError:
         running.check()
         raise
@@ -128,7 +136,7 @@ def _run(running: Gateway, args: argparse.Namespace, stderr: Console) -> Summary
     if client.failures:
         stderr.print(f"{len(client.failures)} requests failed, the first with: {client.failures[0]}", markup=False)
     if args.keep:
-        print(_urls(running.url, problems[0]))
+        print(_urls(running.url, problems[0], pool))
     print(json.dumps(summary.to_json()), flush=True)
     running.check()
     return summary
@@ -167,11 +175,12 @@ def _explain(decision: dict[str, Any]) -> str:
     return f"P(correct): {probabilities or 'unknown'} -> {decision['arm']} ({decision['policy']})"
 
 
-def _urls(url: str, problem: Problem) -> str:
+def _urls(url: str, problem: Problem, pool: Path) -> str:
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": problem.problem}]})
     return (
         f"The gateway stays up until Ctrl-C. OpenAI base URL: {url}/v1   metrics: {url}/metrics\n"
         f"Try: curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n"
+        f"Its ledger knows which of the routed answers were right: pika replay --ledger {shlex.quote(str(pool))}\n"
     )
 
 

@@ -73,7 +73,20 @@ class Client:
             arm,
             correct=verifier.is_correct(extracted, problem.ground_truth),
             cost_usd=(usage.prompt_tokens * prices.input + usage.completion_tokens * prices.output) / 1e6,
+            request_id=response.headers["x-request-id"],
         )
+
+    async def tell(self, answers: Sequence[Answer]) -> None:
+        """Have the gateway know which answers were right."""
+        free = asyncio.Semaphore(CONCURRENCY)
+        async with httpx.AsyncClient(base_url=self.url, timeout=TIMEOUT_S, trust_env=False) as client:
+
+            async def tell(answer: Answer) -> None:
+                outcome = {"id": answer.request_id, "correct": answer.correct, "source": "verifier"}
+                async with free:
+                    (await client.post("/v1/outcomes", json=outcome)).raise_for_status()
+
+            await asyncio.gather(*(tell(answer) for answer in answers if answer.request_id is not None))
 
     def decision(self, problem: Problem) -> dict[str, Any]:
         """What POST /route says of a problem.

@@ -17,6 +17,7 @@ class Answer:
     """Who answered; None where the request failed."""
     correct: bool
     cost_usd: float
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)

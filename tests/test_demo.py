@@ -108,11 +108,18 @@ def test_demo_adds_up_stays_up_and_leaves_nothing() -> None:
             (curl,) = [shlex.split(line.removeprefix("Try: ")) for line in lines if line.startswith("Try: curl ")]
             base_url = next(word for line in lines for word in line.split() if word.endswith("/v1"))
             assert httpx.get(base_url.removesuffix("/v1") + "/ready", trust_env=False).is_success
+            metrics = httpx.get(base_url.removesuffix("/v1") + "/metrics", trust_env=False).text
+            told = [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("pika_outcomes_total")]
+            assert sum(told) == 24
+            (replay,) = [line for line in lines if "pika replay" in line]
+            pool = Path(shlex.split(replay)[-1])
+            assert (pool.parent / "pika-ledger.sqlite").is_file()
             url, content_type, body = (curl[i] for i in (2, 4, 6))
             answer = httpx.post(url, headers=[tuple(content_type.split(": "))], content=body, trust_env=False)
             assert answer.json()["choices"][0]["message"]["content"]
             demo.send_signal(signal.SIGTERM)
             assert demo.wait(20) == 0
+            assert not pool.parent.exists()
         finally:
             demo.terminate()
 
