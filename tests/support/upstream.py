@@ -186,10 +186,11 @@ def running(handler: Handler, port: int = 0, tls: ssl.SSLContext | None = None) 
             connections.discard(task)
             writer.close()
 
-    server = loop.run_until_complete(asyncio.start_server(serve_connection, "127.0.0.1", port, ssl=tls))
-    upstream.port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    starting = asyncio.start_server(serve_connection, "127.0.0.1", port, ssl=tls)
+    server = asyncio.run_coroutine_threadsafe(starting, loop).result(timeout=10)
+    upstream.port = server.sockets[0].getsockname()[1]
 
     async def stop() -> None:
         server.close()
