@@ -14,6 +14,7 @@ from server import admin, outcomes, score, status
 from server.chat import Chat
 from server.chat_request import parse_chat, parse_completion
 from server.config import Settings
+from server.dashboard import routes as dashboard
 from server.errors import INTERNAL_ERROR, GatewayError, MethodError, error_body
 from server.live import Live, Order
 from server.openapi import document
@@ -74,6 +75,8 @@ def app_of(live: Live) -> FastAPI:
     app = Gateway(raw, title="PIKA Router", lifespan=lifespan)
     app.state.live = live
     app.include_router(admin.router)
+    app.include_router(dashboard.page)
+    app.include_router(dashboard.data)
     app.include_router(score.router)
     app.include_router(outcomes.router)
     app.include_router(status.router)

@@ -8,6 +8,7 @@ GatewayError                 500
 ├── AdminKeyError            401
 ├── ForeignPageError         403
 ├── NotAllowedError          403
+├── OperatorOnlyError        403
 ├── UnknownModelError        404
 ├── UnknownPathError         404
 ├── AdminOffError            404
@@ -197,6 +198,18 @@ class ReloadRefusedError(GatewayError):
     status = 422
     type = "invalid_request_error"
     code = "reload_refused"
+
+
+class OperatorOnlyError(GatewayError):
+    status = 403
+    type = "invalid_request_error"
+    code = "operator_only"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the dashboard is for this machine alone, at http://localhost or http://127.0.0.1: to look from elsewhere "
+            "set an admin key, admin: {key_env: PIKA_ADMIN_KEY}, which the page then asks for"
+        )
 
 
 class UnknownModelError(GatewayError):

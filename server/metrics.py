@@ -1,6 +1,6 @@
 """Every Prometheus series, unit in its name. Labels are bounded by the configuration."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from probes.base import FloatArray
 from probes.card import Check
@@ -200,6 +201,11 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition format's text; of all workers where there are several."""
         return generate_latest(self._scraped)
+
+    def samples(self) -> Iterator[Sample]:
+        """The same, one by one; takes a while, so not on the event loop."""
+        for metric in self._scraped.collect():
+            yield from metric.samples
 
     def _counter(self, name: str, help_: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(name, help_, labels, registry=self.registry)

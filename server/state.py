@@ -13,6 +13,7 @@ from routing_policies.base import Policy
 from server.account import Account
 from server.bodies import Bodies, Held
 from server.config import Settings
+from server.dashboard.cache import Cache
 from server.errors import DrainingError, OverloadedError
 from server.experiment import Canary
 from server.head import RequestHead
@@ -60,6 +61,8 @@ class State:
     """None without keys, or without a ledger."""
     session_ledger: SessionLedger | None = None
     """None without a ledger."""
+    dashboard: Cache = field(default_factory=Cache)
+    """What the dashboard's viewers share."""
     retries: RetryBudget = field(default_factory=RetryBudget)
     chance: Random = field(default_factory=Random)
     """Draws what is audited."""

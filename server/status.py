@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.errors import UnknownModelError
+from server.live import Live
 from server.pool import Arm
-from server.state import State, current, key_of
+from server.state import current, key_of
 
 router = APIRouter()
 
@@ -24,8 +25,13 @@ async def health() -> Response:
 async def ready(request: Request) -> Response:
     """Whether requests can be routed: the engine scores, and some replica answers. `problems` says what does not, the
     ledger too, without which requests are answered all the same."""
-    live = request.scope["state"]["live"]
-    state: State = live.state
+    body = readiness(request.scope["state"]["live"])
+    return JSONResponse(body, 200 if body["ready"] else 503)
+
+
+def readiness(live: Live) -> dict[str, Any]:
+    """What /ready says."""
+    state = live.state
     replicas = {
         model.name: {replica.name: replica.healthy for replica in model.replicas} for model in state.pool.models
     }
@@ -41,8 +47,7 @@ async def ready(request: Request) -> Response:
         *([] if ledger_problem is None else [_problem("ledger", ledger_problem)]),
         *(_problem(f"models.{name}", "none of its replicas is healthy") for name in away),
     ]
-    body = {"ready": is_ready, "draining": live.draining, "engine": engine, "replicas": replicas, "problems": problems}
-    return JSONResponse(body, 200 if is_ready else 503)
+    return {"ready": is_ready, "draining": live.draining, "engine": engine, "replicas": replicas, "problems": problems}
 
 
 @router.get("/metrics")
