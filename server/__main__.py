@@ -24,6 +24,7 @@ COMMANDS = {
     "label": ("offline.label_command:main", "success probability and difficulty of every problem in a file"),
     "report": ("offline.report.command:main", "a page, plots and tables of what an evaluation found"),
     "data": ("offline.data_commands:main", "rollouts to and from the Hub, and from other forms"),
+    "ledger": ("offline.ledger_command:main", "export the decisions on record to parquet"),
     "replay": ("offline.replay:main", "what other policies would have done with requests on record"),
     "nano": ("offline.nano_pool.cli:main", "train the nano pool's language models from nothing"),
     "bench": ("offline.bench.cli:main", "measurements, ratios side by side in one run"),

@@ -84,6 +84,9 @@ class Database:
         if self.file is not None:
             _prepare_file(self.file)
             self._identity = _identity(self.file)
+        with self.read() as connection:  # nothing waits for whoever writes now
+            if _revision(connection) == HEAD:
+                return
         with self.write() as connection:
             if self.file is None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})

@@ -127,7 +127,7 @@ def read_decisions(
     if chosen is None:
         raise LedgerError(f"the ledger {database} has no pool {pool}: it has {', '.join(str(one.id) for one in found)}")
     same = [one.id for one in found if list(one.arms) == list(chosen.arms)]
-    first, last = _range(database, same, since, until, limit)
+    first, last = id_range(database, same, since, until, limit)
     parts: list[dict[str, Any]] = []
     k = len(chosen.arms)
     names = tuple(name for name in READ if name not in without or name == "id")
@@ -138,7 +138,7 @@ def read_decisions(
         parts = [_columns([], names, k)]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in READ}
     pool_id = columns.pop("pool")
-    return Decisions(pool=chosen, pool_id=pool_id, **columns, outcome=_outcomes(database, columns["id"]))
+    return Decisions(pool=chosen, pool_id=pool_id, **columns, outcome=mean_outcomes(database, columns["id"]))
 
 
 def read_rollups(
@@ -212,8 +212,8 @@ def chunks(
         after = rows[-1][0] if len(rows) == CHUNK_ROWS else last
 
 
-def _range(
-    database: Database, pool_ids: Sequence[int], since: float | None, until: float | None, limit: int | None
+def id_range(
+    database: Database, pool_ids: Sequence[int] | None, since: float | None, until: float | None, limit: int | None
 ) -> tuple[int, int]:
     """First and last id; the first above the last where there is none."""
     with reading(database) as connection:
@@ -260,7 +260,7 @@ def _columns(rows: Sequence[tuple[Any, ...]], names: Sequence[str], k: int) -> d
     return columns
 
 
-def _outcomes(database: Database, ids: IntArray) -> FloatArray:
+def mean_outcomes(database: Database, ids: IntArray) -> FloatArray:
     """By decision, (n,)."""
     found = np.full(len(ids), np.nan)
     if not len(ids):
