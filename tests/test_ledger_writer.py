@@ -131,7 +131,9 @@ def test_work_sees_what_was_put_before_it_and_fails_alone(ledger_url: str) -> No
     database.close()
 
 
-OUTCOME = {"request_id": "a", "source": "client", "correct": 1, "arm": "medium", "path": "routed", "propensity": 1}
+OUTCOME = {
+    "request_id": "a", "source": "client", "correct": 1, "pool": 1, "arm": "medium", "path": "routed", "propensity": 1,
+}  # fmt: skip
 
 
 def insert_twice(connection: Connection) -> None:

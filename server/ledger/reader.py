@@ -266,19 +266,20 @@ def mean_outcomes(database: Database, ids: IntArray) -> FloatArray:
     if not len(ids):
         return found
     query = (
-        select(decisions.c.id, func.avg(outcomes.c.correct))
+        select(decisions.c.id, outcomes.c.correct)
         .select_from(outcomes.join(decisions, outcomes.c.request_id == decisions.c.request_id))
         .where(decisions.c.id >= int(ids[0]), decisions.c.id <= int(ids[-1]))
-        .group_by(decisions.c.id)
     )
     with reading(database) as connection:
         cursor = connection.execute(query).cursor
         rows = [] if cursor is None else cursor.fetchall()
     if rows:
-        decided = np.array([id_ for id_, _ in rows], dtype=np.int64)
-        places = np.searchsorted(ids, decided)
-        there = (places < len(ids)) & (ids[np.minimum(places, len(ids) - 1)] == decided)
-        found[places[there]] = np.array([correct for _, correct in rows], dtype=np.float64)[there]
+        decided, correct = (np.array(values) for values in zip(*rows, strict=True))
+        places = np.searchsorted(ids, decided).clip(max=len(ids) - 1)
+        there = ids[places] == decided
+        count = np.bincount(places[there], minlength=len(ids))
+        total = np.bincount(places[there], correct[there], minlength=len(ids))
+        np.divide(total, count, out=found, where=count > 0)
     return found
 
 
