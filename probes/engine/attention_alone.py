@@ -83,11 +83,13 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scal
     heads, n, _ = query.shape
     if heads != key.shape[0]:
         key, value = (x.repeat_interleave(heads // x.shape[0], dim=0) for x in (key, value))
-    query, key = query * scaling, key.transpose(1, 2)
+    key, none = key.transpose(1, 2), query.new_empty(())
     found = []
     for begin in range(0, n, BLOCK):
         end = min(n, begin + BLOCK)
-        logits = query[:, begin:end] @ key[:, :, :end]  # (heads, block, keys)
+        logits = torch.baddbmm(
+            none, query[:, begin:end], key[:, :, :end], beta=0, alpha=scaling
+        )  # (heads, block, keys)
         logits[:, :, begin:].add_(packing.ahead[: end - begin, : end - begin])
-        found.append(softmax(logits, dim=-1) @ value[:, :end])
+        found.append(torch.bmm(softmax(logits, dim=-1), value[:, :end]))
     return torch.cat(found, dim=1).transpose(0, 1)

@@ -8,8 +8,8 @@ and values are one product. What the first block reads of a token depends on tha
 is looked up.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,19 +62,26 @@ class Norm:
 class Block:
     """One block of Transformers' model.
 
-    Its query, key and value weights become views of one tensor, so that they take no memory twice.
+    Its query, key and value weights become views of one tensor, so that they take no memory twice. In that tensor, the
+    two dimensions of a head that are rotated together stand side by side, so that one complex product rotates them all:
+    logits are the same in any order, and Transformers' own attention must not be called any more.
     """
 
     def __init__(self, config: Any, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.size: int = attention.head_dim
         self.how = Attention(attention.scaling, _window(config, attention))
-        self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self.queries = attention.q_proj.out_features // self.size
         self.keys = attention.k_proj.out_features // self.size
+        pairs = torch.arange(self.size).view(2, -1).t().flatten()
+        rotated = torch.arange((self.queries + self.keys) * self.size).view(-1, self.size)[:, pairs].flatten()
+        self.qkv = _joined((attention.q_proj, attention.k_proj, attention.v_proj), rotated)
         self.q = self.qkv.rows(slice(0, self.queries * self.size))
         self.kv = self.qkv.rows(slice(self.queries * self.size, None))
-        self.qk_norms = (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+        self.qk_norms: tuple[Norm, Norm] | None = None
+        if hasattr(attention, "q_norm"):
+            q_norm, k_norm = _norm(attention.q_norm), _norm(attention.k_norm)
+            self.qk_norms = replace(q_norm, weight=q_norm.weight[pairs]), replace(k_norm, weight=k_norm.weight[pairs])
         self.output = _linear(attention.o_proj)
         self.attention_norm = _norm(layer.input_layernorm)
         self.mlp_norm = _norm(layer.post_attention_layernorm)
@@ -88,8 +95,7 @@ class Block:
     def __call__(
         self,
         hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        turn: Tensor,
         packing: Packing,
         block: int,
         tail: int | None,
@@ -98,7 +104,7 @@ class Block:
         """
         Args:
             hidden: (tokens, d_model)
-            cos, sin: (tokens, 1, head_dim)
+            turn: complex numbers by which queries and keys are rotated, (tokens, 1, head_dim / 2)
             tail: only the last `tail` tokens of every prompt are asked for; None: all.
             read: of all tokens, where it is known.
 
@@ -109,10 +115,10 @@ class Block:
             read = self._heads(self.read(hidden) if read is None else read)
             query, key, value = torch.split(read, [heads, self.keys, self.keys], dim=1)
             if self.qk_norms is None:
-                query, key = torch.split(_rotate(read[:, : heads + self.keys], cos, sin), [heads, self.keys], dim=1)
+                query, key = torch.split(_rotate(read[:, : heads + self.keys], turn), [heads, self.keys], dim=1)
             else:
                 q_norm, k_norm = self.qk_norms
-                query, key = _rotate(q_norm(query), cos, sin), _rotate(k_norm(key), cos, sin)
+                query, key = _rotate(q_norm(query), turn), _rotate(k_norm(key), turn)
         else:
             normed = self.attention_norm(hidden)
             key, value = torch.split(self._heads(self.kv(normed)), self.keys, dim=1)
@@ -121,7 +127,7 @@ class Block:
             query = self._heads(self.q(normed[rows]))
             if self.qk_norms is not None:
                 query, key = self.qk_norms[0](query), self.qk_norms[1](key)
-            query, key = _rotate(query, cos[rows], sin[rows]), _rotate(key, cos, sin)
+            query, key = _rotate(query, turn[rows]), _rotate(key, turn)
         attended = attend(
             query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), packing, block, self.how, tail
         )
@@ -152,12 +158,14 @@ class LeanForward:
         """
         token_ids, positions = packing.row()
         hidden = self._model.embed_tokens(token_ids)
-        cos, sin = (table[0, :, None] for table in self._model.rotary_emb(hidden, positions[None]))
+        cos, sin = (table[0, :, None].float() for table in self._model.rotary_emb(hidden, positions[None]))
+        half = cos.shape[-1] // 2  # the other half of the tables is the same
+        turn = torch.complex(cos[..., :half], sin[..., :half])
         deepest = max(layers)
         found = {0: hidden} if 0 in layers else {}
         for i, block in enumerate(self._blocks[:deepest]):
             read = None if i or self._first_read is None else embedding(token_ids, self._first_read)
-            hidden = block(hidden, cos, sin, packing, i, tail if i + 1 == deepest else None, read)
+            hidden = block(hidden, turn, packing, i, tail if i + 1 == deepest else None, read)
             if i + 1 == len(self._blocks):
                 hidden = self._model.norm(hidden)
             if i + 1 in layers:
@@ -173,10 +181,17 @@ class LeanForward:
             return first.read(tokens)
 
 
-def _joined(*modules: Any) -> Linear:
-    """Several linear modules as one, theirs from now on views of it."""
+def _joined(modules: Sequence[Any], first_rows: Tensor) -> Linear:
+    """Several linear modules as one, theirs from now on views of it.
+
+    Args:
+        first_rows: the order of the first rows; all others stay in place.
+    """
     weight = torch.cat([module.weight for module in modules])
+    weight[: len(first_rows)] = weight[first_rows]
     bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+    if bias is not None:
+        bias[: len(first_rows)] = bias[first_rows]
     sizes = [module.out_features for module in modules]
     for module, own in zip(modules, torch.split(weight, sizes), strict=True):
         module.weight.data = own
@@ -194,13 +209,10 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight, module.variance_epsilon)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(tokens, heads, head_dim), with tables (tokens, 1, head_dim) whose halves are equal."""
-    half = x.shape[-1] // 2
-    rotated = x * cos
-    rotated[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    rotated[..., half:].addcmul_(x[..., :half], sin[..., :half])
-    return rotated
+def _rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """(tokens, heads, head_dim), two dimensions beside one another as one complex number, in single precision."""
+    rotated = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turn
+    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
 def _window(config: Any, attention: Any) -> int | None:
