@@ -14,7 +14,7 @@ from routing_policies.costs import tier_cost
 from routing_policies.replay import Recorded, recorded
 from server.ledger import tables
 from server.ledger.database import Database
-from server.ledger.reader import Decisions, IntArray, read_decisions, read_pools, reading
+from server.ledger.reader import Decisions, read_decisions, read_pools, reading
 from server.sections import Prices
 
 NO_POLICY = {
@@ -23,7 +23,7 @@ NO_POLICY = {
     "probe-unavailable": "came while the engine could not answer",
 }
 """Paths on which no policy chose, and why such requests are left out."""
-UNREAD = ("at", "policy_arm", "policy", "percentile", "input_tokens", "output_tokens", "pool")
+UNREAD = ("policy_arm", "policy", "percentile", "input_tokens", "output_tokens", "pool")
 """Columns that are needed for other prices, or not at all."""
 FIXED = "safe-arm"
 """The path on which every policy chooses alike."""
@@ -85,7 +85,7 @@ def read_traffic(
     if not kept.any():
         told = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
         raise ReplayError(f"no policy chose in any of the {len(decisions):,} decisions in this time ({told})")
-    stored, (first, last) = decisions.pool, _period(database, decisions.id[kept])
+    stored = decisions.pool
     cost, paid, priced = decisions.cost, decisions.cost_usd, tuple((float(a), float(b)) for a, b in stored.prices)
     if prices is not None:
         lacking = [arm for arm in stored.arms if arm not in prices]
@@ -119,8 +119,8 @@ def read_traffic(
         prices=priced,
         tier_cost=tuple(tier_cost(tokens_in, tokens_out, price_in, price_out).tolist()),
         record=replace(record, left_out=0),
-        first=first,
-        last=last,
+        first=float(decisions.at[kept].min()),
+        last=float(decisions.at[kept].max()),
         left_out={why: count for why, count in left_out.items() if count},
     )
 
@@ -160,15 +160,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
-
-def _period(database: Database, ids: IntArray) -> tuple[float, float]:
-    """Unix seconds of the first and the last of these decisions."""
-    table = tables.decisions
-    query = select(func.min(table.c.at), func.max(table.c.at)).where(table.c.id.in_([int(ids[0]), int(ids[-1])]))
-    with reading(database) as connection:
-        first, last = connection.execute(query).one()
-    return float(first), float(last)
 
 
 def _others(database: Database, decisions: Decisions, since: float | None, until: float | None) -> int:

@@ -9,6 +9,7 @@ COMMANDS = {
     "scoring": ("offline.bench.scoring:main", "reading prompts: our engine against the research code's way"),
     "rollouts": ("offline.bench.rollouts:main", "rollouts from a vLLM server: our client against `vllm bench serve`"),
     "gateway": ("offline.bench.gateway:main", "what the gateway costs per request, beside nginx and LiteLLM's proxy"),
+    "replay": ("offline.bench.replay:main", "a million decisions in a ledger, replayed and shown by the dashboard"),
     "soak": ("offline.bench.soak:main", "the gateway with a thousand clients, before upstreams that fail at times"),
 }
 
