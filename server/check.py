@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from probes.engine.vllm_serving import check_servable
 from probes.hub import is_reference
 from probes.legacy import is_legacy
 from probes.source import model_file, read_json, short_name
+from server.check_sections import Finding, keys, lived_with
 from server.config import ConfigError, Settings, load
 from server.listen import resolve
 from server.live import needs_torch
@@ -31,15 +31,6 @@ from server.vllm_server import LaunchError, plan, require_vllm
 
 TIMEOUT_S = 5.0
 PLACEHOLDER_URL = "http://launched-by-pika-up:{}/v1"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked."""
-
-    subject: str
-    good: bool
-    message: str
 
 
 def main(argv: list[str]) -> int:
@@ -81,7 +72,8 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _policy(pool, settings, settings.policy, "policy")
         if settings.canary is not None:
             yield _policy(pool, settings, settings.canary.policy, "canary.policy")
-        yield from _lived_with(settings)
+        yield from lived_with(settings)
+        yield from keys(pool, settings)
     for name, problem in settings.unserved.items():
         yield Finding(f"model {name}", False, problem)
     for name, model in settings.models.items():
@@ -249,22 +241,6 @@ def _policy(pool: Pool, settings: Settings, section: Policy, where: str) -> Find
         return Finding(where, False, f"{section.tuned} was tuned for another pool: run `pika tune` again")
     knobs = {name: value for name, value in policies.knobs.items() if name != "table"}
     return Finding(where, True, f"{policies.name} {knobs}")
-
-
-def _lived_with(settings: Settings) -> Iterator[Finding]:
-    """What becomes of the policy's choices."""
-    if settings.session is not None:
-        alone = settings.server.workers > 1 and settings.ledger is None
-        said = (
-            "each worker knows only the conversations that come back to it: add `ledger: {}`, which all of them share"
-            if alone
-            else f"conversations stay unless another arm gains more than {settings.session.margin:g}"
-        )
-        yield Finding("session", not alone, said)
-    if settings.canary is not None:
-        yield Finding("canary", True, f"{settings.canary.share:.0%} of conversations go by canary.policy")
-    if settings.shadow is not None:
-        yield Finding("shadow", True, f"whatever is not pinned is sent to {settings.shadow.arm}, where it can serve it")
 
 
 def _running(name: str, replica: Replica) -> Finding:

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -66,6 +67,7 @@ async def run_gateway(read: Read, sock: socket.socket, log: QueueHandler) -> Non
     app = create_app(read())
     live: Live = app.state.live
     log.on_drop = live.metrics.log_dropped.inc
+    live.reread = partial(live.reload, read)
     reloads: set[asyncio.Task[bool]] = set()
 
     def reload() -> None:

@@ -231,12 +231,21 @@ def build(order: Order) -> Parts:
         )
     policies = Policies(settings, pool.tier_cost, pool.probes_sha256)
     check_ledger(settings)
-    keys = None
-    if settings.keys is not None:
-        file = settings.resolve(settings.keys.file)
-        keys = Keyring(file, pool.names, policies, ledger=settings.ledger is not None)
+    keys = build_keys(settings, pool, policies)
     predictor, canary = Predictor(pool, settings), build_canary(settings, pool)
     return Parts(order, pool, policies, predictor, admin_sha256(settings.admin), canary, keys)
+
+
+def build_keys(settings: Settings, pool: Pool, policies: Policies) -> Keyring | None:
+    """None where nothing asks for keys.
+
+    Raises:
+        ConfigError: the file of keys cannot be used; names the line.
+    """
+    if settings.keys is None:
+        return None
+    file = settings.resolve(settings.keys.file)
+    return Keyring(file, pool.names, policies, ledger=settings.ledger is not None)
 
 
 def warn_of_restart(before: Settings, now: Settings) -> None:

@@ -13,6 +13,7 @@ from server.__main__ import main
 from server.check import Finding, check
 from server.config import load as load_settings
 from tests.support.examples import card_of
+from tests.support.keys import new_key
 from tests.support.legacy import legacy_folder
 from tests.support.probes import D_MODEL, NANO_POOL
 from tests.test_config import pool, write
@@ -132,3 +133,16 @@ def test_says_who_answers_and_who_may_ask(tmp_path: Path) -> None:
     assert not good
     assert "say --public (server.public: true)" in message
     assert server(host="no.such.host.invalid")[0] is False
+
+
+def test_keys_and_the_admin_key_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sections = {"keys": {"file": "keys.yaml"}, "admin": {"key_env": "PIKA_NO_SUCH"}}
+    file = write(tmp_path, pool(**sections))
+    found = list(check(load_settings(file)))
+    assert [said(found, subject)[0][0] for subject in ("keys", "admin")] == [False, False]
+    assert "`pika keys add NAME" in said(found, "keys")[0][1]
+    new_key(tmp_path / "keys.yaml", "team", requests_per_minute=5)
+    monkeypatch.setenv("PIKA_NO_SUCH", "a-long-enough-admin-key")
+    found = list(check(load_settings(file)))
+    assert said(found, "keys") == [(True, f"1 in {tmp_path}/keys.yaml")]
+    assert said(found, "admin") == [(True, "/admin asks for the key in the environment")]
