@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from server.chat_request import ChatRequest
-from server.errors import BudgetUnavailableError, RateLimitError
+from server.errors import BudgetError, BudgetUnavailableError, RateLimitError
 from server.head import Headers
 from server.keys import Key
 from server.pool import OUTPUT_LIMITS, Arm, Pool
@@ -76,9 +76,14 @@ class Account:
             if self.budgets is None:
                 raise BudgetUnavailableError("budgets are kept in the ledger, and there is none")
             risked = most_pico_usd(arm, request)
-            if self._claim is None:
-                self._claim = self.budgets.claim(self.key)
-            await self.budgets.reserve(self._claim, self._lost + risked)
+            first = self._claim is None
+            claim = self._claim = self._claim or self.budgets.claim(self.key)
+            try:
+                await self.budgets.reserve(claim, self._lost + risked)
+            except BudgetError:
+                if first:
+                    self._claim = None  # it holds nothing, so there is nothing to settle
+                raise
         self._risked = risked
 
     def failed(self, outcome: str) -> None:

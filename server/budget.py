@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 
@@ -235,12 +235,13 @@ class Budgets:
         claims = [*(one.claim for one in settling), *(one.claim for one in reserving)]
         held = rows.held(connection, [claim.id for claim in claims])
         sums = rows.locked(connection, {row for claim in claims for row in claim.rows})
+        before = {row: replace(one) for row, one in sums.items()}
         for done in settling:
-            before = held.pop(done.claim.id, None)
-            if before is None:
+            reserved = held.pop(done.claim.id, None)
+            if reserved is None:
                 continue  # nothing was reserved, or it is settled already: a commit of ours was taken for failed
             for row in done.claim.rows:
-                sums[row].reserved -= before
+                sums[row].reserved -= reserved
                 sums[row].spent = min(sums[row].spent + done.pico_usd, MAX_SUM)
         refused: dict[str, BudgetError] = {}
         granted: list[_Reserve] = []
@@ -254,7 +255,7 @@ class Budgets:
             granted.append(one)
             for row in one.claim.rows:
                 sums[row].reserved += more
-        rows.write(connection, sums)
+        rows.write(connection, {row: one for row, one in sums.items() if one != before[row]})
         rows.release(connection, [one.claim.id for one in settling])
         new = [one for one in granted if one.claim.id not in held]
         rows.hold(connection, [(one.claim.id, one.claim.key, one.pico_usd) for one in new], now)

@@ -42,8 +42,8 @@ def resolve(server: Server) -> tuple[int, int, int, Any]:
     family, kind, protocol, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
     if not server.public and not ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise ConfigError(
-            f"other machines may reach {server.host}, and whoever does may ask: nothing asks for a key. If a network "
-            "of your own or a proxy keeps strangers out, say --public (server.public: true); else listen on 127.0.0.1"
+            f"other machines may reach {server.host}, and whoever does may ask, unless `keys` has them send one. If "
+            "that is meant, say --public (server.public: true); else listen on 127.0.0.1"
         )
     return family, kind, protocol, address
 

@@ -107,6 +107,16 @@ def document(schema: dict[str, Any]) -> None:
     conversations = {"type": "array", "minItems": 1, "items": {"oneOf": [{"type": "string"}, MESSAGES]}}
     score = _body({"input": {"oneOf": [{"type": "string"}, conversations]}}, ["input"])
     score["additionalProperties"] = False
+    for path in paths:
+        if path.startswith("/admin/"):
+            for operation in paths[path].values():
+                operation["responses"]["4XX"] = _error()
+                operation["security"] = [{"admin": []}]
+    schema.setdefault("components", {})["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "A user's key, where the gateway asks for keys."},
+        "admin": {"type": "http", "scheme": "bearer", "description": "The operator's key."},
+    }
+    schema["security"] = [{}, {"key": []}]
     for path, body in (("/score", score), ("/route", chat), ("/v1/outcomes", OUTCOME)):
         operation = paths[path]["post"]
         operation["requestBody"] = _content(body)

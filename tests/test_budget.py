@@ -227,7 +227,7 @@ async def slowly(request: Request, to: Connection) -> None:
     await faults.answers(request, to)
 
 
-LARGE_USD = (11 * 0.1 + 7 * 0.4) / 1e6
+ANSWER_USD = (11 * 0.1 + 7 * 0.4) / 1e6
 """What each answer of the only arm costs, by its usage."""
 
 
@@ -243,28 +243,35 @@ def body_bytes() -> int:
     return len(httpx.Request("POST", "http://x", json=BODY).content)
 
 
-def test_two_hundred_at_once_against_a_budget_for_fifty(file: Path, ledger_url: str) -> None:
-    usd = 50 * most_usd(body_bytes(), 100)
-    headers = new_key(file, "team", usd_per_day=round(usd, 12))
-    handlers = {"small": [slowly]}
-    with gateway(handlers, keys={"file": str(file)}, ledger={"url": ledger_url}) as (client, [upstream]):
-        with ThreadPoolExecutor(200) as pool:
-            asked = [pool.submit(chat, client, headers, max_tokens=100) for _ in range(200)]
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_two_hundred_at_once_against_a_budget_for_fifty(file: Path, ledger_url: str, workers: str) -> None:
+    usd = round(50 * most_usd(body_bytes(), 100), 12)
+    headers = new_key(file, "team", usd_per_day=usd)
+    with faults.running(slowly) as upstream:
+        config = write_pool(
+            file.parent, {"small": [upstream.url]}, keys={"file": str(file)}, ledger={"url": ledger_url}
+        )
+        with served(config, None, "--workers", workers) as running, ThreadPoolExecutor(200) as pool:
+            client = running.client
+            asked = [pool.submit(ask_once, str(client.base_url), headers) for _ in range(200)]
             until(lambda: sum(one.done() for one in asked) == 150, 60, "those over the budget are refused")
             assert len(upstream.requests) == 50
+            refused = chat(client, headers, max_tokens=100)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["type"], error["code"]) == (
+                429,
+                "insufficient_quota",
+                "insufficient_quota",
+            )
+            assert 0 < int(refused.headers["retry-after"]) <= 24 * 3600
+            assert refused.headers["x-should-retry"] == "false"
             upstream.let_go_on()
-            answers = [one.result() for one in asked]
-        codes = [answer.status_code for answer in answers]
-        assert (codes.count(200), codes.count(429)) == (50, 150)
-        refused = next(answer for answer in answers if answer.status_code == 429)
-        error = refused.json()["error"]
-        assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
-        assert 0 < int(refused.headers["retry-after"]) <= 24 * 3600
-        assert refused.headers["x-should-retry"] == "false"
-        until(lambda: metric(client, "pika_budget_spent_ratio{") < 0.9, 10, "all is settled")
-        assert metric(client, 'pika_budget_spent_ratio{key="team"}') == pytest.approx(50 * LARGE_USD / usd)
-        assert chat(client, headers, max_tokens=100).status_code == 200
-    assert audit(ledger_url) == (51 * round(LARGE_USD * PICO), 0, 0)
+            codes = [one.result() for one in asked]
+            assert (codes.count(200), codes.count(429)) == (50, 150)
+            used = pytest.approx(50 * ANSWER_USD / usd)
+            until(lambda: metric(client, 'pika_budget_spent_ratio{key="team"}') == used, 10, "all is settled")
+            assert chat(client, headers, max_tokens=100).status_code == 200
+    assert audit(ledger_url) == (51 * round(ANSWER_USD * PICO), 0, 0)
 
 
 @contextmanager
@@ -417,7 +424,7 @@ def test_killed_in_the_middle_the_ledger_says_no_less_than_the_clients_know(file
     assert codes.count(0) >= 1, "nobody noticed the kill"
     assert answered <= sent
     # All that was sent counts: with its cost, or in full where the killed one had not settled it.
-    assert spent + reserved >= sent * round(LARGE_USD * PICO)
+    assert spent + reserved >= sent * round(ANSWER_USD * PICO)
     assert spent + reserved <= round(usd * PICO)
     assert reserved == unsettled * round(most * PICO)
     # The rest of the budget holds so many more, and not one further.

@@ -22,6 +22,7 @@ EVERYTHING: dict[str, Any] = {
     "imagePullSecrets": [{"name": "registry"}],
     "files": {"policy.tuned.json": '{"a": "b\\n"}\n'},
     "envFromSecrets": ["pika-keys"],
+    "keysSecret": "pika-user-keys",
     "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
     "autoscaling": {"enabled": True, "inFlightPerPod": 50},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -130,7 +131,16 @@ def test_all_options_are_rendered_and_valid(everything: tuple[Manifests, str]) -
         "target": {"type": "AverageValue", "averageValue": "50"},
     }
     assert manifests["ServiceMonitor"]["metadata"]["labels"]["release"] == "prometheus"
-    assert "Nothing asks for a key" in notes
+    assert "what asks for no key is /health, /ready and /metrics" in notes
+    assert {"name": "keys", "mountPath": "/etc/pika-keys", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "keys", "secret": {"secretName": "pika-user-keys", "defaultMode": 0o440}} in pod(manifests)[
+        "volumes"
+    ]
+
+
+def test_who_lets_everybody_ask_is_told() -> None:
+    _, notes = rendered(CHART, {"pool": POOL, "service": {"type": "LoadBalancer"}}, NEWEST)
+    assert "nothing asks for a key" in notes
 
 
 def test_all_of_them_find_the_pods(everything: tuple[Manifests, str]) -> None:

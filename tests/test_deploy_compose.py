@@ -66,7 +66,11 @@ def test_no_secret_stands_in_the_file(services: Services) -> None:
 
 
 def test_what_may_be_set_is_documented() -> None:
-    used = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text())) | {"HF_TOKEN"}
+    used = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text())) | {
+        "HF_TOKEN",
+        "PIKA_ADMIN_KEY",
+        "PIKA_LEDGER_URL",
+    }
     rows = [line for line in (DOCKER / "README.md").read_text().splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`([A-Z_0-9]+)`", row.split("|")[1])} == used
 

@@ -17,9 +17,11 @@ import yaml
 
 from server.app import create_app
 from server.ledger.section import Ledger
+from server.sections import Keys
 from server.vllm_server import free_port
 from tests.support import upstream as faults
 from tests.support.gateway import nano_pool, serving
+from tests.support.keys import new_key
 from tests.support.processes import until
 
 DOCKER = Path(__file__).parents[1] / "docker"
@@ -86,21 +88,26 @@ def ask(client: httpx.Client, query: str) -> list[tuple[dict[str, str], float]]:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, str]]:
     """Prometheus, and the exposition after it saw requests: routed, streamed, pinned, repeated, refused, judged."""
-    ledger = Ledger(url=f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.sqlite")
+    folder = tmp_path_factory.mktemp("prometheus")
+    headers = new_key(folder / "keys.yaml", "team", usd_per_day=1)
+    sections = {
+        "keys": Keys(file=str(folder / "keys.yaml")),
+        "ledger": Ledger(url=f"sqlite:///{folder}/ledger.sqlite"),
+    }
     with (
         faults.running(faults.answers) as upstream,
-        serving(create_app(nano_pool(upstream.url).model_copy(update={"ledger": ledger}))) as base,
-        prometheus(tmp_path_factory.mktemp("prometheus"), base.removeprefix("http://")) as client,
+        serving(create_app(nano_pool(upstream.url).model_copy(update=sections))) as base,
+        prometheus(folder, base.removeprefix("http://")) as client,
     ):
         until(lambda: bool(ask(client, "pika_requests_total")), 30, "Prometheus has seen the counters at zero")
         models = ("auto", "auto", "nano-small", "auto-min_cost", "no-such-model")
         for number, model in enumerate(models * 4):
             messages = [{"role": "user", "content": f"Begin with {number % 7}. Add 1."}]
             body = {"model": model, "stream": number % 2 == 0, "messages": messages}
-            answer = httpx.post(f"{base}/v1/chat/completions", json=body, timeout=30)
+            answer = httpx.post(f"{base}/v1/chat/completions", json=body, headers=headers, timeout=30)
             if model == "auto":
                 outcome = {"id": answer.headers["x-request-id"], "correct": number % 3 > 0}
-                httpx.post(f"{base}/v1/outcomes", json=outcome, timeout=30).raise_for_status()
+                httpx.post(f"{base}/v1/outcomes", json=outcome, headers=headers, timeout=30).raise_for_status()
         exposition = httpx.get(f"{base}/metrics", timeout=10).text
         seen = (
             "sum(pika_requests_total) == 20 and sum(pika_probe_batch_prompts_sum) > 0 and sum(pika_outcomes_total) == 8"
