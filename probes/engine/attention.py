@@ -38,8 +38,8 @@ def attend(
         return attend_together(query, key, value, asked, packing.keys, how)
     if len(packing.spans) == 1:
         return attend_alone(query, key, value, packing, how)
-    lengths = (asked.lengths, packing.keys.lengths, packing.keys.lengths)
-    prompts = zip(*(torch.split(x, n, dim=1) for x, n in zip((query, key, value), lengths, strict=True)), strict=True)
+    keys, values = (torch.split(x, packing.keys.lengths, dim=1) for x in (key, value))
+    prompts = zip(torch.split(query, asked.lengths, dim=1), keys, values, strict=True)
     return torch.cat([attend_alone(*prompt, packing, how) for prompt in prompts])
 
 

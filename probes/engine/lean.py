@@ -211,7 +211,7 @@ def _norm(module: Any) -> Norm:
 
 def _rotate(x: Tensor, turn: Tensor) -> Tensor:
     """(tokens, heads, head_dim), two dimensions beside one another as one complex number, in single precision."""
-    rotated = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turn
+    rotated = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2)) * turn
     return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
