@@ -68,6 +68,7 @@ class Settings(Section):
     out_of_distribution: OutOfDistribution = OutOfDistribution()
     policy: Policy
     allow_request: list[RoutingField] = Field(default=list(ROUTING_FIELDS))
+    """What requests may ask of routing; anything else in their `routing` is a 400."""
     limits: Limits = Limits()
     keys: Keys | None = None
     admin: Admin | None = None

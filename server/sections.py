@@ -42,7 +42,9 @@ class Server(Section):
     """All but `drain_s` is read when the gateway starts: a reload does not change it."""
 
     host: str = "127.0.0.1"
+    """Address to listen at."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """0: any free one, which the log names."""
     public: bool = False
     """Whether `host` may be an address that other machines reach: whoever reaches it may ask."""
     workers: int = Field(default=1, ge=1, le=MAX_WORKERS)
@@ -55,19 +57,22 @@ class Prices(Section):
     """USD per million tokens."""
 
     input: float = Field(ge=0, allow_inf_nan=False)
+    """Of prompts."""
     output: float = Field(ge=0, allow_inf_nan=False)
+    """Of answers."""
 
 
 class Launch(Section):
     """A vLLM server that `pika up` starts on this machine."""
 
     port: int | None = Field(default=None, ge=1, le=65535)
-    """None: any free port."""
+    """Without it any free one."""
     gpus: list[int] = []
     """CUDA_VISIBLE_DEVICES of this server; empty leaves the environment's."""
     args: list[str] = []
     """Passed to vLLM's API server after the ones that PIKA sets."""
     env: dict[str, str] = {}
+    """Further variables of its environment."""
 
     @field_validator("args")
     @classmethod
@@ -99,6 +104,7 @@ class Replica(Section):
     api_key_env: str | None = None
     """Name of the environment variable that holds the key sent upstream."""
     launch: Launch | None = None
+    """In place of `url`: how `pika up` starts it."""
 
     @field_validator("url")
     @classmethod
@@ -123,7 +129,9 @@ class Model(Section):
     model: str
     """Hub id, or a path; relative paths are resolved against the YAML file's folder."""
     max_context_tokens: int = Field(gt=0)
+    """Of prompt and answer together; longer requests go to other arms."""
     supports: list[Capability] = []
+    """What its requests may have; those with anything else go to other arms."""
     usd_per_million_tokens: Prices
     prefix_affinity: bool = False
     """Requests that begin alike go to the same replica, whose prefix cache knows them, while it is not much busier."""
@@ -132,17 +140,25 @@ class Model(Section):
 
 
 class MeanTokens(Section):
+    """Tokens of an average request, from which costs are estimated."""
+
     input: float = Field(ge=0)
+    """Of the prompt."""
     output: float = Field(ge=0)
+    """Of the answer."""
 
 
 class ArmLimits(Section):
     """Times in seconds that an arm has in place of `limits`'."""
 
     connect_s: float | None = Field(default=None, gt=0)
+    """To an upstream."""
     first_byte_s: float | None = Field(default=None, gt=0)
+    """From the request sent upstream to a stream's first byte."""
     between_chunks_s: float | None = Field(default=None, gt=0)
+    """Of a stream."""
     total_s: float | None = Field(default=None, gt=0)
+    """From a request's whole body to the end of its answer."""
 
 
 class Arm(Section):
@@ -159,6 +175,7 @@ class Arm(Section):
     success_probability: float | None = Field(default=None, ge=0, le=1)
     """Instead of a probe: a constant, flagged `uncalibrated`."""
     mean_tokens: MeanTokens | None = None
+    """Needed where there is no probe, or it knows none; what a probe knows wins."""
     limits: ArmLimits = ArmLimits()
 
     @field_validator("request", "defaults")
@@ -179,12 +196,19 @@ class Arm(Section):
 
 
 class Queue(Section):
+    """What may wait to be scored; more is answered as `when_unavailable` says."""
+
     prompts: int = Field(default=512, gt=0)
+    """How many."""
     tokens: int = Field(default=200_000, gt=0)
+    """Of all of them."""
 
 
 class Engine(Section):
+    """What reads prompts with the probe models, which follow from the arms' probes."""
+
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one."""
     kind: Literal["process", "remote", "vllm"] = "process"
     """A process of the gateway's own; `pika engine` at `url`; a vLLM server that `pika probe-server` started there."""
     url: str | list[str] | None = None
@@ -204,7 +228,8 @@ class Engine(Section):
     probe's card names it, or the last component of that: `nano-medium` for `../../nano-medium`. Probes from the Hub
     whose card names a folder need it."""
     dtype: Dtype | None = None
-    """What probe models run in; None: what their probes were trained with. Another needs `allow_mismatch: [dtype]`."""
+    """What probe models run in; without it what their probes were trained with. Another needs
+    `allow_mismatch: [dtype]`."""
     allow_mismatch: list[Check] = []
     """Checks of probes against their probe models that may fail; answers then carry the flag `mismatch-<check>`."""
     usd_per_million_tokens: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -252,15 +277,23 @@ class Policy(Section):
     """A policy and its knob, or the file that `pika tune` wrote."""
 
     name: str | None = None
+    """utility, cascade, min_success, target_accuracy, max_success, min_cost or random."""
     tuned: str | None = None
     """Path of policy.tuned.json. Knobs that stand beside it win over the file's."""
     variant: str | None = None
+    """Of `utility`: lambda (default), original, normalized, ratio, success_per_dollar, threshold or sigmoid."""
     lam: float | None = Field(default=None, alias="lambda", ge=0, allow_inf_nan=False)
+    """Of `utility`: the weight of cost; 0 ignores it."""
     value: float | None = Field(default=None, allow_inf_nan=False)
+    """Of `utility` in some variants: what a right answer is worth."""
     thresholds: float | list[float] | None = None
+    """Of `cascade`: one for all steps, or one for each; a step up while the probability is not above it."""
     min_success: float | None = Field(default=None, ge=0, le=1)
+    """Of `min_success`: the probability that every answer must have."""
     accuracy: float | None = Field(default=None, ge=0, le=1)
+    """Of `target_accuracy`: the mean that is kept to; needs `tuned`."""
     max_cost_usd: float | None = Field(default=None, ge=0)
+    """No arm whose answer is expected to cost more; where all are, the cheapest, flag `infeasible`."""
 
     @model_validator(mode="after")
     def _named(self) -> Self:
@@ -294,11 +327,13 @@ class Limits(Section):
     connections: int = Field(default=10_000, gt=0)
     """Clients' open connections, idle ones included; further ones are answered with 503 and closed."""
     in_flight: int = Field(default=1000, gt=0)
+    """Requests at once; further ones get 503 with Retry-After."""
     head_kb: float = Field(default=32, gt=0)
     """Request line and headers."""
     head_s: float = Field(default=10, gt=0)
     """From a request's first byte to the end of its headers."""
     body_mb: float = Field(default=10, gt=0)
+    """Of one request, as it comes and unpacked."""
     bodies_mb: float = Field(default=500, gt=0)
     """Of all requests in flight together, bodies of up to 64 kB left out; a body is held until its answer begins."""
     body_s: float = Field(default=120, gt=0)
