@@ -69,10 +69,21 @@ def _seen(database: Database, artifact: Artifact, arm: str | None) -> _Seen:
     with database.read() as connection:
         arm = _arm(scored_arms(connection), probe, arm)
         judged = latest(connection, arm, probe, MOST, paths=BY_ROUTING)
-    audited = judged.where(judged.propensity < 1)
+    audited = _while_audited(judged)
     if worth(1 / audited.propensity) >= LEAST:
         return _Seen(arm, audited, weighed=True)
     return _Seen(arm, judged, weighed=False)
+
+
+def _while_audited(judged: Judged) -> Judged:
+    """The outcomes of the time in which the arm could be drawn for every prompt.
+
+    Outside of it chance may have taken part too, but a trial draws between two policies' arms alone.
+    """
+    times = judged.at[judged.audited]
+    if not len(times):
+        return judged.where(judged.audited)
+    return judged.where((judged.propensity < 1) & (judged.at >= times.min()) & (judged.at <= times.max()))
 
 
 def _arm(known: list[tuple[str, str | None]], probe: str, wanted: str | None) -> str:

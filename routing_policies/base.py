@@ -32,6 +32,8 @@ class Policy(ABC):
     """False where the decision does not read success probabilities, so that no probe need run."""
     reads_costs_alone: ClassVar[bool] = False
     """Whether equal costs of equal arms always lead to the same choice."""
+    draws: ClassVar[bool] = False
+    """Whether chance takes one of the allowed arms, each as likely as the others."""
     knob: ClassVar[str | None] = None
     """The `routing` field that `auto-<policy>-<value>` sets."""
 

@@ -14,6 +14,7 @@ class Random(Policy):
     """Draws go on from call to call, so that n single requests choose as one batch of n does."""
 
     needs_success: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
 
     seed: int | None = None
     """None takes entropy from the system: a policy built anew for each request still varies."""

@@ -37,11 +37,8 @@ def audited(state: State, request: ChatRequest, decision: Decision) -> Decision:
     if state.chance.random() >= audit.share:
         return replace(decision, propensity=propensity(audit.share, len(able), decision.propensity))
     arm = state.chance.choice(able)
-    if decision.odds is not None:
-        otherwise = float(decision.odds[arm])
-    else:
-        otherwise = decision.propensity if arm == decision.arm else 0.0
-    return decision.moved(state, request, arm, "audit", propensity=propensity(audit.share, len(able), otherwise))
+    chance = propensity(audit.share, len(able), float(decision.chances[arm]))
+    return decision.moved(state, request, arm, "audit", propensity=chance)
 
 
 def propensity(share: float, able: int, otherwise: float) -> float:

@@ -49,6 +49,15 @@ class Decision:
         value = float(self.prediction.success[self.arm])
         return None if np.isnan(value) else value
 
+    @property
+    def chances(self) -> FloatArray:
+        """The probability with which each arm would be drawn, given the request, (k,)."""
+        if self.odds is not None:
+            return self.odds
+        certain = np.zeros(len(self.cost))
+        certain[self.arm] = 1.0
+        return certain
+
     def moved(self, state: State, request: ChatRequest, arm: int, path: str, **changes: Any) -> "Decision":
         """The same decision for another arm that can serve the request.
 

@@ -3,6 +3,7 @@ another; what goes first is applied last.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from server.experiment import Canary
 from server.predictor import Prediction
 from server.session import Conversation, Group
 from server.state import State
+
+CERTAIN: dict[str, Any] = {"propensity": 1.0, "odds": None}
+"""What a decision says of its chances, where chance had no part in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ def by_policy(case: Case, course: Course, path: str = "routed") -> Decision:
     within, over_budget = affordable(case.cost, case.servable, course.max_cost_usd)
     arm, infeasible = _chosen(case, course.policy, within)
     flags = flags_of(case.state.pool.arms[arm], case.request, case.prediction, infeasible or over_budget)
-    return Decision(
+    decision = Decision(
         arm,
         course.name,
         path,
@@ -67,6 +71,12 @@ def by_policy(case: Case, course: Course, path: str = "routed") -> Decision:
         policy_arm=arm,
         conversation=case.conversation,
     )
+    return replace(decision, **_drawn(within / within.sum(), arm)) if course.policy.draws else decision
+
+
+def _drawn(odds: FloatArray, arm: int) -> dict[str, Any]:
+    """What a decision says of its chances, where chance took the arm."""
+    return {"odds": odds, "propensity": float(odds[arm])}
 
 
 def _chosen(case: Case, policy: Policy, allowed: BoolArray) -> tuple[int, bool]:
@@ -87,14 +97,14 @@ def sticky(case: Case, decision: Decision, path: str = "sticky") -> Decision:
     if stays is None or not decision.allowed[stays]:
         return decision
     if stays == decision.arm:
-        return replace(decision, path=path)
+        return replace(decision, path=path, **CERTAIN)
     assert case.state.settings.session is not None
     assert decision.chooser is not None
     arms = np.array([decision.arm, stays])
     [gain] = decision.chooser.gain(case.prediction.success[None], case.cost[None], arms[:1], arms[1:])
     if gain > case.state.settings.session.margin:
         return decision
-    return decision.moved(case.state, case.request, stays, path)
+    return decision.moved(case.state, case.request, stays, path, **CERTAIN)
 
 
 def safe(case: Case, decision: Decision) -> Decision:
@@ -107,7 +117,7 @@ def safe(case: Case, decision: Decision) -> Decision:
     if arm is None or not case.servable[arm]:
         return decision
     flags = flags_of(state.pool.arms[arm], case.request, case.prediction, infeasible=False)
-    return replace(decision, arm=arm, path="safe-arm", flags=flags, allowed=case.servable)
+    return replace(decision, arm=arm, path="safe-arm", flags=flags, allowed=case.servable, **CERTAIN)
 
 
 def canary(trial: Canary, group: Group, decision: Decision, tried: Decision) -> Decision:
@@ -119,11 +129,9 @@ def canary(trial: Canary, group: Group, decision: Decision, tried: Decision) -> 
         decision: without the trial.
         tried: by the candidate.
     """
-    odds = np.zeros(len(decision.cost))
-    odds[tried.arm] += trial.share
-    odds[decision.arm] += 1 - trial.share
+    odds = trial.share * tried.chances + (1 - trial.share) * decision.chances
     drawn = tried if group == "canary" else decision
-    return replace(drawn, group=group, odds=odds, propensity=float(odds[drawn.arm]))
+    return replace(drawn, group=group, **_drawn(odds, drawn.arm))
 
 
 def tool_result(case: Case, decision: Decision) -> Decision:
@@ -133,7 +141,7 @@ def tool_result(case: Case, decision: Decision) -> Decision:
     stays = case.stays_at()
     if stays is None:
         return decision
-    return decision.moved(case.state, case.request, stays, "sticky", propensity=1.0, odds=None)
+    return decision.moved(case.state, case.request, stays, "sticky", **CERTAIN)
 
 
 def shadow(case: Case, decision: Decision) -> Decision:
@@ -142,4 +150,4 @@ def shadow(case: Case, decision: Decision) -> Decision:
     arm = None if section is None else case.state.pool.index(section.arm)
     if arm is None or not case.servable[arm]:
         return decision
-    return decision.moved(case.state, case.request, arm, "shadow", policy_arm=decision.arm, propensity=1.0, odds=None)
+    return decision.moved(case.state, case.request, arm, "shadow", policy_arm=decision.arm, **CERTAIN)

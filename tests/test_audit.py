@@ -18,6 +18,7 @@ from server.decision import Decision
 from server.head import RequestHead
 from server.live import Order, build
 from server.metrics import Metrics
+from server.session import Sessions
 from server.state import State
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool
@@ -30,14 +31,16 @@ TOOL_TURN = [*MESSAGES, {"role": "assistant", "content": "", "tool_calls": []}, 
 def state_of(**sections: Any) -> State:
     settings = constant_pool({name: ["http://127.0.0.1:1/v1"] for name in ARMS}, **sections)
     parts = build(Order(settings))
-    return State(settings, parts.pool, parts.policies, parts.predictor, None, Metrics(), chance=Random(7))
+    state = State(settings, parts.pool, parts.policies, parts.predictor, None, Metrics(), chance=Random(7))
+    state.canary, state.sessions = parts.canary, Sessions()
+    return state
 
 
 def decided(state: State, n: int, **fields: Any) -> list[Decision]:
     body = orjson.dumps({"model": "auto", "messages": MESSAGES, **fields})
 
     async def all_of_them() -> list[Decision]:
-        return [await decide(state, parse_chat(body, RequestHead())) for _ in range(n)]
+        return [await decide(state, parse_chat(body, RequestHead(request_id=f"{i}"))) for i in range(n)]
 
     return asyncio.run(all_of_them())
 
@@ -61,6 +64,17 @@ def test_arms_are_drawn_as_often_as_their_propensity_says(fields: dict[str, Any]
         assert list(told) == pytest.approx([expected])
     assert sum(one.path == "audit" for one in decisions) / n == pytest.approx(share, abs=0.03)
     assert {state.pool.names[one.policy_arm] for one in decisions} == {"large"}
+
+
+def test_what_the_policy_draws_is_part_of_the_chances() -> None:
+    for audit, sections in ((0.0, {}), (0.3, {"audit": {"share": 0.3}})):
+        decisions = decided(state_of(**sections), 200, model="auto-random")
+        assert [one.propensity for one in decisions] == pytest.approx([1 / 3] * 200), audit
+    canary = {"share": 0.4, "policy": {"name": "random"}}
+    decisions = decided(state_of(canary=canary), 400)  # the policy itself takes the third arm
+    chances = {0: 0.4 / 3, 1: 0.4 / 3, 2: 0.6 + 0.4 / 3}
+    assert {one.arm for one in decisions} >= {2}
+    assert all(one.propensity == pytest.approx(chances[one.arm]) for one in decisions)
 
 
 def test_weighed_by_propensity_every_arm_speaks_for_all_prompts() -> None:

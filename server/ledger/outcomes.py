@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Integer, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from server.ledger import rollups
@@ -103,6 +103,8 @@ class Judged:
     p: FloatArray
     correct: FloatArray
     propensity: FloatArray
+    audited: BoolArray
+    """Whether an audit drew the arm."""
 
     def where(self, rows: BoolArray) -> "Judged":
         return Judged(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -124,9 +126,14 @@ def latest(
         since: Unix seconds.
         paths: how the arm came to be chosen; empty: in whichever way.
     """
-    columns = (outcomes.c.at, outcomes.c.success_probability, outcomes.c.correct, outcomes.c.propensity)
     chosen = (
-        select(*columns)
+        select(
+            outcomes.c.at,
+            outcomes.c.success_probability,
+            outcomes.c.correct,
+            outcomes.c.propensity,
+            (outcomes.c.path == "audit").cast(Integer),
+        )
         .where(outcomes.c.arm == arm, outcomes.c.at >= since, outcomes.c.success_probability.is_not(None))
         .where(outcomes.c.pool.in_(_pools(connection, arm, probe)))
         .order_by(outcomes.c.at.desc())
@@ -135,7 +142,8 @@ def latest(
     if paths:
         chosen = chosen.where(outcomes.c.path.in_(paths))
     rows = [tuple(row) for row in reversed(connection.execute(chosen).all())]
-    return Judged(*np.array(rows, dtype=np.float64).reshape(-1, len(columns)).T)
+    at, p, correct, propensity, audited = np.array(rows, dtype=np.float64).reshape(-1, len(fields(Judged))).T
+    return Judged(at, p, correct, propensity, audited > 0)
 
 
 def _pools(connection: Connection, arm: str, probe: str | None) -> list[int]:
