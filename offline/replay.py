@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from offline.evaluate import DataError
-from offline.ledger_source import ledger_of
+from offline.ledger_source import is_config, ledger_of
 from offline.pool_file import read_prices
 from offline.progress import bars
 from offline.replay_plan import (
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--ledger", required=True, metavar="CONFIG|URL", help="the pool's YAML file, or the ledger's URL"
+        "--ledger", required=True, metavar="CONFIG|URL", help="the pool's YAML file, or the ledger's file or URL"
     )
     parser.add_argument("--since", metavar="WHEN", help="7d, 24h, 90m, or a date such as 2026-11-01 (default: all)")
     parser.add_argument("--until", metavar="WHEN", help="the same; requests before it (default: now)")
@@ -109,8 +109,7 @@ def _picture(text: str) -> Path:
 
 
 def _run(options: argparse.Namespace) -> Found:
-    settings = None if "://" in options.ledger else load(options.ledger)
-    now_on = None if settings is None else configured(settings)
+    now_on = configured(load(options.ledger)) if is_config(options.ledger) else None
     given: Mapping[str, Any] = {} if now_on is None else now_on.knobs
     wanted = list(unique([asked for text in options.policy for asked in parse_policy(text, given)]))
     now = time.time()

@@ -119,6 +119,10 @@ def test_either_database(ledger_url: str, capsys: pytest.CaptureFixture[str]) ->
     assert knobs == sorted(set(knobs))
 
 
+def test_the_file_itself(filled: tuple[Path, Truth], capsys: pytest.CaptureFixture[str]) -> None:
+    assert found(capsys, "--ledger", filled[0], "--policy", "min_cost")["requests"] == COUNT
+
+
 def test_tables_for_people(ledger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--policy", "max_success", "--sweep", "lambda", "--plot", tmp_path / "frontier.png")
     code, out, err = run(capsys, "--ledger", ledger, *words)
