@@ -94,7 +94,8 @@ def test_all_that_is_copied_is_there_and_not_ignored_and_all_packages_are_copied
 def test_the_lock_pins_all_that_the_image_installs(variant: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {name(line) for line in (ROOT / f"requirements-{variant}.txt").read_text().splitlines() if "==" in line}
-    needed = {name(line) for line in (*project["dependencies"], *project["optional-dependencies"]["engine"])}
+    extras = [line for extra in ("engine", "postgres") for line in project["optional-dependencies"][extra]]
+    needed = {name(line) for line in (*project["dependencies"], *extras)}
     assert needed | {"hatchling"} <= pinned
 
 
