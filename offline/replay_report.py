@@ -199,6 +199,7 @@ def write_plot(found: Found, file: Path) -> None:
         costs = [row.result.cost_usd for row in (*curve, *found.what_if, *found.always, found.was)]
         if 0 < WIDE * min(costs) < max(costs):
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda usd, _: f"{usd:g}")
         axes.set_xlabel("USD per 1,000 requests")
         axes.set_ylabel("right, %")
         axes.set_title(f"{found.was.result.requests:,} requests, {_period(found.traffic)}", loc="left")

@@ -118,15 +118,17 @@ def _effective(able: IndexArray, drawn: FloatArray, same: BoolArray, hidden: Boo
     """How many equally weighted outcomes tell as much: n^2 over the sum of 1 / propensity of the arm that the policy
     chooses (Kish, with the weights to be expected, for of the heavy ones few or none may have been drawn).
 
-    Where another arm was drawn, what its propensity leaves is shared evenly by the others that could serve.
+    Where another arm was drawn, and likely so, what it leaves is shared evenly by the others that could serve.
 
     Args:
         able: how many arms could serve, (n,).
     """
-    other = ~same & ~hidden & (drawn > 0.5)  # where the draw was unlikely, the policy's arm may be the likely one
+    other = ~same & ~hidden
     inverse = np.ones(len(drawn))
     inverse[same] = 1 / drawn[same]
-    inverse[other] = np.maximum(able[other] - 1, 1) / (1 - drawn[other])
+    # Where the draw was unlikely, the policy's arm may be the likely one: it may have all that is left.
+    others = np.where(drawn[other] > 0.5, np.maximum(able[other] - 1, 1), 1)
+    inverse[other] = others / (1 - drawn[other])
     return float((~hidden).sum() ** 2 / inverse[~hidden].sum()) if not hidden.all() else 0.0
 
 
