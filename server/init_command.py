@@ -134,7 +134,8 @@ async def _ask_all(urls: list[str], key: str | None) -> list[list[Served] | Init
             said = str(error) or "it took too long"
             return InitError(f"{url} does not answer ({said}): start the server, or correct the URL")
 
-    async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
+    each = httpx.Limits(max_connections=None)  # none waits for another
+    async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT_S, limits=each, trust_env=False) as client:
         return list(await asyncio.gather(*map(ask, urls)))
 
 
