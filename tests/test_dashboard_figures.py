@@ -61,6 +61,28 @@ def test_totals_are_the_sums_over_decisions(database: Database, rows: list[Decis
         assert arm.saved_usd == pytest.approx(N * own[i] - spent)
 
 
+def test_pinned_requests_are_no_part_of_what_routing_saves(tmp_path: Path) -> None:
+    database = filled(tmp_path / "ledger.sqlite", 200, NOW - 1000, NOW - 500)
+    with database.read() as connection:
+        before = read_totals(connection, PERIODS["1h"], NOW, NAMES)
+    pinned = list(decided(300, NOW - 900, NOW - 400, seed=5))
+    for row in pinned:
+        row.path, row.policy, row.arm = "pinned", "none", 2
+    write(database, pinned, answered=1.0)
+    with database.read() as connection:
+        after = read_totals(connection, PERIODS["1h"], NOW, NAMES)
+        everything = frontier(read_sample(connection, NOW - 3600))
+    assert (after.requests, after.pinned) == (500, 300)
+    assert after.arms == before.arms
+    assert after.observed == before.observed
+    assert everything.n == 200
+    ways = {(way.policy, way.path): way for way in after.ways}
+    assert set(ways) == {("none", "pinned"), ("utility", "routed"), ("utility", "audit")}
+    assert ways["none", "pinned"].requests == ways["none", "pinned"].observed.n == 300
+    assert ways["none", "pinned"].cost_usd == pytest.approx(9e-5)
+    assert sum(way.requests for way in after.ways) == 500
+
+
 def test_observed_accuracy_is_that_of_the_outcomes(database: Database) -> None:
     with database.read() as connection:
         totals = read_totals(connection, PERIODS["1h"], NOW, NAMES)

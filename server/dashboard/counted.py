@@ -38,10 +38,12 @@ def read_counted(metrics: Metrics, names: Sequence[str]) -> Totals:
         ),
         requests=int(sum(requests[name] for name in names)),
         errors=int(sum(errors[name] for name in names)),
+        pinned=None,
         spent_usd=spent,
         probe_usd=probe_usd,
         expected=share(
             sum(sums["pika_expected_correct_total"].values()), int(sum(sums["pika_success_probability_count"].values()))
         ),
         observed=share(0, 0),
+        ways=(),
     )

@@ -21,16 +21,35 @@ class ArmTotal:
 
 
 @dataclass(frozen=True)
-class Totals:
-    """All arms together."""
+class Way:
+    """The requests that one policy sent one way: a candidate policy's, say, beside the configured one's."""
 
-    arms: tuple[ArmTotal, ...]
+    policy: str
+    path: str
     requests: int
     errors: int
+    cost_usd: float | None
+    """Mean of an answer whose cost is known."""
+    expected: Share
+    observed: Share
+
+
+@dataclass(frozen=True)
+class Totals:
+    """All requests together, and what routing made of those that no client had pinned to an arm."""
+
+    requests: int
+    errors: int
+    pinned: int | None
+    """None where it is not known."""
     spent_usd: float
     """The probe's prefill included."""
     probe_usd: float
+    arms: tuple[ArmTotal, ...]
+    """Of routed requests, as what follows."""
     expected: Share
     """By success probability; the interval is of what would be observed if the probabilities are true."""
     observed: Share
     """By outcomes."""
+    ways: tuple[Way, ...]
+    """Pinned requests too."""

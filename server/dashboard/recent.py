@@ -7,14 +7,13 @@ import numpy as np
 from sqlalchemy import Connection, Row, func, select
 
 from server.dashboard.reasons import why
-from server.dashboard.totals import read_pools
+from server.dashboard.totals import MAX_TEXT, read_pools
 from server.ledger.row import PoolRow
 from server.ledger.tables import decisions, outcomes
 
 MAX_PAGE = 100
 MAX_PROMPT = 10_000
 """Characters; the page shows no more."""
-MAX_TEXT = 300
 MAX_OUTCOMES = 20
 PAGE = ("id", "request_id", "at", "pool", "arm", "policy", "path", "flags", "success", "cost", "code", "cost_usd",
         "total_ms")  # fmt: skip

@@ -17,6 +17,10 @@ from server.ledger.tables import decisions, outcomes
 MOST = 4000
 """Decisions; shares among them are known to a percent or so."""
 OUT_OF_DISTRIBUTION = "out-of-distribution"
+NO_POLICY = frozenset(("pinned", "fallback", "probe-unavailable"))
+"""Paths on which no policy chose."""
+FIXED = "safe-arm"
+"""The path on which every policy would choose alike."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Sample:
     pool: PoolRow | None
     """The newest; None where there are no decisions."""
     record: Recorded | None
-    """The decisions of that pool that can be replayed; None where there are none."""
+    """The decisions of that pool that can be replayed; None where there are none. As `pika replay` has it."""
     why: str | None
     """Why there are none."""
 
@@ -89,10 +93,10 @@ def _query(first: int, last: int, since: float, most: int) -> Any:
 
 
 def _recorded(rows: list[Row[Any]], k: int) -> tuple[Recorded | None, str | None]:
-    """Answered ones, and why there are none."""
-    rows = [row for row in rows if row.code == 200 and row.arm < k]
+    """Answered ones that a policy decided on, and why there are none."""
+    rows = [row for row in rows if row.code == 200 and row.path not in NO_POLICY and row.arm < k]
     if not rows:
-        return None, "None of the decisions in this time was answered."
+        return None, "None of the decisions in this time was a policy's, and answered."
     bits = np.array([row.allowed for row in rows], dtype=np.int64)
     try:
         record = recorded(
@@ -104,7 +108,7 @@ def _recorded(rows: list[Row[Any]], k: int) -> tuple[Recorded | None, str | None
             outcome=_column([row.correct for row in rows]),
             paid_usd=_column([row.cost_usd for row in rows]),
             probe_usd=_column([row.probe_usd for row in rows]),
-            fixed=np.array([row.path in ("safe-arm", "pinned") for row in rows]),
+            fixed=np.array([row.path == FIXED for row in rows]),
         )
     except PolicyError as error:
         return None, str(error)

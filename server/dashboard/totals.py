@@ -1,14 +1,14 @@
 """Money saved, accuracy and the mix of arms over a period, from the ledger's sums."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sqlalchemy import Connection, Row, func, select
 
 from routing_policies.base import FloatArray
-from server.dashboard.money import ArmTotal, Totals
+from server.dashboard.money import ArmTotal, Totals, Way
 from server.dashboard.period import Period
 from server.dashboard.shares import share
 from server.ledger.rollups import Sums, always_usd
@@ -16,6 +16,10 @@ from server.ledger.row import PoolRow
 from server.ledger.tables import pools, rollups
 
 COLUMNS = [field.name for field in fields(Sums)]
+NOTHING = Sums()
+PINNED = "pinned"
+MAX_TEXT = 300
+"""Characters."""
 
 
 def read_pools(connection: Connection, ids: Sequence[int]) -> dict[int, PoolRow]:
@@ -29,68 +33,107 @@ def _pool(row: Row[Any]) -> PoolRow:
     return PoolRow(row.arms, prices, mean_tokens, row.probes, row.policy)
 
 
+class Added(NamedTuple):
+    """Sums over the requests that went one way in a period."""
+
+    pool: int
+    arm: int
+    policy: str
+    path: str
+    sums: Sums
+
+
 def read_totals(connection: Connection, period: Period, now: float, names: Sequence[str]) -> Totals:
     """
     Args:
         names: the pool's arms, which come first, whether they did anything or not.
     """
+    way = (rollups.c.pool, rollups.c.arm, rollups.c.policy, rollups.c.path)
     query = (
-        select(rollups.c.pool, rollups.c.arm, *(func.sum(rollups.c[name]).label(name) for name in COLUMNS))
+        select(*way, *(func.sum(rollups.c[name]).label(name) for name in COLUMNS))
         .where(rollups.c.span_s == period.span_s, rollups.c.bucket >= period.since(now))
-        .group_by(rollups.c.pool, rollups.c.arm)
+        .group_by(*way)
+        .order_by(*way)
     )
-    rows = connection.execute(query).all()
-    found = read_pools(connection, sorted({row.pool for row in rows}))
-    sums = [(row.pool, row.arm, Sums(*(_number(row, name) for name in COLUMNS))) for row in rows]
-    return add_up(sums, found, names)
+    rows = [Added(*row[:4], _sums(row)) for row in connection.execute(query)]
+    return add_up(rows, read_pools(connection, sorted({row.pool for row in rows})), names)
 
 
-def _number(row: Any, name: str) -> Any:
-    value = getattr(row, name)
-    return float(value) if name.endswith("usd") or name.endswith("correct") else int(value)
+def _sums(row: Row[Any]) -> Sums:
+    """Whole numbers come as Decimal from PostgreSQL."""
+    values = {name: getattr(row, name) for name in COLUMNS}
+    return Sums(**{name: type(getattr(NOTHING, name))(value) for name, value in values.items()})
 
 
-def add_up(sums: Sequence[tuple[int, int, Sums]], of: Mapping[int, PoolRow], names: Sequence[str]) -> Totals:
+def add_up(rows: Sequence[Added], of: Mapping[int, PoolRow], names: Sequence[str]) -> Totals:
     """
     Args:
-        sums: (pool, arm, what it did).
         of: the pools by id.
+        names: see `read_totals`.
     """
+    routed = [row for row in rows if row.path != PINNED]
     order = [*names, *(name for pool in of.values() for name in pool.arms if name not in names)]
     own: dict[str, list[Sums]] = {name: [] for name in dict.fromkeys(order)}
     alone: dict[str, float] = {}
-    routed: dict[str, float] = {}
-    for pool_id in of:
-        pool, mine = of[pool_id], [(arm, one) for id_, arm, one in sums if id_ == pool_id]
-        spent = sum(one.cost_usd + one.probe_usd for _, one in mine)
-        each: FloatArray = np.sum([always_usd(pool, arm, one) for arm, one in mine], axis=0)
-        for name, usd in zip(pool.arms, each.tolist(), strict=True):
-            alone[name] = alone.get(name, 0.0) + usd
-            routed[name] = routed.get(name, 0.0) + spent
-        for arm, one in mine:
-            own[pool.arms[arm]].append(one)
-    every = [one for _, _, one in sums]
-    probe_usd = sum(one.probe_usd for one in every)
+    spent: dict[str, float] = {}
+    for pool_id in sorted({row.pool for row in routed}):
+        pool, here = of[pool_id], [row for row in routed if row.pool == pool_id]
+        usd = sum(row.sums.cost_usd + row.sums.probe_usd for row in here)
+        each: FloatArray = np.sum([always_usd(pool, row.arm, row.sums) for row in here], axis=0)
+        for name, one in zip(pool.arms, each.tolist(), strict=True):
+            alone[name] = alone.get(name, 0.0) + one
+            spent[name] = spent.get(name, 0.0) + usd
+        for row in here:
+            own[pool.arms[row.arm]].append(row.sums)
+    every = together(row.sums for row in rows)
+    those = together(row.sums for row in routed)
     return Totals(
-        arms=tuple(_arm(name, own[name], alone.get(name), routed.get(name, 0.0)) for name in own),
-        requests=sum(one.requests for one in every),
-        errors=sum(one.errors for one in every),
-        spent_usd=sum(one.cost_usd for one in every) + probe_usd,
-        probe_usd=probe_usd,
-        expected=share(sum(one.expected_correct for one in every), sum(one.scored for one in every)),
-        observed=share(sum(one.correct for one in every), sum(one.outcomes for one in every)),
+        requests=every.requests,
+        errors=every.errors,
+        pinned=every.requests - those.requests,
+        spent_usd=every.cost_usd + every.probe_usd,
+        probe_usd=every.probe_usd,
+        arms=tuple(_arm(name, together(own[name]), alone.get(name), spent.get(name, 0.0)) for name in own),
+        expected=share(those.expected_correct, those.scored),
+        observed=share(those.correct, those.outcomes),
+        ways=tuple(_way(*key, [row.sums for row in rows if (row.policy, row.path) == key]) for key in _ways(rows)),
     )
 
 
-def _arm(name: str, own: Sequence[Sums], alone: float | None, routed: float) -> ArmTotal:
+def together(sums: Iterable[Sums]) -> Sums:
+    """Added up."""
+    every = Sums()
+    for one in sums:
+        every.add(one)
+    return every
+
+
+def _ways(rows: Sequence[Added]) -> list[tuple[str, str]]:
+    return sorted({(row.policy, row.path) for row in rows})
+
+
+def _way(policy: str, path: str, sums: Sequence[Sums]) -> Way:
+    one = together(sums)
+    return Way(
+        policy=policy[:MAX_TEXT],
+        path=path[:MAX_TEXT],
+        requests=one.requests,
+        errors=one.errors,
+        cost_usd=one.cost_usd / one.priced if one.priced else None,
+        expected=share(one.expected_correct, one.scored),
+        observed=share(one.correct, one.outcomes),
+    )
+
+
+def _arm(name: str, own: Sums, alone: float | None, spent: float) -> ArmTotal:
     return ArmTotal(
         name=name,
-        requests=sum(one.requests for one in own),
-        errors=sum(one.errors for one in own),
-        cost_usd=sum(one.cost_usd for one in own),
+        requests=own.requests,
+        errors=own.errors,
+        cost_usd=own.cost_usd,
         always_usd=alone,
-        saved_usd=None if alone is None else alone - routed,
-        saved_share=None if not alone else 1 - routed / alone,
+        saved_usd=None if alone is None else alone - spent,
+        saved_share=None if not alone else 1 - spent / alone,
     )
 
 

@@ -40,7 +40,7 @@ function show(decision) {
     fill(place, empty("Each arm's probability of answering it correctly stands here as you type."));
     return;
   }
-  const arms = Object.entries(decision.arms).map(([name, arm]) => ({ ...arm, name, chosen: name === decision.arm }));
+  const arms = Object.entries(decision.arms).map(([name, arm]) => ({ ...arm, name, chosen: name === decision.arm, by_policy: name === decision.policy_arm }));
   const difficulty = decision.arms[decision.arm].difficulty;
   fill(place,
     el("p", { class: "verdict" }, "Goes to ", el("b", {}, plain(decision.arm, 80)),

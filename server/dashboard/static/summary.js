@@ -1,7 +1,7 @@
 // The tiles, and what the same requests would have cost with one arm alone.
 
 import { armName, bar, byId, el, empty, fill, plain, table } from "./dom.js";
-import { count, interval, percent, usd } from "./format.js";
+import { count, interval, percent, thousand, usd } from "./format.js";
 
 const tile = (title, figure, second, ...notes) =>
   el("div", { class: "tile" }, el("dt", {}, title),
@@ -35,9 +35,10 @@ export function showSummary(summary) {
     saved(summary),
     accuracy(summary),
     tile("Requests", count(summary.requests), null, errors,
-      summary.dropped ? `${count(summary.dropped)} records were dropped` : null),
+      summary.pinned ? `${count(summary.pinned)} of them pinned to an arm by clients` : null),
     tile("Spent", usd(summary.spent_usd), null, `of that ${usd(summary.probe_usd)} for reading prompts (the probe)`));
   showArms(summary);
+  showWays(summary);
 }
 
 function showArms(summary) {
@@ -45,15 +46,32 @@ function showArms(summary) {
     fill(byId("arms"), empty("No requests in this time."));
     return;
   }
-  const answered = Math.max(1, summary.arms.reduce((sum, arm) => sum + arm.requests, 0));
+  const routed = Math.max(1, summary.arms.reduce((sum, arm) => sum + arm.requests, 0));
   const columns = [
     { title: "Arm", cell: (arm) => armName(arm.name) },
     { title: "Share", number: true,
-      cell: (arm) => el("span", {}, percent(arm.requests / answered, 0), bar(arm.requests / answered, arm.name)) },
+      cell: (arm) => el("span", {}, percent(arm.requests / routed, 0), bar(arm.requests / routed, arm.name)) },
     { title: "Always", number: true, cell: (arm) => usd(arm.always_usd) },
     { title: "Saved", number: true, cell: (arm) =>
       arm.saved_usd === null ? "–" : el("span", { class: arm.saved_usd >= 0 ? "good" : "bad" },
         usd(arm.saved_usd), arm.saved_share > 0 ? el("small", {}, percent(arm.saved_share, 0)) : null) },
   ];
   fill(byId("arms"), table(columns, summary.arms, "Cost against each arm alone"));
+}
+
+// A candidate policy beside the configured one, audits, pins: each with its own cost and accuracy.
+function showWays(summary) {
+  const columns = [
+    { title: "Policy", cell: (way) => plain(way.policy === "none" ? "–" : way.policy, 60) },
+    { title: "Path", cell: (way) => plain(way.path, 60) },
+    { title: "Requests", number: true, cell: (way) => el("span", {}, count(way.requests), way.errors ? el("small", {}, `${count(way.errors)} errors`) : null) },
+    { title: "Cost × 1,000", number: true, cell: (way) => thousand(way.cost_usd) },
+    { title: "Expected", class: "wide-only", number: true, cell: (way) => accurate(way.expected) },
+    { title: "Observed", number: true, cell: (way) => accurate(way.observed) },
+  ];
+  fill(byId("ways"), summary.ways.length ? table(columns, summary.ways, "Requests by policy and path") : empty("No requests in this time."));
+}
+
+function accurate({ accuracy, low, high }) {
+  return accuracy === null ? "–" : el("span", {}, percent(accuracy), el("small", {}, interval(low, high)));
 }
