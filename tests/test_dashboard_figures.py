@@ -67,7 +67,7 @@ def test_pinned_requests_are_no_part_of_what_routing_saves(tmp_path: Path) -> No
         before = read_totals(connection, PERIODS["1h"], NOW, NAMES)
     pinned = list(decided(300, NOW - 900, NOW - 400, seed=5))
     for row in pinned:
-        row.path, row.policy, row.arm = "pinned", "none", 2
+        row.path, row.policy, row.arm, row.output_tokens = "pinned", "none", 2, 35
     write(database, pinned, answered=1.0)
     with database.read() as connection:
         after = read_totals(connection, PERIODS["1h"], NOW, NAMES)

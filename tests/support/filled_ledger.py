@@ -77,7 +77,7 @@ def write(
                 correct = float(rng.random() < row.success[row.arm])
                 told.append(
                     {
-                        "request_id": row.request_id, "source": "client", "correct": correct, "at": row.at + 1, "pool": id_,
+                        "request_id": row.request_id, "source": "client", "correct": correct, "at": row.at + 1,
                         "pool": id_, "arm": pool.arms[row.arm], "success_probability": float(row.success[row.arm]),
                         "path": row.path, "propensity": row.propensity,
                     }
