@@ -21,7 +21,7 @@ CERTAIN: dict[str, Any] = {"propensity": 1.0, "odds": None}
 """What a decision says of its chances, where chance had no part in it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Case:
     """All that is known of a request when its arm is chosen."""
 
@@ -45,7 +45,7 @@ class Case:
         return None if arm is None or not self.servable[arm] else arm
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Course:
     """A policy, with the bound on cost that goes with it."""
 
