@@ -17,7 +17,8 @@ import yaml
 
 from server.app import create_app
 from server.ledger.section import Ledger
-from server.sections import Keys
+from server.routing_sections import Canary, Shadow
+from server.sections import Keys, Policy
 from server.vllm_server import free_port
 from tests.support import upstream as faults
 from tests.support.gateway import nano_pool, serving
@@ -93,6 +94,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Clien
     sections = {
         "keys": Keys(file=str(folder / "keys.yaml")),
         "ledger": Ledger(url=f"sqlite:///{folder}/ledger.sqlite"),
+        "canary": Canary(share=0.5, policy=Policy(name="min_cost")),
+        "shadow": Shadow(arm="nano-large"),
     }
     with (
         faults.running(faults.answers) as upstream,
