@@ -17,6 +17,7 @@ from probes.base import FloatArray, ProbeError
 from probes.calibration import Method
 from probes.card import Calibration, Metrics
 from probes.logistic import sigmoid
+from routing_policies.off_policy import worth
 
 METHODS: tuple[Method, ...] = ("temperature", "platt", "isotonic")
 """Of correcting a logit; it is no probability itself."""
@@ -113,11 +114,6 @@ def correct_calibration(old: Calibration, seen: Observed, seed: int) -> Correcti
         after=measure(after, rate, split, seed),
         gain=_mean(lost, seed),
     )
-
-
-def worth(weight: FloatArray) -> float:
-    """How many equally weighed outcomes tell as much: Kish's effective sample size, (n,) -> [0, n]."""
-    return float(weight.sum() ** 2 / (weight**2).sum()) if len(weight) else 0.0
 
 
 def drawn(weight: FloatArray, seed: int) -> NDArray[np.int64]:

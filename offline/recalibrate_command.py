@@ -14,11 +14,12 @@ from rich.table import Table
 from offline.evaluate import DataError
 from offline.ledger_source import ledger_of
 from offline.metrics import with_interval
-from offline.recalibrate import EARLIER_SPLIT, HELD_BACK, LEAST, Correction, Observed, correct_calibration, worth
+from offline.recalibrate import EARLIER_SPLIT, HELD_BACK, LEAST, Correction, Observed, correct_calibration
 from offline.revision import pass_from, revision_folder
 from probes.artifact import Artifact, save_artifact
 from probes.card import Metrics
 from probes.reference import load_probe
+from routing_policies.off_policy import worth
 from server.ledger.database import Database
 from server.ledger.outcomes import Judged, latest, scored_arms
 
@@ -69,21 +70,10 @@ def _seen(database: Database, artifact: Artifact, arm: str | None) -> _Seen:
     with database.read() as connection:
         arm = _arm(scored_arms(connection), probe, arm)
         judged = latest(connection, arm, probe, MOST, paths=BY_ROUTING)
-    audited = _while_audited(judged)
+    audited = judged.while_audited
     if worth(1 / audited.propensity) >= LEAST:
         return _Seen(arm, audited, weighed=True)
     return _Seen(arm, judged, weighed=False)
-
-
-def _while_audited(judged: Judged) -> Judged:
-    """The outcomes of the time in which the arm could be drawn for every prompt.
-
-    Outside of it chance may have taken part too, but a trial draws between two policies' arms alone.
-    """
-    times = judged.at[judged.audited]
-    if not len(times):
-        return judged.where(judged.audited)
-    return judged.where((judged.propensity < 1) & (judged.at >= times.min()) & (judged.at <= times.max()))
 
 
 def _arm(known: list[tuple[str, str | None]], probe: str, wanted: str | None) -> str:

@@ -114,6 +114,32 @@ def from_outcomes(
     return FromOutcomes(len(rows), int(same.sum()), effective, unseen, weighted, robust, says)
 
 
+def accuracy(outcome: FloatArray, propensity: FloatArray) -> Estimate | None:
+    """How often one arm is right, of all requests that it could have been drawn for; from its own outcomes, by inverse
+    propensity.
+
+    Args:
+        outcome: how right each of its answers was, 0 to 1, (n,).
+        propensity: probability, given the request, with which it was drawn, (n,).
+
+    Returns: with its interval; None where the outcomes tell too little.
+    """
+    weight = 1 / propensity
+    effective = worth(weight)
+    if effective < FEWEST_EFFECTIVE:
+        return None
+    weight /= weight.sum()
+    right = share(float(weight @ outcome))
+    spread = float(weight**2 @ (outcome - right) ** 2)
+    middle, half = _wilson(right, min(effective, _ratio(right * (1 - right), spread)))
+    return Estimate(right, share(middle - half), share(middle + half))
+
+
+def worth(weight: FloatArray) -> float:
+    """How many equally weighted outcomes tell as much: Kish's effective sample size, (n,) -> [0, n]."""
+    return float(weight.sum() ** 2 / (weight**2).sum()) if len(weight) else 0.0
+
+
 def _effective(able: IndexArray, drawn: FloatArray, same: BoolArray, hidden: BoolArray) -> float:
     """How many equally weighted outcomes tell as much: n^2 over the sum of 1 / propensity of the arm that the policy
     chooses (Kish, with the weights to be expected, for of the heavy ones few or none may have been drawn).

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from probes.base import FloatArray
 from probes.measures import BINS, brier, ece
+from routing_policies.off_policy import accuracy
 
 if TYPE_CHECKING:  # it brings SQLAlchemy
     from server.outcome_recorder import OutcomeRecorder
@@ -33,7 +34,7 @@ class CalibrationGauges(Collector):
     recorder: "OutcomeRecorder | None" = None
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        error, squared, count = (
+        error, squared, count, accurate, low, high = (
             GaugeMetricFamily(name, help_, labels=("arm",))
             for name, help_ in (
                 (
@@ -42,6 +43,13 @@ class CalibrationGauges(Collector):
                 ),
                 ("pika_brier", "Mean squared error of the success probability, of the latest outcomes."),
                 ("pika_calibration_outcomes", "How many outcomes these two look at."),
+                (
+                    "pika_audited_accuracy",
+                    "How often the arm is right, of all prompts it could take: by inverse propensity, while requests "
+                    "are audited.",
+                ),
+                ("pika_audited_accuracy_low", "Lower end of its 95% interval."),
+                ("pika_audited_accuracy_high", "Upper end of its 95% interval."),
             )
         )
         windows = {} if self.recorder is None else self.recorder.windows()
@@ -50,4 +58,10 @@ class CalibrationGauges(Collector):
             if len(judged.p):
                 error.add_metric((arm,), calibration_error(judged.p, judged.correct))
                 squared.add_metric((arm,), brier(judged.p, judged.correct))
-        return [error, squared, count]
+            audited = judged.while_audited
+            found = accuracy(audited.correct, audited.propensity)
+            if found is not None:
+                accurate.add_metric((arm,), found.value)
+                low.add_metric((arm,), found.low)
+                high.add_metric((arm,), found.high)
+        return [error, squared, count, accurate, low, high]

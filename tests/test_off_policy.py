@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from routing_policies.base import FloatArray, PolicyError, build
-from routing_policies.off_policy import Estimate
+from routing_policies.off_policy import Estimate, accuracy
 from routing_policies.replay import Recorded, always, as_it_was, best_single, recorded, replay
 
 TIER = (1e-6, 4e-6, 8e-5)
@@ -208,3 +208,27 @@ def test_a_few_outcomes_are_too_few() -> None:
     found = always(record, 2).from_outcomes
     assert found.inverse_propensity is None
     assert found.says.startswith("too few outcomes")
+
+
+def test_one_arms_accuracy_over_all_prompts_with_an_interval_that_holds_it() -> None:
+    """Routing sends an arm the prompts that suit it; nine of ten are as likely right there, two of ten elsewhere."""
+    share, held = 0.3, 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        suits = rng.random(1500) < 0.5
+        audited = rng.random(1500) < share
+        chosen = np.where(audited, rng.random(1500) < 0.5, suits)
+        propensity = share / 2 + (1 - share) * suits
+        outcome = (rng.random(1500) < np.where(suits, 0.9, 0.2)).astype(np.float64)
+        found = accuracy(outcome[chosen], propensity[chosen])
+        assert found is not None
+        assert outcome[chosen].mean() > 0.7
+        assert found.low <= found.value <= found.high
+        held += found.low <= 0.55 <= found.high
+    assert held >= 180
+    assert accuracy(np.ones(29), np.ones(29)) is None
+    assert accuracy(np.ones(0), np.ones(0)) is None
+    sure = accuracy(np.ones(40), np.full(40, 0.5))
+    assert sure is not None
+    assert (sure.value, sure.high) == (1, 1)
+    assert 0.85 < sure.low < 1

@@ -357,3 +357,25 @@ def test_a_key_speaks_of_its_own_requests_alone(tmp_path: Path) -> None:
         assert (other.status_code, unknown.status_code) == (404, 404)
         assert other.json()["error"]["message"].replace(id_, "unknown") == unknown.json()["error"]["message"]
         assert client.post("/v1/outcomes", json=body, headers=ann).json()["recorded"]
+
+
+def test_audits_tell_every_arms_accuracy(tmp_path: Path) -> None:
+    ledger = {"url": f"sqlite:///{tmp_path}/ledger.sqlite"}
+    with gateway(ARMS, ledger=ledger, audit={"share": 1}) as (client, _):
+        answers = [chat(client).headers for _ in range(180)]
+        arms: dict[str, list[bool]] = {arm: [] for arm in ARMS}
+        for answer in answers:
+            right = len(arms[answer["x-pika-arm"]]) % 4 > 0
+            assert say(client, answer["x-request-id"], right).json()["recorded"]
+            arms[answer["x-pika-arm"]].append(right)
+        for arm, told in arms.items():
+            low, value, high = (
+                metric(client, f'pika_audited_accuracy{end}{{arm="{arm}"}}') for end in ("_low", "", "_high")
+            )
+            assert value == pytest.approx(np.mean(told))
+            assert low < value < high
+    with gateway(ARMS, ledger=ledger) as (client, _):
+        pinned = [answered(client, model="small") for _ in range(40)]
+        before = metric(client, 'pika_audited_accuracy{arm="small"}')
+        assert all(say(client, id_, False).json()["recorded"] for id_ in pinned)
+        assert metric(client, 'pika_audited_accuracy{arm="small"}') == before

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from offline.evaluate import DataError
-from offline.recalibrate import LEAST, Correction, Observed, composed, correct_calibration, drawn, logits, worth
+from offline.recalibrate import LEAST, Correction, Observed, composed, correct_calibration, drawn, logits
 from probes import calibration
 from probes.base import FloatArray, ProbeError
 from probes.card import Calibration
 from probes.logistic import sigmoid
+from routing_policies.off_policy import worth
 
 PLATT = Calibration(method="platt", scale=1.7, bias=-0.4)
 ISOTONIC = Calibration(method="isotonic", knots=[(-3.0, 0.05), (-1.0, 0.3), (0.5, 0.3), (2.0, 0.6), (4.0, 0.97)])

@@ -80,7 +80,8 @@ def _write(
         "arm": decision.arms[decision.arm],
         "success_probability": probability,
         "path": decision.path,
-        "propensity": decision.propensity,
+        # What is on record is that of the arm which failed; this one came by no draw.
+        "propensity": 1.0 if decision.path == "fallback" else decision.propensity,
     }
     insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(outcomes)
     new = insert.values(**values).on_conflict_do_nothing().returning(outcomes.c.source)
@@ -108,6 +109,17 @@ class Judged:
 
     def where(self, rows: BoolArray) -> "Judged":
         return Judged(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @property
+    def while_audited(self) -> "Judged":
+        """Those of the time in which the arm could be drawn for every prompt.
+
+        Outside of it chance may have taken part too, but a trial draws between two policies' arms alone.
+        """
+        times = self.at[self.audited]
+        if not len(times):
+            return self.where(self.audited)
+        return self.where((self.propensity < 1) & (self.at >= times.min()) & (self.at <= times.max()))
 
 
 def scored_arms(connection: Connection) -> list[tuple[str, str | None]]:
