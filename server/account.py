@@ -79,7 +79,7 @@ class Account:
             first = self._claim is None
             claim = self._claim = self._claim or self.budgets.claim(self.key)
             try:
-                await self.budgets.reserve(claim, self._lost + risked)
+                await self.budgets.reserve(claim, self._lost + risked, again=not first)
             except BudgetError:
                 if first:
                     self._claim = None  # it holds nothing, so there is nothing to settle

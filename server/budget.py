@@ -81,6 +81,8 @@ class _Reserve:
     claim: Claim
     pico_usd: int
     future: "asyncio.Future[None]"
+    again: bool
+    """Whether it may hold something already."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,11 @@ class Budgets:
         limits = {period: round(usd * PICO) for period, usd in key.budgets_usd.items()}
         return Claim(key.name, limits, {period: begins(period, now) for period in PERIODS})
 
-    async def reserve(self, claim: Claim, pico_usd: int) -> None:
-        """Have the claim hold so much, whatever it held before; returns once that is durable.
+    async def reserve(self, claim: Claim, pico_usd: int, again: bool = False) -> None:
+        """Have the claim hold so much; returns once that is durable.
+
+        Args:
+            again: whether it was reserved before, and is to hold this instead.
 
         Raises:
             BudgetError: the key's budget does not hold it.
@@ -128,7 +133,7 @@ class Budgets:
         if len(self._reserving) >= MAX_WAITING or self._closing.is_set():
             raise BudgetUnavailableError("too many requests wait for their budgets to be checked; ask again shortly")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reserving.append(_Reserve(claim, pico_usd, future))
+        self._reserving.append(_Reserve(claim, pico_usd, future, again))
         self._filled.set()
         try:
             async with asyncio.timeout(WAIT_S):
@@ -233,11 +238,11 @@ class Budgets:
     ) -> dict[str, BudgetError]:
         """Returns those refused, by claim."""
         claims = [*(one.claim for one in settling), *(one.claim for one in reserving)]
-        held = rows.held(connection, [claim.id for claim in claims])
         sums = rows.locked(connection, {row for claim in claims for row in claim.rows})
         before = {row: replace(one) for row, one in sums.items()}
+        taken = rows.taken(connection, [one.claim.id for one in settling])
         for done in settling:
-            reserved = held.pop(done.claim.id, None)
+            reserved = taken.pop(done.claim.id, None)
             if reserved is None:
                 continue  # nothing was reserved, or it is settled already: a commit of ours was taken for failed
             for row in done.claim.rows:
@@ -245,6 +250,7 @@ class Budgets:
                 sums[row].spent = min(sums[row].spent + done.pico_usd, MAX_SUM)
         refused: dict[str, BudgetError] = {}
         granted: list[_Reserve] = []
+        held = rows.held(connection, [one.claim.id for one in reserving if one.again])
         now = self._clock()
         for one in reserving:
             more = one.pico_usd - held.get(one.claim.id, 0)
@@ -256,7 +262,6 @@ class Budgets:
             for row in one.claim.rows:
                 sums[row].reserved += more
         rows.write(connection, {row: one for row, one in sums.items() if one != before[row]})
-        rows.release(connection, [one.claim.id for one in settling])
         new = [one for one in granted if one.claim.id not in held]
         rows.hold(connection, [(one.claim.id, one.claim.key, one.pico_usd) for one in new], now)
         rows.hold_more(connection, [(one.claim.id, one.pico_usd) for one in granted if one.claim.id in held])

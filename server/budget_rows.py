@@ -23,34 +23,50 @@ class Sums:
     reserved: int
 
 
+def taken(connection: Connection, ids: Sequence[str]) -> dict[str, int]:
+    """Claims that are settled: what each held, by id; they hold it no more."""
+    if not ids:
+        return {}
+    gone = delete(reservations).where(reservations.c.id.in_(ids)).returning(reservations.c.id, reservations.c.pico_usd)
+    return {row.id: row.pico_usd for row in connection.execute(gone)}
+
+
 def held(connection: Connection, ids: Sequence[str]) -> dict[str, int]:
     """What claims hold, by id."""
+    if not ids:
+        return {}
     found = connection.execute(
         select(reservations.c.id, reservations.c.pico_usd).where(reservations.c.id.in_(ids))
     ).all()
     return {row.id: row.pico_usd for row in found}
 
 
-def locked(connection: Connection, rows: Iterable[Row]) -> dict[Row, Sums]:
-    """The sums, which nobody else changes until we commit; always locked in the same order."""
-    ordered = sorted(rows)
-    new = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(budgets).on_conflict_do_nothing()
-    zero = {"spent_pico_usd": 0, "reserved_pico_usd": 0}
-    connection.execute(new, [{"key": key, "period": period, "start": start, **zero} for key, period, start in ordered])
+def locked(connection: Connection, rows: Collection[Row]) -> dict[Row, Sums]:
+    """The sums, which nobody else changes until we commit; those of a new day or month begin at zero."""
+    found = _locked(connection, rows)
+    missing = sorted(set(rows) - set(found))
+    if missing:
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        zero = {"spent_pico_usd": 0, "reserved_pico_usd": 0}
+        connection.execute(
+            dialect.insert(budgets).on_conflict_do_nothing(),
+            [{"key": key, "period": period, "start": start, **zero} for key, period, start in missing],
+        )
+        found |= _locked(connection, missing)
+    return found
+
+
+def _locked(connection: Connection, rows: Collection[Row]) -> dict[Row, Sums]:
+    """Those that are there, locked in the same order by all."""
+    keys, starts = {key for key, _, _ in rows}, {start for _, _, start in rows}
     found = connection.execute(
         select(budgets)
-        .where(
-            budgets.c.key.in_({key for key, _, _ in ordered}), budgets.c.start.in_({start for _, _, start in ordered})
-        )
+        .where(budgets.c.key.in_(keys), budgets.c.start.in_(starts))
         .order_by(budgets.c.key, budgets.c.period, budgets.c.start)
         .with_for_update()
     ).all()
-    wanted = set(ordered)
-    return {
-        row: Sums(one.spent_pico_usd, one.reserved_pico_usd)
-        for one in found
-        if (row := (one.key, one.period, one.start)) in wanted
-    }
+    sums = {(one.key, one.period, one.start): Sums(one.spent_pico_usd, one.reserved_pico_usd) for one in found}
+    return {row: sums[row] for row in rows if row in sums}
 
 
 UPDATE = (
@@ -86,12 +102,6 @@ def hold_more(connection: Connection, claims: Iterable[tuple[str, int]]) -> None
     values = [{"of_id": id_, "all_of_it": amount} for id_, amount in claims]
     if values:
         connection.execute(HOLD_MORE, values)
-
-
-def release(connection: Connection, ids: Sequence[str]) -> None:
-    """Claims that are settled."""
-    if ids:
-        connection.execute(delete(reservations).where(reservations.c.id.in_(ids)))
 
 
 def since(connection: Connection, starts: Collection[int]) -> dict[Row, int]:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """How often it is looked whether the file has changed."""
-OPEN = frozenset(("/health", "/ready", "/metrics", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"))
+OPEN = frozenset(("/health", "/ready", "/metrics", "/openapi.json"))
 OPEN_BELOW = ("/dashboard", "/admin")
 """These ask for the operator's key, or for nobody's."""
 

@@ -98,9 +98,9 @@ async def test_a_reservation_is_raised_or_left_as_it_was(ledger_url: str) -> Non
     async with opened(ledger_url) as kept:
         claim = kept.claim(key(day=0.1))
         await kept.reserve(claim, 2 * CENT)
-        await kept.reserve(claim, 10 * CENT)
+        await kept.reserve(claim, 10 * CENT, again=True)
         with pytest.raises(BudgetError):
-            await kept.reserve(claim, 11 * CENT)
+            await kept.reserve(claim, 11 * CENT, again=True)
         assert await granted(kept, key(day=0.1), 1, 1) == 0
         kept.settle(claim, 3 * CENT)
         assert await granted(kept, key(day=0.1), CENT, 10) == 7
@@ -133,7 +133,7 @@ async def test_what_ends_after_midnight_counts_where_it_began(ledger_url: str) -
         claim = kept.claim(key(day=0.02))
         await kept.reserve(claim, CENT)
         clock.now += 24 * 3600
-        await kept.reserve(claim, 2 * CENT)
+        await kept.reserve(claim, 2 * CENT, again=True)
         kept.settle(claim, 2 * CENT)
         assert await granted(kept, key(day=0.02), CENT, 5) == 2
         clock.now -= 24 * 3600
