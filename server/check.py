@@ -19,7 +19,7 @@ from probes.engine.vllm_serving import check_servable
 from probes.hub import is_reference
 from probes.legacy import is_legacy
 from probes.source import model_file, read_json, short_name
-from server.check_sections import Finding, keys, lived_with
+from server.check_sections import Finding, keys, ledger, lived_with
 from server.config import ConfigError, Settings, load
 from server.listen import resolve
 from server.live import needs_torch
@@ -74,6 +74,7 @@ def check(settings: Settings) -> Iterator[Finding]:
             yield _policy(pool, settings, settings.canary.policy, "canary.policy")
         yield from lived_with(settings)
         yield from keys(pool, settings)
+    yield from ledger(settings)
     for name, problem in settings.unserved.items():
         yield Finding(f"model {name}", False, problem)
     for name, model in settings.models.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from server.access import admin_sha256
 from server.config import ConfigError, Settings
+from server.kept import check_ledger
 from server.live import build_keys
 from server.policies import Policies
 from server.pool import Pool
@@ -33,6 +34,21 @@ def lived_with(settings: Settings) -> Iterator[Finding]:
         yield Finding("canary", True, f"{settings.canary.share:.0%} of conversations go by canary.policy")
     if settings.shadow is not None:
         yield Finding("shadow", True, f"whatever is not pinned is sent to {settings.shadow.arm}, where it can serve it")
+
+
+def ledger(settings: Settings) -> Iterator[Finding]:
+    """Whether the ledger's database is there, or can be made; nothing is made or changed."""
+    if settings.ledger is None:
+        return
+    try:
+        check_ledger(settings)
+        assert settings.ledger_url is not None
+        from server.ledger.database import looked_at
+
+        good, said = looked_at(settings.ledger_url)
+        yield Finding("ledger", good, said)
+    except ConfigError as error:
+        yield Finding("ledger", False, str(error))
 
 
 def keys(pool: Pool, settings: Settings) -> Iterator[Finding]:

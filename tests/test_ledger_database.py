@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import func, inspect, select, text
 
-from server.ledger.database import HEAD, MIGRATIONS, Database, LedgerError, open_database, parse_url
+from server.ledger.database import HEAD, MIGRATIONS, Database, LedgerError, looked_at, open_database, parse_url
 from server.ledger.tables import decisions, metadata
 
 
@@ -102,3 +102,20 @@ def test_without_its_driver_postgresql_is_refused_with_the_command_to_install_it
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(LedgerError, match=r"pip install 'pika-router\[postgres\]'"):
         parse_url("postgresql://pika@localhost/pika")
+
+
+def test_looking_at_a_ledger_makes_and_changes_nothing(ledger_url: str, tmp_path: Path) -> None:
+    assert looked_at(ledger_url)[0]
+    assert list(tmp_path.iterdir()) == []
+    open_database(ledger_url).close()
+    good, said = looked_at(ledger_url)
+    assert good
+    assert said.endswith("ready")
+    assert looked_at("sqlite:////no/such/folder/x") == (
+        False,
+        "there is no folder /no/such/folder; make it, or set ledger.url",
+    )
+    (tmp_path / "garbage").write_bytes(b"garbage " * 1000)
+    good, said = looked_at(f"sqlite:///{tmp_path}/garbage")
+    assert not good
+    assert "move it away" in said

@@ -131,6 +131,30 @@ def open_database(url: str) -> Database:
     return database
 
 
+def looked_at(url: str) -> tuple[bool, str]:
+    """Whether a gateway could write to this database, and what there is to say; nothing is made or changed.
+
+    Raises:
+        LedgerError: it is no URL of a database that we know.
+    """
+    database = Database(parse_url(url))
+    file = database.file
+    if file is not None and not file.exists():
+        if not file.parent.is_dir():
+            return False, f"there is no folder {file.parent}; make it, or set ledger.url"
+        return os.access(file.parent, os.W_OK), f"{file} is made by the first start, if its folder may be written to"
+    try:
+        with database.read() as connection:
+            found = _revision(connection)
+    except (SQLAlchemyError, OSError) as error:
+        return False, explained(error, database)
+    finally:
+        database.close()
+    if found is not None and found not in _known_revisions():
+        return False, f"{database} is of a newer version of PIKA (revision {found})"
+    return True, f"{database}, " + ("its tables are made by the first start" if found is None else "ready")
+
+
 def parse_url(text: str) -> URL:
     """
     Raises:
