@@ -121,7 +121,9 @@ class Account:
 
 def estimated_tokens(request: ChatRequest, pool: Pool) -> int:
     """A token for four bytes of the prompt, and the client's limit, else what the wordiest arm writes on average."""
-    limits = [request.body.get(name) for name in OUTPUT_LIMITS]
-    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
-    answer = min(known) if known else int(pool.wordiest_tokens)
-    return request.size // BYTES_PER_TOKEN + answer
+    answer = 0
+    for name in OUTPUT_LIMITS:
+        limit = request.body.get(name)
+        if isinstance(limit, int) and limit > 0:
+            answer = min(answer or limit, limit)
+    return request.size // BYTES_PER_TOKEN + (answer or int(pool.wordiest_tokens))

@@ -155,7 +155,7 @@ class Exchange:
     def _all_headers(self, answer: Answer) -> Headers:
         passed, account = answer.head.passed, self.record.account
         if account is not None and account.meter is not None:  # the upstream's limits are not the client's
-            passed = [line for line in passed if not line[0].startswith(b"x-ratelimit-")]
+            passed = [line for line in passed if line[0][:12] != b"x-ratelimit-"]
         return passed + self._headers()
 
     def _headers(self) -> Headers:

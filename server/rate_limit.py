@@ -21,6 +21,7 @@ MINUTE_S = 60.0
 MAX_DEBT_S = 24 * 3600.0
 """Whatever an upstream says that it used, a key is free again after so long."""
 ROUNDING_S = 1e-6
+UNKNOWN = -1.0
 SLOT = struct.Struct("=16sdd")
 """Whose it is; when the bucket of requests is full again, and that of tokens."""
 SLOTS = 2**16
@@ -68,7 +69,7 @@ class Buckets:
         at = self._lock(owner, now) + OFFSETS[kind]
         try:
             full_at: float = FULL_AT.unpack_from(self._memory, at)[0]
-            after = max(full_at, now) + cost_s
+            after = (full_at if full_at > now else now) + cost_s
             if after - now <= MINUTE_S + ROUNDING_S:
                 FULL_AT.pack_into(self._memory, at, after)
                 return min(after - now, MINUTE_S)
@@ -142,17 +143,14 @@ class Meter:
         requests, tokens: a minute; None: as many as come.
     """
 
-    __slots__ = ("_ahead", "_buckets", "_charged", "_limits", "_owner")
+    __slots__ = ("_buckets", "_charged", "_owner", "_requests", "_requests_ahead", "_tokens", "_tokens_ahead")
 
     def __init__(self, buckets: Buckets, owner: bytes, requests: int | None, tokens: int | None) -> None:
         self._buckets = buckets
         self._owner = owner
-        self._limits: dict[Kind, int] = {}
-        if requests is not None:
-            self._limits["requests"] = requests
-        if tokens is not None:
-            self._limits["tokens"] = tokens
-        self._ahead: dict[Kind, float] = {}
+        self._requests, self._tokens = requests, tokens
+        self._requests_ahead = self._tokens_ahead = UNKNOWN
+        """Seconds until the bucket is full again, as this request found it."""
         self._charged = 0
 
     def take(self, kind: Kind, amount: int) -> float:
@@ -161,41 +159,51 @@ class Meter:
         Returns:
             0, or the seconds until there will be.
         """
-        limit = self._limits.get(kind)
+        limit = self._requests if kind == "requests" else self._tokens
         if limit is None:
             return 0.0
         amount = min(amount, limit)  # what is more than a full bucket has to wait for a full one
-        ahead_s = self._buckets.take(self._owner, kind, amount * MINUTE_S / limit)
-        if ahead_s > MINUTE_S:
-            self._ahead[kind] = min(ahead_s - amount * MINUTE_S / limit, MINUTE_S)
-            return ahead_s - MINUTE_S
-        self._ahead[kind] = ahead_s
-        if kind == "tokens":
-            self._charged = amount
-        return 0.0
+        cost_s = amount * MINUTE_S / limit
+        ahead_s = self._buckets.take(self._owner, kind, cost_s)
+        refused = ahead_s > MINUTE_S
+        known = min(ahead_s - cost_s, MINUTE_S) if refused else ahead_s
+        if kind == "requests":
+            self._requests_ahead = known
+        else:
+            self._tokens_ahead = known
+            self._charged = 0 if refused else amount
+        return ahead_s - MINUTE_S if refused else 0.0
 
     def settle(self, tokens: int) -> None:
         """So many tokens were used in the end."""
-        limit = self._limits.get("tokens")
-        if limit is not None and self._charged != tokens and "tokens" in self._ahead:
-            self._buckets.correct(self._owner, "tokens", (tokens - self._charged) * MINUTE_S / limit)
+        if self._tokens is not None and self._charged != tokens and self._tokens_ahead != UNKNOWN:
+            self._buckets.correct(self._owner, "tokens", (tokens - self._charged) * MINUTE_S / self._tokens)
             self._charged = tokens
 
     def headers(self) -> Headers:
         """OpenAI's `x-ratelimit-*`, as this request found it."""
         headers: Headers = []
-        for kind, limit in self._limits.items():
-            ahead_s = self._ahead.get(kind)
-            if ahead_s is None:
-                ahead_s = min(self._buckets.ahead_s(self._owner, kind), MINUTE_S)
-            remaining = int((MINUTE_S - ahead_s) * limit / MINUTE_S + 1e-6)
-            name = kind.encode()
-            headers += [
-                (b"x-ratelimit-limit-" + name, b"%d" % limit),
-                (b"x-ratelimit-remaining-" + name, b"%d" % remaining),
-                (b"x-ratelimit-reset-" + name, duration(ahead_s)),
-            ]
+        if self._requests is not None:
+            left, reset = self._standing("requests", self._requests, self._requests_ahead)
+            headers += (
+                (b"x-ratelimit-limit-requests", b"%d" % self._requests),
+                (b"x-ratelimit-remaining-requests", left),
+                (b"x-ratelimit-reset-requests", reset),
+            )
+        if self._tokens is not None:
+            left, reset = self._standing("tokens", self._tokens, self._tokens_ahead)
+            headers += (
+                (b"x-ratelimit-limit-tokens", b"%d" % self._tokens),
+                (b"x-ratelimit-remaining-tokens", left),
+                (b"x-ratelimit-reset-tokens", reset),
+            )
         return headers
+
+    def _standing(self, kind: Kind, limit: int, ahead_s: float) -> tuple[bytes, bytes]:
+        """What is left, and in what time all of it will be."""
+        if ahead_s == UNKNOWN:
+            ahead_s = min(self._buckets.ahead_s(self._owner, kind), MINUTE_S)
+        return b"%d" % ((MINUTE_S - ahead_s) * limit / MINUTE_S + ROUNDING_S), duration(ahead_s)
 
 
 def duration(seconds: float) -> bytes:
