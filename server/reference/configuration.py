@@ -78,8 +78,9 @@ def page(example: Path) -> str:
 
 
 def examples(text: str) -> dict[str, str]:
-    """The lines of each top-level key of a YAML file, comments above it included."""
-    parts = re.split(r"(?m)^(?=[a-z_]+:)", text)
+    """The lines of each top-level key of a YAML file; of one that is commented out, without the `#` before them."""
+    text = re.sub(r"(?m)^# (?=[a-z_]+: \{)", "", text)
+    parts = re.split(r"(?m)^(?=[a-z_]+:|#|$)", text)
     return {part.partition(":")[0]: part.rstrip() for part in parts if re.match(r"[a-z_]+:", part)}
 
 
