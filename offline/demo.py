@@ -180,6 +180,7 @@ def _urls(url: str, problem: Problem, pool: Path) -> str:
     return (
         f"The gateway stays up until Ctrl-C. OpenAI base URL: {url}/v1   metrics: {url}/metrics\n"
         f"Try: curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n"
+        f"Dashboard: {url}/dashboard\n"
         f"Its ledger knows which of the routed answers were right: pika replay --ledger {shlex.quote(str(pool))}\n"
     )
 

@@ -55,7 +55,7 @@ def read_totals(connection: Connection, period: Period, now: float, names: Seque
         .group_by(*way)
         .order_by(*way)
     )
-    rows = [Added(*row[:4], _sums(row)) for row in connection.execute(query)]
+    rows = [Added(row.pool, row.arm, row.policy, row.path, _sums(row)) for row in connection.execute(query)]
     return add_up(rows, read_pools(connection, sorted({row.pool for row in rows})), names)
 
 
