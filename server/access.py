@@ -5,21 +5,19 @@ The admin key comes from the environment (`admin.key_env`); only its SHA-256 is 
 
 import hmac
 import os
-import re
 from collections.abc import Iterable
 from hashlib import sha256
-from ipaddress import ip_address
 
 from server.config import ConfigError
 from server.errors import AdminKeyError, AdminOffError
 from server.head import bearer_token
 from server.http import Scope
+from server.loopback import LOCAL_HOST, is_local_address
 from server.sections import Admin
 from server.state import State
 
 MIN_ADMIN_KEY = 16
 """Characters: nothing slows down who guesses."""
-LOCAL_HOST = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 FORWARDED = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"))
 """Headers by which a proxy says that somebody else asks."""
 
@@ -67,7 +65,7 @@ def is_loopback(scope: Scope) -> bool:
     asks, the other asks for another host.
     """
     client = scope.get("client")
-    if client is None or not ip_address(client[0].partition("%")[0]).is_loopback:
+    if client is None or not is_local_address(client[0]):
         return False
     headers = scope["headers"]
     hosts = [value for name, value in headers if name == b"host"]

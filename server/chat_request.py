@@ -73,7 +73,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         # orjson makes floats of integers beyond 64 bits.
         body = _parse_exactly(raw) if LONG_NUMBER.search(raw) else orjson.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BadRequestError(f"the body is not valid JSON: {error}") from None
+        raise BadRequestError(f"the body is not valid JSON: {_readable(error)}") from None
     if not isinstance(body, dict):
         raise BadRequestError("the body must be a JSON object")
     return body
@@ -97,6 +97,18 @@ def _parse_exactly(raw: bytes) -> Any:
     value = json.loads(raw.decode(), parse_constant=refuse)
     json.dumps(value, ensure_ascii=False).encode()  # raises where a text holds half a surrogate pair, as orjson does
     return value
+
+
+def _readable(error: Exception) -> str:
+    """What the parsers' errors mean for who sent it."""
+    text = str(error)
+    if isinstance(error, UnicodeDecodeError) or text.startswith("str is not valid UTF-8"):
+        return "it is not UTF-8"
+    if isinstance(error, UnicodeEncodeError) or "surrogate" in text:
+        return "a text has half a surrogate pair in it, such as \\ud83d without what follows it"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number has thousands of digits" if text.startswith("Exceeds the limit") else text
 
 
 def write_json(body: dict[str, Any]) -> bytes:

@@ -18,11 +18,11 @@ from server.commands import add_log_options, read, run_until_signalled
 from server.config import ConfigError
 from server.engine import options, secret
 from server.log import QueueHandler, logging_to_stderr
+from server.loopback import is_local_address
 from server.pool import load_probes
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLES = """\
 examples:
   pika engine pool.yaml --listen tcp://127.0.0.1:9100      gateways of this machine: engine: {kind: remote, url: ...}
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace, log: QueueHandler) -> int:
         settings = read(args)
         url = _address([args.listen] if args.listen else settings.engine.urls)
         key = secret(settings.engine).encode()
-        if not key and urlsplit(url).scheme == "tcp" and urlsplit(url).hostname not in LOOPBACK:
+        if not key and urlsplit(url).scheme == "tcp" and not is_local_address(urlsplit(url).hostname or ""):
             logger.warning("whoever reaches %s may ask: name a secret's variable as engine.api_key_env", url)
         with bind(url) as sock:
             artifacts = list(load_probes(settings).values())  # in the order in which gateways have them

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from server.acceptor import Acceptor
 from server.app import create_app
 from server.config import Settings
 from server.connection import Connection
@@ -34,6 +35,8 @@ LAST_WORDS_S = 6
 
 Read = Callable[[], Settings]
 """Reads the configuration file, with what the command line says on top."""
+Accepting = Callable[[Callable[[], Connection], Sized], Acceptor]
+"""Accepts connections beside other workers; takes what makes one, and all that are open."""
 
 
 class GatewayServer(uvicorn.Server):
@@ -43,10 +46,18 @@ class GatewayServer(uvicorn.Server):
     the signals that it catches again, killing us before we cleaned up.
     """
 
-    def __init__(self, config: uvicorn.Config, state: Mapping[str, Any], on_started: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        state: Mapping[str, Any],
+        on_started: Callable[[], None],
+        accepting: Accepting | None,
+    ) -> None:
         super().__init__(config)
         self.lifespan_state = state
         self.on_started = on_started
+        self.accepting = accepting
+        self.acceptor: Acceptor | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -55,7 +66,18 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state.update(self.lifespan_state)
         await super().startup(sockets)
+        if self.accepting is not None:
+            self.acceptor = self.accepting(self._connection, self.server_state.connections)
+            self.servers.append(self.acceptor)  # type: ignore[arg-type]  # of a server only its end is asked
         self.on_started()
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.acceptor is not None:
+            self.acceptor.tell()
+        return await super().on_tick(counter)
 
 
 async def run_gateway(read: Read, sock: socket.socket, log: QueueHandler) -> None:
@@ -83,8 +105,11 @@ async def run_gateway(read: Read, sock: socket.socket, log: QueueHandler) -> Non
     await serve(app, sock, started)
 
 
-async def serve(app: FastAPI, sock: socket.socket, on_started: Callable[[], None]) -> None:
+async def serve(app: FastAPI, listening: socket.socket | Accepting, on_started: Callable[[], None]) -> None:
     """Serve an application of ours until cancelled; open requests then have `server.drain_s` to end.
+
+    Args:
+        listening: a socket of this process alone, or what accepts at one that workers share.
 
     Raises:
         ConfigError, ProbeError: before anything is served.
@@ -109,8 +134,10 @@ async def serve(app: FastAPI, sock: socket.socket, on_started: Callable[[], None
         live: Live = app.state.live
         if files < 2 * live.state.settings.limits.connections:
             logger.warning("only %d open files are allowed: raise `ulimit -Hn`, or lower limits.connections", files)
-        server = GatewayServer(config, state or {}, on_started)
-        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        sockets = [listening] if isinstance(listening, socket.socket) else []
+        accepting = None if isinstance(listening, socket.socket) else listening
+        server = GatewayServer(config, state or {}, on_started, accepting)
+        serving = asyncio.create_task(server.serve(sockets=sockets))
         try:
             await asyncio.shield(serving)
         except asyncio.CancelledError:

@@ -1,7 +1,6 @@
 """The little of HTTP that our raw ASGI routes need: read a bounded body, send an answer."""
 
 import asyncio
-import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -17,14 +16,13 @@ from server.errors import (
     GatewayError,
 )
 from server.head import RequestHead
+from server.loopback import LOCAL_PAGE
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
-OWN_PAGE = re.compile(rb"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-"""Origins of pages that this machine itself serves."""
 ENCODINGS = {
     b"": 0,
     b"identity": 0,
@@ -50,7 +48,7 @@ async def read_body(head: RequestHead, receive: Receive, settings: Settings, hel
         BadRequestError: it is not compressed as it says.
         ClientLeftError: the client left before its end.
     """
-    if head.origin and not settings.server.public and not OWN_PAGE.fullmatch(head.origin):
+    if head.origin and not settings.server.public and not LOCAL_PAGE.fullmatch(head.origin):
         raise ForeignPageError(head.origin.decode("latin-1"))
     limits = settings.limits
     limit = int(limits.body_mb * 1024 * 1024)

@@ -1,10 +1,10 @@
 """The gateway's listening socket, and who may reach it."""
 
 import socket
-from ipaddress import ip_address
 from typing import Any
 
 from server.config import ConfigError
+from server.loopback import is_local_address
 from server.sections import Server
 
 
@@ -40,7 +40,7 @@ def resolve(server: Server) -> tuple[int, int, int, Any]:
     if not 0 <= server.port <= 65535:  # the command line's is checked nowhere else
         raise ConfigError(f"port {server.port} does not exist: choose one from 0 (any free one) to 65535")
     family, kind, protocol, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
-    if not server.public and not ip_address(str(address[0]).partition("%")[0]).is_loopback:
+    if not server.public and not is_local_address(str(address[0])):
         raise ConfigError(
             f"other machines may reach {server.host}, and whoever does may ask, unless `keys` has them send one. If "
             "that is meant, say --public (server.public: true); else listen on 127.0.0.1"

@@ -62,15 +62,22 @@ def parse_other(path: str, raw: bytes, head: RequestHead) -> ChatRequest:
 
 
 def _parse_form(raw: bytes, content_type: bytes, boundary: bytes) -> tuple[str, Form]:
-    end = re.escape(b"\r\n--" + boundary)
+    """
+    Raises:
+        BadRequestError: there is not one model in it.
+    """
     field = re.compile(
         rb"--"
         + re.escape(boundary)
         + rb"\r\n(?:[^\r\n]{1,999}\r\n){0,9}?content-disposition:[^\r\n]{0,999}\bname=\"?model\"?(?=[;\r])"
-        rb"[^\r\n]{0,999}\r\n(?:[^\r\n]{1,999}\r\n){0,9}\r\n([^\r\n]{1,200})" + end,
+        rb"[^\r\n]{0,999}\r\n(?:[^\r\n]{1,999}\r\n){0,9}\r\n",
         re.IGNORECASE,
     )
-    found = field.search(raw)
+    fields = list(field.finditer(raw))
+    if len(fields) > 1:
+        raise BadRequestError("the form has the field `model` twice: name one arm", "model")
+    value = re.compile(rb"([^\r\n]{1,200})\r\n--" + re.escape(boundary))
+    found = value.match(raw, fields[0].end()) if fields else None
     if found is None:
         raise BadRequestError("the form has no field `model`: an arm's name", "model")
     start, stop = found.span(1)

@@ -9,11 +9,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from probes.base import ProbeError
 from probes.engine.worker import die_with_parent, private_stdout
+from server.acceptor import Acceptor, Counts
 from server.app import app_of
 from server.commands import add_log_options, run_until_signalled
 from server.config import ConfigError
@@ -65,7 +67,7 @@ async def work(shared: Shared, sock: socket.socket, out: BinaryIO, log: QueueHan
             obeying.add(asyncio.create_task(orders.obey()))
             say({"done": True})
 
-        await serve(app_of(live), sock, started)
+        await serve(app_of(live), partial(Acceptor, sock, Counts(shared.folder, shared.workers), shared.slot), started)
     except (ConfigError, ProbeError) as error:
         say({"error": str(error)})
 

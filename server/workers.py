@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.engine.process import EngineProcess
+from server.acceptor import AWAY, Counts
 from server.config import Settings
 from server.engine import options
 from server.gateway import LAST_WORDS_S, Read
@@ -88,6 +89,7 @@ class _Parent:
             )
             for slot in range(count)
         ]
+        self.counts = Counts(folder, count)
         self.changing = asyncio.Lock()
         """Held while a worker starts and while what they serve changes: one after the other."""
         self.generations: list[Generation] = []
@@ -127,6 +129,7 @@ class _Parent:
             if time.monotonic() - began > STEADY_S:
                 backoff_s = FIRST_BACKOFF_S
             forget_gauges(self.folder, slot.number)
+            self.counts.tell(slot.number, AWAY)
             logger.error("worker %d ended with code %d; starting another in %.1f s", slot.number, code, backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

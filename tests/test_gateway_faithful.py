@@ -189,6 +189,25 @@ def test_forms_pass_with_their_model_replaced() -> None:
         assert client.post("/v1/audio/transcriptions", **form).status_code == 400
 
 
+@pytest.mark.parametrize("second", [b"small", b"other", b"", b"x" * 300])
+def test_a_form_that_names_two_models_is_refused(pool: Running, second: bytes) -> None:
+    """The gateway might go by one of them, and vLLM by the other."""
+    part = b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\n%b\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    body = part % b"small" + part % second + b"--b--\r\n"
+    answer = pool[0].post("/v1/audio/transcriptions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert "twice" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("after", [b"rubbish", gzip.compress(b" ")], ids=["rubbish", "another member"])
+def test_what_follows_a_compressed_body_is_refused(pool: Running, after: bytes) -> None:
+    body = gzip.compress(json.dumps({"model": "auto", "messages": MESSAGES}).encode()) + after
+    answer = pool[0].post(PATH, content=body, headers={"content-encoding": "gzip"})
+    assert answer.status_code == 400
+    assert "as one piece" in answer.json()["error"]["message"]
+
+
 def test_what_loads_adapters_is_out_of_reach(pool: Running) -> None:
     client, _ = pool
     for path in ("/v1/load_lora_adapter", "/v1/../sleep", "/sleep", "/v1/http://evil.example/"):

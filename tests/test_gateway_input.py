@@ -68,6 +68,24 @@ def test_odd_json_is_a_400(pool: Running, body: bytes) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("deep with long numbers", "nested too deeply"),
+        ("endless number", "thousands of digits"),
+        ("invalid UTF-8", "it is not UTF-8"),
+        ("invalid UTF-8 with long numbers", "it is not UTF-8"),
+        ("lone surrogate", "half a surrogate pair"),
+        ("lone surrogate with long numbers", "half a surrogate pair"),
+    ],
+)
+def test_what_is_wrong_with_odd_json_is_said_in_words(pool: Running, name: str, said: str) -> None:
+    message = pool[0].post(PATH, content=ODD[name], headers=JSON).json()["error"]["message"]
+    assert said in message
+    assert "Python" not in message
+    assert "sys." not in message
+
+
 def test_nul_and_repeated_keys_pass(pool: Running) -> None:
     client, upstreams = pool
     body = b'{"model":"small","model":"large","messages":[{"role":"user","content":"a\\u0000b"}]}'
