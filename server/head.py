@@ -41,6 +41,9 @@ NOT_FORWARDED = frozenset(
     )
 )
 NOT_RETURNED = frozenset((*HOP_BY_HOP, b"content-length", b"date", b"server", b"x-request-id"))
+ID_BYTES = 16
+IDS: list[str] = []
+"""Not yet used."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -104,6 +107,17 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
     head.passed = b"".join([b"%b: %b\r\n" % line for line in passed if line[0] not in listed])
     head.request_id = head.request_id or new_id()
     return head
+
+
+def new_id() -> str:
+    """Of 128 random bits; the kernel is asked for many at once, since asking takes longer than all else here."""
+    while True:
+        try:
+            return IDS.pop()
+        except IndexError:
+            pass
+        block = os.urandom(ID_BYTES * 256)
+        IDS.extend(block[at : at + ID_BYTES].hex() for at in range(0, len(block), ID_BYTES))
 
 
 def bearer_token(authorization: bytes) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 from server.account import Account
 from server.decision import Decision
 from server.kept import decision_row
+from server.log import log_fields
 from server.metrics import Metrics
 from server.retry import Dispatch
 from server.state import State
@@ -137,7 +138,7 @@ def count_unrouted(metrics: Metrics, request_id: str, status: int, path: str, du
 def _log(request_id: str, status: int, duration_s: float, fields: dict[str, Any]) -> None:
     """The one line of a request; never what it says."""
     first = {"request_id": request_id, "code": status, "ms": round(duration_s * 1e3, 1)}
-    logger.info("request", extra={"fields": first | fields})
+    log_fields(logger, "request", first | fields)
 
 
 def _input_tokens(usage: dict[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """A client's requests as llhttp finds them in what comes, their heads bounded and read in one way only."""
 
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
@@ -112,16 +113,15 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         version = self._parser.get_http_version()
         self._check_head(version)
-        raw_path, query = self._target()
+        raw_path, path, query = self._target()
         self._part, self._part_bytes, self._timed = Part.BODY, 0, False
-        path = raw_path.decode()
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
             "method": self._parser.get_method().decode(),
             "scheme": "http",
-            "path": unquote(path) if "%" in path else path,
+            "path": path,
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
@@ -169,18 +169,27 @@ class RequestParser:
             return
         raise RefusedError
 
-    def _target(self) -> tuple[bytes, bytes]:
-        """Path and query.
+    def _target(self) -> tuple[bytes, str, bytes]:
+        """Path as it was sent, decoded, and query.
 
         Raises:
             RefusedError: there is no path.
         """
         try:
-            url = httptools.parse_url(self._url)
-        except httptools.HttpParserError:
-            url = None
-        path = None if url is None else url.path or (url.host and b"/")
-        if url is None or path is None or not path.isascii():
+            return _split(self._url)
+        except (httptools.HttpParserError, ValueError):
             self._refusal = InvalidHTTPError("the request's target is no path in ASCII")
-            raise RefusedError
-        return path, url.query or b""
+            raise RefusedError from None
+
+
+@lru_cache(maxsize=64)  # of most requests it is one of few
+def _split(target: bytes) -> tuple[bytes, str, bytes]:
+    """
+    Raises:
+        httptools.HttpParserError, ValueError: there is no path.
+    """
+    url = httptools.parse_url(target)
+    path = url.path or (url.host and b"/")
+    if path is None:
+        raise ValueError("no path")
+    return path, unquote(path.decode("ascii")), url.query or b""

@@ -150,7 +150,7 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
 
 def _limit(sent: Dispatch, watch: Watch, passed_s: float) -> None:
     total_s = sent.arm.timeouts.total_s
-    watch.limit(max(0.0, total_s - passed_s), TotalTimeError(total_s))
+    watch.limit(max(0.0, total_s - passed_s), lambda: TotalTimeError(total_s))
 
 
 def _choose(sent: Dispatch, tried: list[Replica], here: int, now: float, worst: Wellness) -> Replica | None:

@@ -28,7 +28,8 @@ async def score(request: Request) -> Response:
     state = current(request.scope)
     head = read_head(request.scope["headers"])
     with state.admit() as watch:
-        watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
+        total_s = state.settings.limits.total_s
+        watch.limit(total_s, lambda: TotalTimeError(total_s))
         body = parse_json(await read_body(head, request.receive, state.settings, watch.body))
         conversations = _conversations(body)
         rendered = [await state.predictor.render(messages) for messages in conversations]
@@ -53,7 +54,8 @@ async def route(request: Request) -> Response:
     head = read_head(request.scope["headers"])
     head.key = key_of(request.scope)
     with state.admit() as watch:
-        watch.limit(state.settings.limits.total_s, TotalTimeError(state.settings.limits.total_s))
+        total_s = state.settings.limits.total_s
+        watch.limit(total_s, lambda: TotalTimeError(total_s))
         chat = parse_chat(await read_body(head, request.receive, state.settings, watch.body), head)
         decision = await decide(state, chat, dry=True)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # they bring SQLAlchemy
     from server.ledger.writer import Writer
     from server.outcome_recorder import OutcomeRecorder
 
+TICK_S = 0.1
+"""Requests' time limits are kept to that precision."""
+
 
 @dataclass
 class State:
@@ -76,6 +79,7 @@ class State:
     def __post_init__(self) -> None:
         self.idle.set()
         self.bodies = Bodies(self.settings.limits.bodies_mb)
+        self._ticking = False
 
     @property
     def in_flight(self) -> int:
@@ -105,6 +109,21 @@ class State:
         """A place for one request, to be entered."""
         return Admission(self)
 
+    def tick(self) -> None:
+        """One timer looks after the time of all requests in flight: one for each would cost each microseconds."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for admission in list(self.admitted):
+            admission.check(now)
+        self._ticking = bool(self.admitted)
+        if self._ticking:
+            loop.call_later(TICK_S, self.tick)
+
+    def watch_time(self) -> None:
+        """There is a request in flight."""
+        if not self._ticking:
+            self.tick()
+
     def end_all(self) -> None:
         """Have every request in flight end now, with an error that says why."""
         for admission in list(self.admitted):
@@ -129,6 +148,7 @@ class Admission(Watch):
             raise OverloadedError("too many requests in flight (limits.in_flight); try again shortly")
         state.admitted.add(self)
         state.idle.clear()
+        state.watch_time()
         return super().__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -21,7 +22,7 @@ class Watch:
     """Cancels the task that serves a request once its time is up or its client leaves.
 
     with Watch() as watch:
-        watch.limit(60, TotalTimeError(60))
+        watch.limit(60, lambda: TotalTimeError(60))
         ...
         watch.client(connection)
 
@@ -32,16 +33,26 @@ class Watch:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._due = inf
+        self._too_late: Callable[[], GatewayError]
         self._client: Client | None = None
         self.reason: GatewayError | None = None
         """Why the task was cancelled."""
 
-    def limit(self, seconds: float, error: GatewayError) -> None:
-        """From now on; a second call overrules the first."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self.end, error)
+    def limit(self, seconds: float, error: Callable[[], GatewayError]) -> None:
+        """From now on; a second call overrules the first. Kept as precisely as `check` is called."""
+        self._due = self._loop.time() + seconds
+        self._too_late = error
+
+    def check(self, now: float) -> None:
+        """End it if its time is up.
+
+        Args:
+            now: loop time.
+        """
+        if self._due < now:
+            self._due = inf
+            self.end(self._too_late())
 
     def client(self, connection: Client) -> None:
         """Look out for the client's leaving. A task that waits for ASGI's `receive` to say so would cost more."""
@@ -60,8 +71,7 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._due = inf
         if self._client is not None:
             self._client.on_left = None
         if self.reason is not None and kind is asyncio.CancelledError and not self._task.uncancel():
