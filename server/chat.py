@@ -86,7 +86,8 @@ class Exchange:
                 await self._relay_whole(answer)
             else:
                 drop_usage = self.request.hides_usage
-                if self.request.size > SMALL_BYTES:
+                ledger = self.state.settings.ledger
+                if self.request.size > SMALL_BYTES and not (ledger is not None and ledger.prompts):
                     # Nothing is sent again: thousands of streams must not each hold megabytes.
                     sent.request = self.request = self.request.without_body()
                     watch.body.release()

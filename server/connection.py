@@ -5,6 +5,7 @@ but llhttp's callbacks.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from uvicorn.server import ServerState
 from server.cycle import Cycle, head_bytes
 from server.deadline import Deadline
 from server.errors import (
+    INTERNAL_ERROR,
     GatewayError,
     HeadTooLargeError,
     InvalidHTTPError,
@@ -27,12 +29,16 @@ from server.head import read_head
 from server.record import count_unrouted
 from server.request_parser import MAX_HEADERS, Part, RequestParser
 
+logger = logging.getLogger(__name__)
+
 DELIVERY_BYTES = 2**18
 """What the event loop delivers at once, at the most."""
 LINGER_BYTES = 2**20
 """What is read beyond `limits.body_mb`, or after our last words, so that a client which still sends reads them."""
 LINGER_S = 2.0
 """For so long a client may take to close a connection that we have ended: closing first would be a reset to it."""
+MAX_LINGERING = 256
+"""Of the connections beyond `limits.connections`: in a flood each is closed at once."""
 SOON_S = 1.0
 """What a client asks so soon after a stream that failed is still answered, since it may not have noticed."""
 
@@ -82,6 +88,8 @@ class Connection(RequestParser, asyncio.Protocol):
         limit = self._limits.connections
         if len(connections) > limit:
             self._refuse(OverloadedError(f"{limit} connections are open (limits.connections); try again shortly"))
+            if len(connections) > limit + MAX_LINGERING:
+                self.transport.close()
         else:
             self._deadline.set(self._idle_s)
 
@@ -109,6 +117,9 @@ class Connection(RequestParser, asyncio.Protocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
+            if self._refusal is None and isinstance(error, httptools.HttpParserCallbackError):
+                logger.error("a request cannot be read", exc_info=error)  # a bug of ours
+                self._refusal = GatewayError(INTERNAL_ERROR)
             self._refuse(self._refusal or InvalidHTTPError.of(data, error))
             return
         self._look_after_time()

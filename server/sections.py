@@ -335,7 +335,8 @@ class Limits(Section):
     body_mb: float = Field(default=10, gt=0)
     """Of one request, as it comes and unpacked."""
     bodies_mb: float = Field(default=500, gt=0)
-    """Of all requests in flight together, bodies of up to 64 kB left out; a body is held until its answer begins."""
+    """Of all requests in flight together, bodies of up to 64 kB left out; a body is held until its answer begins, and
+    with `ledger: {prompts: true}` until it ends."""
     body_s: float = Field(default=120, gt=0)
     """From the end of a request's head to the end of its body."""
     connect_s: float = Field(default=2, gt=0)

@@ -183,7 +183,7 @@ def test_a_replica_that_fails_is_left_alone_then_tried_again() -> None:
 
 
 def test_long_generations_and_client_errors_open_no_breaker() -> None:
-    slow = {"total_s": 0.1}
+    slow = {"total_s": 0.3}
     with gateway({"small": [faults.hangs], "large": [faults.fails_with(400)]}, limits=slow) as (client, upstreams):
         for _ in range(7):
             assert chat(client, model="small").status_code == 504
