@@ -41,9 +41,9 @@ NOT_FORWARDED = frozenset(
     )
 )
 NOT_RETURNED = frozenset((*HOP_BY_HOP, b"content-length", b"date", b"server", b"x-request-id"))
-ID_BYTES = 16
-IDS: list[str] = []
-"""Not yet used."""
+RANDOM_BYTES = 10
+RANDOM: list[str] = []
+"""Parts of ids that are not yet used."""
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -109,17 +109,6 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
     return head
 
 
-def new_id() -> str:
-    """Of 128 random bits; the kernel is asked for many at once, since asking takes longer than all else here."""
-    while True:
-        try:
-            return IDS.pop()
-        except IndexError:
-            pass
-        block = os.urandom(ID_BYTES * 256)
-        IDS.extend(block[at : at + ID_BYTES].hex() for at in range(0, len(block), ID_BYTES))
-
-
 def bearer_token(authorization: bytes) -> bytes:
     """What stands behind `Bearer`; empty where the header is of another kind."""
     scheme, _, token = authorization.partition(b" ")
@@ -128,7 +117,17 @@ def bearer_token(authorization: bytes) -> bytes:
 
 def new_id() -> str:
     """Begins with the time, so that a database's index of such ids grows at its end alone."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    return f"{time.time_ns() // 1_000_000:012x}{_random_hex()}"
+
+
+def _random_hex() -> str:
+    """The kernel is asked for many at once: asking takes longer than all else here."""
+    while True:
+        try:
+            return RANDOM.pop()
+        except IndexError:
+            block = os.urandom(RANDOM_BYTES * 256)
+            RANDOM.extend(block[at : at + RANDOM_BYTES].hex() for at in range(0, len(block), RANDOM_BYTES))
 
 
 @dataclass(slots=True)

@@ -16,7 +16,6 @@ from server.errors import (
     LedgerAwayError,
     LedgerOffError,
     NotAnsweredError,
-    SlowBodyError,
     UnknownDecisionError,
 )
 from server.head import read_head
@@ -45,9 +44,7 @@ async def outcomes(request: Request) -> Response:
     """Record how right an answer was; the same again changes nothing, another value replaces it."""
     state = current(request.scope)
     head = read_head(request.scope["headers"])
-    limits = state.settings.limits
     with state.admit() as watch:
-        watch.limit(limits.body_s, SlowBodyError(limits.body_s))
         body = parse_json(await read_body(head, request.receive, state.settings, watch.body))
     outcome = _outcome(body, key_of(request.scope))
     if state.outcomes is None or state.settings.ledger is None:
