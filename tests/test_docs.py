@@ -146,10 +146,9 @@ def test_every_page_of_docs_is_on_the_first_page() -> None:
     assert linked == {f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")}
 
 
-def test_every_route_is_in_the_api_page() -> None:
-    text = (ROOT / "docs" / "api.md").read_text()
-    for route in ("/v1/chat/completions", "/v1/outcomes", "/score", "/route", "/health", "/ready", "/metrics"):
-        assert f"{route}`" in text
+def test_what_every_alert_asks_for_is_said() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "docker" / "prometheus" / "alerts.yml").read_text())
+    assert [alert for alert in alerts if f"`{alert}`" not in (ROOT / "docs" / "operating.md").read_text()] == []
 
 
 def test_the_citation_is_of_this_version() -> None:
