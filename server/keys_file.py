@@ -93,6 +93,15 @@ def read_keys(file: Path) -> dict[str, Located]:
     return parse_keys(text, file)
 
 
+def _loaded(text: str) -> Any:
+    """As `yaml.safe_load`, which knows the slow loader alone."""
+    loader = LOADER(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def parse_keys(text: str, file: Path) -> dict[str, Located]:
     """
     Args:
@@ -104,7 +113,7 @@ def parse_keys(text: str, file: Path) -> dict[str, Located]:
     try:
         root = yaml.compose(text, Loader=LOADER)
         # The text itself is never quoted: somebody may have put a key there.
-        found = yaml.load(text, Loader=LOADER)  # noqa: S506  # a safe one
+        found = _loaded(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         raise ConfigError(f"{file}:{line}: not valid YAML: {error.problem}") from None

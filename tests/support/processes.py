@@ -31,16 +31,16 @@ def no_process_left() -> Iterator[None]:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before = descendants(os.getpid())
     yield
-    left = {pid for pid in descendants(os.getpid()) - before if not _of_postgresql(pid)}
+    left = {pid for pid in descendants(os.getpid()) - before if not _ended_or_of_postgresql(pid)}
     assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in left]
 
 
-def _of_postgresql(pid: int) -> bool:
-    """Whether it serves a connection of the database that tests share, which ends by itself."""
+def _ended_or_of_postgresql(pid: int) -> bool:
+    """Whether it has ended meanwhile, or serves a connection of the database that tests share, and ends by itself."""
     try:
         return Path(f"/proc/{pid}/comm").read_text() == "postgres\n"
     except OSError:
-        return False
+        return True
 
 
 def running() -> set[int]:
