@@ -36,6 +36,8 @@ GatewayError                 500
 ├── UpstreamTimeoutError     504
 │   └── TotalTimeError       504
 └── VersionError             505
+
+What several have in common stands on RequestError, UnauthorizedError and UnavailableError, which are never raised.
 """
 
 import math
@@ -76,18 +78,37 @@ class GatewayError(Exception):
         return headers
 
 
-class BadRequestError(GatewayError):
-    status = 400
+class RequestError(GatewayError):
+    """What the client asks for cannot be had so."""
+
     type = "invalid_request_error"
+
+
+class UnauthorizedError(RequestError):
+    status = 401
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"www-authenticate", b"Bearer")]
+
+
+class UnavailableError(GatewayError):
+    """Nothing is wrong with what the client asks for, but now is not the time."""
+
+    status = 503
+    type = "overloaded_error"
+    retry_after_s = 1
+
+
+class BadRequestError(RequestError):
+    status = 400
 
 
 class ContextLengthError(BadRequestError):
     code = "context_length_exceeded"
 
 
-class InvalidHTTPError(GatewayError):
+class InvalidHTTPError(RequestError):
     status = 400
-    type = "invalid_request_error"
     code = "invalid_http"
 
     def __init__(self, why: str) -> None:
@@ -103,9 +124,8 @@ class InvalidHTTPError(GatewayError):
         return cls(str(error))
 
 
-class ForeignPageError(GatewayError):
+class ForeignPageError(RequestError):
     status = 403
-    type = "invalid_request_error"
     code = "foreign_page"
 
     def __init__(self, origin: str) -> None:
@@ -115,25 +135,19 @@ class ForeignPageError(GatewayError):
         )
 
 
-class InvalidKeyError(GatewayError):
+class InvalidKeyError(UnauthorizedError):
     """There is no key, or one that nobody has: which of both, and whose it might be, is not told."""
 
-    status = 401
-    type = "invalid_request_error"
     code = "invalid_api_key"
 
     def __init__(self) -> None:
         super().__init__("a valid API key is needed: send it as `authorization: Bearer KEY`")
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [*super().headers(), (b"www-authenticate", b"Bearer")]
 
-
-class NotAllowedError(GatewayError):
+class NotAllowedError(RequestError):
     """The key is valid, and may not have this."""
 
     status = 403
-    type = "invalid_request_error"
     code = "not_allowed"
 
 
@@ -169,21 +183,15 @@ class BudgetError(GatewayError):
         return [*super().headers(), (b"x-should-retry", b"false")]
 
 
-class AdminKeyError(GatewayError):
-    status = 401
-    type = "invalid_request_error"
+class AdminKeyError(UnauthorizedError):
     code = "invalid_admin_key"
 
     def __init__(self) -> None:
         super().__init__("this needs the admin key: send it as `authorization: Bearer KEY`")
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [*super().headers(), (b"www-authenticate", b"Bearer")]
 
-
-class AdminOffError(GatewayError):
+class AdminOffError(RequestError):
     status = 404
-    type = "invalid_request_error"
     code = "admin_off"
 
     def __init__(self) -> None:
@@ -192,17 +200,15 @@ class AdminOffError(GatewayError):
         )
 
 
-class ReloadRefusedError(GatewayError):
+class ReloadRefusedError(RequestError):
     """What is read anew fails a check: all stays as it was."""
 
     status = 422
-    type = "invalid_request_error"
     code = "reload_refused"
 
 
-class OperatorOnlyError(GatewayError):
+class OperatorOnlyError(RequestError):
     status = 403
-    type = "invalid_request_error"
     code = "operator_only"
 
     def __init__(self) -> None:
@@ -212,15 +218,13 @@ class OperatorOnlyError(GatewayError):
         )
 
 
-class UnknownModelError(GatewayError):
+class UnknownModelError(RequestError):
     status = 404
-    type = "invalid_request_error"
     code = "model_not_found"
 
 
-class UnknownPathError(GatewayError):
+class UnknownPathError(RequestError):
     status = 404
-    type = "invalid_request_error"
     code = "unknown_path"
 
     def __init__(self, path: str, near: str | None) -> None:
@@ -228,24 +232,21 @@ class UnknownPathError(GatewayError):
         super().__init__(f"{path[:100]!r} is no path here: {hint}")
 
 
-class LedgerOffError(GatewayError):
+class LedgerOffError(RequestError):
     status = 404
-    type = "invalid_request_error"
     code = "ledger_off"
 
     def __init__(self) -> None:
         super().__init__("nothing is kept of decisions: `ledger: {}` in the configuration keeps them, and outcomes too")
 
 
-class UnknownDecisionError(GatewayError):
+class UnknownDecisionError(RequestError):
     status = 404
-    type = "invalid_request_error"
     code = "decision_not_found"
 
 
-class MethodError(GatewayError):
+class MethodError(RequestError):
     status = 405
-    type = "invalid_request_error"
     code = "method_not_allowed"
 
     def __init__(self, method: str, path: str, allowed: list[str]) -> None:
@@ -256,18 +257,16 @@ class MethodError(GatewayError):
         return [*super().headers(), (b"allow", ", ".join(self.allowed).encode())]
 
 
-class SlowHeadError(GatewayError):
+class SlowHeadError(RequestError):
     status = 408
-    type = "invalid_request_error"
     code = "head_too_slow"
 
     def __init__(self, limit_s: float) -> None:
         super().__init__(f"the request's head did not come within {limit_s:g} s (limits.head_s)")
 
 
-class SlowBodyError(GatewayError):
+class SlowBodyError(RequestError):
     status = 408
-    type = "invalid_request_error"
     code = "body_too_slow"
 
     def __init__(self, limit_s: float) -> None:
@@ -278,24 +277,21 @@ class SlowBodyError(GatewayError):
         return [*super().headers(), (b"connection", b"close")]
 
 
-class NotAnsweredError(GatewayError):
+class NotAnsweredError(RequestError):
     status = 409
-    type = "invalid_request_error"
     code = "not_answered"
 
 
-class BodyTooLargeError(GatewayError):
+class BodyTooLargeError(RequestError):
     status = 413
-    type = "invalid_request_error"
     code = "body_too_large"
 
     def __init__(self, limit_mb: float) -> None:
         super().__init__(f"the body is larger than {limit_mb:g} MB (limits.body_mb)")
 
 
-class EncodingError(GatewayError):
+class EncodingError(RequestError):
     status = 415
-    type = "invalid_request_error"
     code = "unsupported_encoding"
 
     def __init__(self, encoding: str) -> None:
@@ -305,9 +301,8 @@ class EncodingError(GatewayError):
         return [*super().headers(), (b"accept-encoding", b"gzip, deflate")]
 
 
-class HeadTooLargeError(GatewayError):
+class HeadTooLargeError(RequestError):
     status = 431
-    type = "invalid_request_error"
     code = "head_too_large"
 
     def __init__(self, limit_kb: float, headers: int) -> None:
@@ -322,11 +317,8 @@ class ClientLeftError(GatewayError):
         super().__init__("the client closed its connection before the answer was whole")
 
 
-class OverloadedError(GatewayError):
-    status = 503
-    type = "overloaded_error"
+class OverloadedError(UnavailableError):
     code = "overloaded"
-    retry_after_s = 1
 
 
 class BodiesError(OverloadedError):
@@ -336,30 +328,19 @@ class BodiesError(OverloadedError):
         super().__init__(f"requests in flight hold {limit_mb:g} MB of bodies (limits.bodies_mb); try again shortly")
 
 
-class DrainingError(GatewayError):
-    status = 503
-    type = "overloaded_error"
+class DrainingError(UnavailableError):
     code = "draining"
-    retry_after_s = 1
 
 
-class ProbeUnavailableError(GatewayError):
-    status = 503
-    type = "overloaded_error"
+class ProbeUnavailableError(UnavailableError):
     code = "probe_unavailable"
-    retry_after_s = 1
 
 
-class BudgetUnavailableError(GatewayError):
-    status = 503
-    type = "overloaded_error"
+class BudgetUnavailableError(UnavailableError):
     code = "budget_unavailable"
-    retry_after_s = 1
 
 
-class LedgerAwayError(GatewayError):
-    status = 503
-    type = "overloaded_error"
+class LedgerAwayError(UnavailableError):
     code = "ledger_unavailable"
     retry_after_s = 5
 
@@ -389,9 +370,8 @@ class UpstreamDownError(GatewayError):
     code = "upstream_down"
 
 
-class VersionError(GatewayError):
+class VersionError(RequestError):
     status = 505
-    type = "invalid_request_error"
     code = "http_version"
 
     def __init__(self, version: str) -> None:
