@@ -24,7 +24,7 @@ from server.budget_rows import PERIODS, Row, Sums
 from server.errors import BudgetError, BudgetUnavailableError
 from server.keys import Key
 from server.keys_file import Period
-from server.ledger.database import Database, LedgerError, explained
+from server.ledger.database import Database, LedgerError, fault
 from server.spending import PICO
 
 logger = logging.getLogger(__name__)
@@ -277,11 +277,8 @@ class Budgets:
     def _fail(self, error: Exception, reserving: Sequence[_Reserve]) -> None:
         self._database.close()
         self._ready = False
-        if isinstance(error, LedgerError):
-            problem = str(error)
-        elif isinstance(error, SQLAlchemyError | OSError):
-            problem = explained(error, self._database)
-        else:
+        problem = fault(error, self._database)
+        if problem is None:
             problem = f"budgets cannot be written: {type(error).__name__}"
             logger.exception("budgets cannot be written")
         if self.problem is None:

@@ -178,6 +178,13 @@ def parse_url(text: str) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
+def fault(error: Exception, database: Database) -> str | None:
+    """What is wrong with the database, and what to do; None where the error is a bug of ours."""
+    if isinstance(error, LedgerError):
+        return str(error)
+    return explained(error, database) if isinstance(error, SQLAlchemyError | OSError) else None
+
+
 def explained(error: Exception, database: Database) -> str:
     """What is wrong with the database, and what to do; never a statement or its values."""
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error

@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from server.ledger import rollups
-from server.ledger.database import Database, LedgerError, explained
+from server.ledger.database import Database, LedgerError, fault
 from server.ledger.insert import insert, pool_id
 from server.ledger.retention import Keep, give_back, tidy
 from server.ledger.row import DecisionRow, PoolRow
@@ -262,11 +262,8 @@ class Writer:
 
     def _fail(self, error: Exception) -> None:
         self._forget()
-        if isinstance(error, LedgerError):
-            problem = str(error)
-        elif isinstance(error, SQLAlchemyError | OSError):
-            problem = explained(error, self.database)
-        else:
+        problem = fault(error, self.database)
+        if problem is None:
             problem = f"the ledger {self.database} cannot be written: {type(error).__name__}"
             logger.exception("the ledger's writer failed")
         if self._problem != problem:
