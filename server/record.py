@@ -75,9 +75,9 @@ class Record:
         for flag in decision.flags:
             self.state.metrics.count_flag(flag)
         self.state.metrics.trial.count(decision, status)
-        if status == 200:
-            self._count_answer(decision, usage)
         tokens = None if usage is None else (_input_tokens(usage), _output_tokens(usage))
+        if status == 200:
+            self._count_answer(decision, tokens)
         ledger = self.state.ledger
         if ledger is not None:
             ledger.put(
@@ -103,14 +103,13 @@ class Record:
             fields["key"] = self.account.key.name
         _log(self.request_id, status, duration_s, fields)
 
-    def _count_answer(self, decision: Decision, usage: dict[str, Any] | None) -> None:
+    def _count_answer(self, decision: Decision, tokens: tuple[int, int] | None) -> None:
         arms, all_series = self.state.pool.arms, self.state.series
         series = all_series[decision.arm]
         probability = decision.success_probability
         if probability is not None:
             series.success.observe(probability)
             series.expected_correct.inc(probability)
-        tokens = None if usage is None else (_input_tokens(usage), _output_tokens(usage))
         self.state.metrics.trial.count_answer(self.state.pool, decision, tokens)
         if tokens is None:
             level = logging.WARNING if self.sent is not None and self.sent.request.routed else logging.DEBUG
