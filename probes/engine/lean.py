@@ -22,9 +22,8 @@ from probes.engine.packing import Packing
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks are: RMS norm, attention with rotated queries and keys, RMS norm, gated feed-forward."""
-
-
 TABLE_BYTES = 2**24
+"""Of what the first block reads of every token, at the most."""
 
 
 @dataclass(frozen=True)
