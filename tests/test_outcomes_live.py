@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import httpx
+import numpy as np
 import pytest
 from sqlalchemy import select
 
@@ -59,7 +60,7 @@ def test_a_probe_that_outcomes_contradict_is_corrected_and_served(
     with faults.running(faults.answers) as upstream:
         file = write(tmp_path, upstream.url, ledger={}, policy={"name": "max_success"}, engine={"deadline_ms": 60_000})
         with served(file) as gateway:
-            base, chance = gateway.client.base_url, Random(3)
+            base = gateway.client.base_url
 
             def probability(client: httpx.Client, problem: str) -> tuple[str, float]:
                 answer = chat(
@@ -70,7 +71,7 @@ def test_a_probe_that_outcomes_contradict_is_corrected_and_served(
             def judge(problem: str) -> None:
                 with httpx.Client(base_url=base, timeout=60) as client:
                     id_, p = probability(client, problem)
-                    outcome = {"id": id_, "correct": chance.random() < p / 2}
+                    outcome = {"id": id_, "correct": Random(problem).random() < p / 2}
                     assert client.post("/v1/outcomes", json=outcome).json()["recorded"]
 
             with ThreadPoolExecutor(24) as threads:
@@ -80,14 +81,14 @@ def test_a_probe_that_outcomes_contradict_is_corrected_and_served(
                 assert metric(client, "pika_calibration_outcomes" + of_medium) == len(problems)
                 wrong = metric(client, "pika_calibration_error" + of_medium)
                 assert wrong > 0.2
-                _, before = probability(client, problems[0])
+                before = [probability(client, problem)[1] for problem in problems[:40]]
                 assert main([str(tmp_path / "nano-medium"), "--ledger", str(file)]) == 0
                 assert json.loads(capsys.readouterr().out.splitlines()[-1])["written"]
                 new = load_artifact(tmp_path / "nano-medium", verify=False)
                 gateway.hang_up(f"nano-medium by {new.card.probe_name}@{new.revision}")
-                _, after = probability(client, problems[0])
-                assert after == pytest.approx(before / 2, abs=0.2)
-                assert after < before - 0.1
+                after = [probability(client, problem)[1] for problem in problems[:40]]
+                # Two parameters fitted to 160 outcomes: a standard error of some .04 on average.
+                assert np.mean(after) == pytest.approx(np.mean(before) / 2, abs=0.15)
                 # What the earlier revision said is no longer said; the counters go on.
                 assert metric(client, "pika_calibration_outcomes" + of_medium) == 0
                 assert metric(client, 'pika_outcomes_total{arm="nano-medium"') == len(problems)

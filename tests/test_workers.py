@@ -129,7 +129,8 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(gateway: Served) -> No
     assert before - {victim} < workers(gateway)
     assert set(went) <= {"200", "broken"}
     assert went["broken"] <= 8, "only what the dead worker had open is lost, a connection per client at the most"
-    assert metrics(gateway, "pika_requests_total{") >= counted + went["200"], "what it counted stays"
+    # An answer is counted once it is sent, so of those in its hands the dead worker may have sent some uncounted.
+    assert metrics(gateway, "pika_requests_total{") >= counted + went["200"] - 8, "what it counted stays"
     assert metrics(gateway, "pika_in_flight{") == 0, "what it had in flight does not"
 
 
