@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from offline.evaluate import DataError
 from server.config import NAME
-from server.sections import Prices
+from server.sections.pool import Prices
 
 CONTEXT_TOKENS = 131_072
 """The data does not tell; it must be set before such a pool is served."""

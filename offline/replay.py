@@ -30,7 +30,7 @@ from routing_policies.base import PolicyError, build
 from routing_policies.replay import always, as_it_was, best_single, replay
 from server.config import ConfigError, load, read_yaml
 from server.ledger.database import LedgerError
-from server.sections import Prices
+from server.sections.pool import Prices
 
 EXAMPLES = """examples:
   pika replay --ledger pool.yaml                                   the configured policy as it stands now, and each arm

@@ -15,7 +15,7 @@ from offline.evaluation.sweep import multipliers
 from routing_policies.base import NAMES, FloatArray, load
 from routing_policies.costs import normalise
 from server.config import Settings
-from server.sections import ROUTING_FIELDS
+from server.sections.policy import ROUTING_FIELDS
 
 KNOBS = tuple(field for field in ROUTING_FIELDS if field not in ("policy", "arms", "fallback", "max_cost_usd"))
 """Words that a policy is set by; the other fields of `routing` are about a request."""

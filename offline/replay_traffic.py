@@ -15,7 +15,7 @@ from routing_policies.replay import Recorded, recorded
 from server.ledger import tables
 from server.ledger.database import Database
 from server.ledger.reader import Decisions, read_decisions, read_pools, reading
-from server.sections import Prices
+from server.sections.pool import Prices
 
 NO_POLICY = {
     "pinned": "pinned by the client",

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from offline.samplers import SampledArm
 from probes.json_text import problems
-from server import config, sections
+from server import config
+from server.sections import pool
 
 EVERY_ARM = "*"
 """In place of an arm's name: for all that are not named."""
@@ -104,12 +105,12 @@ def _arm(
 def _base_url(arm: str, url: str) -> str:
     """Of an `--url`, as a configuration's would be."""
     try:
-        return sections.Replica(url=url).url or ""
+        return pool.Replica(url=url).url or ""
     except ValidationError as error:
         raise UsageError(f"--url of {arm}: {problems(error)}") from None
 
 
-def _endpoints(model: sections.Model) -> list[tuple[str, str]]:
+def _endpoints(model: pool.Model) -> list[tuple[str, str]]:
     """(base URL, API key) of each replica that runs already; servers without a key are sent a word."""
     endpoints = []
     for replica in model.replicas:
@@ -121,7 +122,7 @@ def _endpoints(model: sections.Model) -> list[tuple[str, str]]:
     return endpoints
 
 
-def _environment(launches: Sequence[sections.Launch]) -> dict[str, str]:
+def _environment(launches: Sequence[pool.Launch]) -> dict[str, str]:
     """The first one's, with the GPUs of all: their processes do not run while rollouts do."""
     gpus = list(dict.fromkeys(gpu for launch in launches for gpu in launch.gpus))
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {}

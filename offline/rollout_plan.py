@@ -14,7 +14,8 @@ from offline.rollout_arms import pairs, sampled_arms
 from offline.rollout_store import costs
 from offline.samplers import Job, Key, Sample, SampledArm, job_seed
 from offline.verifiers.grading import Graded, grade_all, pass_at_k
-from server import config, sections
+from server import config
+from server.sections import pool
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Run:
     data: dict[str, Any]
     """Where the problems come from, and their SHA-256; empty where the benchmark alone makes them."""
     arms: dict[str, SampledArm]
-    prices: dict[str, sections.Prices]
+    prices: dict[str, pool.Prices]
     """By arm."""
     runner: str
     k: int

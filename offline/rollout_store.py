@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from offline.provenance import METADATA
 from offline.samplers import Key, Sample
 from offline.whole_file import whole
-from server.sections import Prices
+from server.sections.pool import Prices
 
 SCHEMA = pa.schema(
     [

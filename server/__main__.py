@@ -5,13 +5,16 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "init": ("server.init_command:main", "ask running vLLM servers what they serve, write a first configuration"),
-    "serve": ("server.commands:serve", "run the gateway in front of running servers"),
-    "up": ("server.commands:up", "start the pool's vLLM servers on this machine, then the gateway"),
-    "engine": ("server.engine_command:main", "score prompts for gateways, apart from them"),
-    "check": ("server.check:main", "say whether configuration, probes and replicas fit together"),
-    "keys": ("server.keys_command:main", "users' keys: add, list, revoke"),
-    "probe-server": ("server.probe_server:main", "a vLLM server that reads probes, for `engine: {kind: vllm}`"),
+    "init": ("server.commands.init:main", "ask running vLLM servers what they serve, write a first configuration"),
+    "serve": ("server.commands.serve:serve", "run the gateway in front of running servers"),
+    "up": ("server.commands.serve:up", "start the pool's vLLM servers on this machine, then the gateway"),
+    "engine": ("server.commands.engine:main", "score prompts for gateways, apart from them"),
+    "check": ("server.commands.check:main", "say whether configuration, probes and replicas fit together"),
+    "keys": ("server.commands.keys:main", "users' keys: add, list, revoke"),
+    "probe-server": (
+        "server.commands.probe_server:main",
+        "a vLLM server that reads probes, for `engine: {kind: vllm}`",
+    ),
     "demo": ("offline.demo:main", "the nano pool with real vLLM: what routing saves, on this machine"),
     "run": ("offline.pipeline:main", "a whole chain from one file, each step where its inputs changed"),
     "rollouts": ("offline.rollouts:main", "sample k answers per problem and verify them"),

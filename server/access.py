@@ -10,10 +10,10 @@ from hashlib import sha256
 
 from server.config import ConfigError
 from server.errors import AdminKeyError, AdminOffError
-from server.head import bearer_token
-from server.http import Scope
-from server.loopback import LOCAL_HOST, is_local_address
-from server.sections import Admin
+from server.http.asgi import Scope
+from server.http.head import bearer_token
+from server.http.loopback import LOCAL_HOST, is_local_address
+from server.sections.serving import Admin
 from server.state import State
 
 MIN_ADMIN_KEY = 16

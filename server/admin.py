@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from server.access import check_admin
 from server.config import Settings
 from server.errors import ReloadRefusedError
-from server.keys import Key
+from server.keys.known import Key
 from server.live import Live
 from server.pool import Arm
 from server.state import State, current

@@ -10,16 +10,17 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server import admin, outcomes, score, status
+from server import admin, score, status
 from server.chat import Chat
 from server.chat_request import parse_chat, parse_completion
 from server.config import Settings
 from server.dashboard import routes as dashboard
 from server.errors import INTERNAL_ERROR, GatewayError, MethodError, error_body
+from server.http.unrouted import Unrouted
 from server.live import Live, Order
 from server.openapi import document
 from server.other_request import PATHS, parse_other
-from server.unrouted import Unrouted
+from server.outcomes import endpoint as outcomes
 
 
 class Gateway(FastAPI):

@@ -5,21 +5,21 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from server.bodies import SMALL_BYTES
 from server.chat_request import ChatRequest, parse_chat
-from server.decide import decide
 from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
-from server.head import Headers, RequestHead, read_head
-from server.http import Receive, Scope, Send, read_body, send_error, send_whole
-from server.knobs import DEBUG_HEADER
+from server.http.asgi import Receive, Scope, Send, read_body, send_error, send_whole
+from server.http.bodies import SMALL_BYTES
+from server.http.head import Headers, RequestHead, read_head
+from server.http.watch import Client
 from server.ledger.row import BEGINNING_BYTES
 from server.record import Record, decision_headers
-from server.relay import Answer, Rest
-from server.retry import Dispatch, dispatch
-from server.sse import EventRelay, error_event
+from server.routing.decide import decide
+from server.routing.knobs import DEBUG_HEADER
 from server.state import Admission, State, current
-from server.upstream import ExchangeError
-from server.watch import Client
+from server.upstream.keep_alive import ExchangeError
+from server.upstream.relay import Answer, Rest
+from server.upstream.retry import Dispatch, dispatch
+from server.upstream.sse import EventRelay, error_event
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from server.errors import BadRequestError
-from server.head import RequestHead
-from server.sections import Capability
+from server.http.head import RequestHead
+from server.sections.pool import Capability
 
 if TYPE_CHECKING:
     from server.other_request import Form

@@ -1,4 +1,4 @@
-"""Settings from one YAML file; `sections.py` has its keys. pydantic and YAML only: `offline` reads pools with it too.
+"""Settings from one YAML file; `sections/` are its keys. pydantic and YAML only: `offline` reads pools with it too.
 
 from server.config import load
 settings = load("pool.yaml")
@@ -18,22 +18,13 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from probes.card import Check, Dtype
 from server.ledger.section import Ledger
-from server.outcome_sections import Audit, Outcomes
-from server.routing_sections import Canary, Session, Shadow
-from server.sections import (
-    ROUTING_FIELDS,
-    Admin,
-    Arm,
-    Engine,
-    Keys,
-    Limits,
-    Model,
-    OutOfDistribution,
-    Policy,
-    RoutingField,
-    Section,
-    Server,
-)  # fmt: skip
+from server.sections.base import Section
+from server.sections.engine import Engine
+from server.sections.outcomes import Audit, Outcomes
+from server.sections.policy import ROUTING_FIELDS, OutOfDistribution, Policy, RoutingField
+from server.sections.pool import Arm, Model
+from server.sections.routing import Canary, Session, Shadow
+from server.sections.serving import Admin, Keys, Limits, Server  # fmt: skip
 
 
 class ConfigError(Exception):

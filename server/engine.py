@@ -11,7 +11,7 @@ from probes.engine.process import ProcessEngine
 from probes.engine.wire import LOOKUPS, Report
 from server.config import ConfigError
 from server.metrics import Metrics
-from server.sections import Engine as EngineSettings
+from server.sections.engine import Engine as EngineSettings
 
 
 @asynccontextmanager

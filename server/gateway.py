@@ -16,13 +16,13 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from server.acceptor import Acceptor
 from server.app import create_app
 from server.config import Settings
-from server.connection import Connection
-from server.listen import url_of
+from server.http.connection import Connection
+from server.http.listen import url_of
 from server.live import Live, described
 from server.log import QueueHandler
+from server.workers.acceptor import Acceptor
 
 logger = logging.getLogger(__name__)
 

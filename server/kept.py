@@ -11,13 +11,13 @@ from probes.prompt import conversation_text
 from server.config import ConfigError, Settings
 from server.ledger.row import DecisionRow, PoolRow
 from server.metrics import Metrics
-from server.policies import Policies
 from server.pool import Pool
-from server.retry import Dispatch
-from server.routing_sections import Session
+from server.routing.policies import Policies
+from server.sections.routing import Session
+from server.upstream.retry import Dispatch
 
 if TYPE_CHECKING:  # SQLAlchemy is loaded where there is a ledger
-    from server.budget import Budgets
+    from server.keys.budget import Budgets
     from server.ledger.writer import Writer
 
 OPEN_S = 10.0
@@ -65,7 +65,7 @@ async def opened_ledger(
 @asynccontextmanager
 async def opened_budgets(settings: Settings) -> "AsyncIterator[Budgets]":
     """Keys' budgets, in the ledger's database; what has ended is settled on the way out."""
-    from server.budget import Budgets
+    from server.keys.budget import Budgets
     from server.ledger.database import Database, parse_url
 
     assert settings.ledger_url is not None

@@ -16,20 +16,20 @@ from probes.base import ProbeError
 from server.access import admin_sha256
 from server.config import ConfigError, Settings
 from server.engine import opened
-from server.experiment import Canary, build_canary
-from server.health import health_client, watching
 from server.kept import check_ledger, opened_budgets, opened_ledger, shared_by_others
-from server.keys import Keyring
+from server.keys.known import Keyring
+from server.keys.rate_limit import Buckets
 from server.metrics import Metrics
-from server.outcomes import opened_recorder
-from server.policies import Policies
+from server.outcomes.endpoint import opened_recorder
 from server.pool import Pool, build_pool
 from server.predictor import Predictor
-from server.rate_limit import Buckets
-from server.session import Sessions
-from server.session_ledger import SessionLedger
-from server.shared_metrics import Shared
+from server.routing.experiment import Canary, build_canary
+from server.routing.policies import Policies
+from server.routing.session import Sessions
+from server.routing.session_ledger import SessionLedger
 from server.state import State
+from server.upstream.health import health_client, watching
+from server.workers.shared_metrics import Shared
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from prometheus_client.samples import Sample
 from probes.base import FloatArray
 from probes.card import Check
 from probes.engine.wire import LOOKUPS
-from server.calibration_gauges import CalibrationGauges
+from server.outcomes.gauges import CalibrationGauges
 from server.pool import Pool
-from server.shared_metrics import Recent, Shared, Sums
-from server.trial_metrics import TrialMetrics
+from server.routing.trial_metrics import TrialMetrics
+from server.workers.shared_metrics import Recent, Shared, Sums
 
 # Half of the exposition would tell when each counter was made, which is when we started.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped

@@ -6,7 +6,7 @@ All other fields are OpenAI's and vLLM's, forwarded as they are.
 from typing import Any
 
 from server.other_request import PATHS
-from server.sections import ROUTING_FIELDS
+from server.sections.policy import ROUTING_FIELDS
 
 OPENAI = "https://platform.openai.com/docs/api-reference/{}/create"
 TEXTS = {"oneOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}]}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from server.chat_request import ChatRequest, check_model, parse_json
 from server.errors import BadRequestError
-from server.head import RequestHead
+from server.http.head import RequestHead
 
 PATHS = (
     "/v1/responses",

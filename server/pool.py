@@ -16,10 +16,11 @@ from probes.reference import load_probe
 from routing_policies.base import BoolArray
 from routing_policies.costs import tier_cost
 from server.config import ConfigError, Settings
-from server.replica import Replica
-from server.sections import Arm as ArmSettings
-from server.sections import ArmLimits, Capability, Limits, Prices
-from server.sections import Model as ModelSettings
+from server.sections.pool import Arm as ArmSettings
+from server.sections.pool import ArmLimits, Capability, Prices
+from server.sections.pool import Model as ModelSettings
+from server.sections.serving import Limits
+from server.upstream.replica import Replica
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from server.account import Account
-from server.decision import Decision
 from server.kept import decision_row
+from server.keys.account import Account
 from server.log import log_fields
 from server.metrics import Metrics
-from server.retry import Dispatch
+from server.routing.decision import Decision
 from server.state import State
+from server.upstream.retry import Dispatch
 
 logger = logging.getLogger(__name__)
 

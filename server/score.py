@@ -8,12 +8,12 @@ from fastapi.responses import JSONResponse
 
 from probes.engine.base import EngineUnavailableError
 from server.chat_request import check_messages, parse_chat, parse_json
-from server.decide import decide
-from server.decision import Decision
 from server.errors import BadRequestError, ProbeUnavailableError, TotalTimeError
-from server.head import read_head
-from server.http import read_body
+from server.http.asgi import read_body
+from server.http.head import read_head
 from server.predictor import Messages, Prediction
+from server.routing.decide import decide
+from server.routing.decision import Decision
 from server.state import State, current, key_of
 
 router = APIRouter()

@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any, Self
 
 from probes.engine.base import Engine
 from routing_policies.base import Policy
-from server.account import Account
-from server.bodies import Bodies, Held
 from server.config import Settings
 from server.dashboard.cache import Cache
 from server.errors import DrainingError, OverloadedError
-from server.experiment import Canary
-from server.head import RequestHead
-from server.keys import Key, Keyring
+from server.http.bodies import Bodies, Held
+from server.http.head import RequestHead
+from server.http.watch import Watch
+from server.keys.account import Account
+from server.keys.known import Key, Keyring
+from server.keys.rate_limit import Buckets
 from server.metrics import ArmSeries, Metrics
-from server.policies import Policies
 from server.pool import Pool
 from server.predictor import Predictor
-from server.rate_limit import Buckets
-from server.retry_budget import RetryBudget
-from server.session import Sessions
-from server.session_ledger import SessionLedger
-from server.watch import Watch
+from server.routing.experiment import Canary
+from server.routing.policies import Policies
+from server.routing.session import Sessions
+from server.routing.session_ledger import SessionLedger
+from server.upstream.retry_budget import RetryBudget
 
 if TYPE_CHECKING:  # they bring SQLAlchemy
-    from server.budget import Budgets
+    from server.keys.budget import Budgets
     from server.ledger.writer import Writer
-    from server.outcome_recorder import OutcomeRecorder
+    from server.outcomes.recorder import OutcomeRecorder
 
 TICK_S = 0.1
 """Requests' time limits are kept to that precision."""

@@ -13,7 +13,7 @@ from anyio.from_thread import start_blocking_portal
 
 from probes import hub
 from server.config import Settings, load
-from server.launch import launched
+from server.launch.pool import launched
 from tests.support import postgresql as postgresql_server
 from tests.support.hub import Hub, running
 from tests.support.postgresql import PostgreSql

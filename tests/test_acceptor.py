@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.acceptor import AWAY, Counts
+from server.workers.acceptor import AWAY, Counts
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.processes import descendants, until
@@ -35,7 +35,7 @@ def spread(gateway: Served) -> dict[int, int]:
     found = {}
     for pid in descendants(gateway.process.pid):
         with suppress(OSError):  # it has just ended
-            if b"server.worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            if b"server.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                 open_files = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir() if one.is_symlink()]
                 found[pid] = sum(one in inodes for one in open_files)
     return found

@@ -9,7 +9,7 @@ from server.access import bearer, is_loopback
 from server.admin import redacted
 from server.app import create_app
 from server.config import ConfigError, Settings
-from server.sections import Admin
+from server.sections.serving import Admin
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, nano_pool, serving
 from tests.support.gateway_client import gateway

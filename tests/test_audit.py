@@ -11,14 +11,14 @@ import numpy as np
 import orjson
 import pytest
 
-from server.audit import propensity
 from server.chat_request import parse_chat
-from server.decide import decide
-from server.decision import Decision
-from server.head import RequestHead
+from server.http.head import RequestHead
 from server.live import Order, build
 from server.metrics import Metrics
-from server.session import Sessions
+from server.routing.audit import propensity
+from server.routing.decide import decide
+from server.routing.decision import Decision
+from server.routing.session import Sessions
 from server.state import State
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from server.bodies import Bodies, Held
 from server.errors import BodiesError
+from server.http.bodies import Bodies, Held
 from tests.support import upstream as faults
 from tests.support.gateway_client import MESSAGES, PATH, chat, gateway, metric
 from tests.support.processes import until

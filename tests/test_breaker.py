@@ -1,7 +1,15 @@
 """What fails is left alone, tried again with care, and welcomed back."""
 
-from server.breaker import FIRST_OPEN_S, IN_A_ROW, MAX_OPEN_S, MIN_EXCHANGES, PROBE_INTERVAL_S, SETTLED_S, Breaker
-from server.retry_budget import FLOOR, WINDOW_S, RetryBudget
+from server.upstream.breaker import (
+    FIRST_OPEN_S,
+    IN_A_ROW,
+    MAX_OPEN_S,
+    MIN_EXCHANGES,
+    PROBE_INTERVAL_S,
+    SETTLED_S,
+    Breaker,
+)
+from server.upstream.retry_budget import FLOOR, WINDOW_S, RetryBudget
 
 
 def fail(breaker: Breaker, times: int, now: float) -> None:

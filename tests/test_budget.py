@@ -15,12 +15,12 @@ import httpx
 import pytest
 from sqlalchemy import select, text
 
-from server.budget import Budgets, begins, ends
 from server.errors import BudgetError, BudgetUnavailableError
-from server.keys import Key
+from server.keys.budget import Budgets, begins, ends
+from server.keys.known import Key
+from server.keys.spending import PICO
 from server.ledger.database import Database, open_database, parse_url
 from server.ledger.tables import budgets, reservations
-from server.spending import PICO
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import MESSAGES, PATH, chat, gateway, metric
@@ -463,6 +463,6 @@ def ask_once(base: str, headers: dict[str, str]) -> int:
 def workers_of(pid: int) -> set[int]:
     found = set()
     for child in descendants(pid):
-        if b"server.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+        if b"server.workers.worker" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
             found.add(child)
     return found

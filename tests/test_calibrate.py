@@ -13,7 +13,7 @@ from offline.calibrate import main
 from probes.artifact import load_artifact
 from probes.card import ProbeCard
 from server.pool import Arm, Model
-from server.sections import Prices
+from server.sections.pool import Prices
 from tests.support.probes import NANO_POOL
 
 MEDIUM = "nano-medium"

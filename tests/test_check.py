@@ -10,7 +10,7 @@ import yaml
 from probes.artifact import save_artifact
 from probes.base import Examples, Inputs, Sequences, load
 from server.__main__ import main
-from server.check import Finding, check
+from server.commands.check import Finding, check
 from server.config import load as load_settings
 from tests.support.examples import card_of
 from tests.support.keys import new_key
@@ -74,7 +74,7 @@ def test_says_what_each_pass_runs(tmp_path: Path) -> None:
 
 
 def test_probes_that_need_no_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.check.find_spec", lambda name: None)  # without torch
+    monkeypatch.setattr("server.commands.check.find_spec", lambda name: None)  # without torch
     found = findings(tmp_path, {kind: save(kind, tmp_path / kind) for kind in ("tfidf", "length")})
     assert not said(found, "engine")
     assert said(found, "pass of nano-small") == [(True, "counts tokens for length; no layer runs")]

@@ -13,7 +13,7 @@ from server.app import create_app
 from server.dashboard.cache import THREADS, Cache
 from server.dashboard.routes import FILES, FOLDER
 from server.ledger.section import Ledger
-from server.sections import Admin
+from server.sections.serving import Admin
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, serving
 from tests.support.gateway_client import chat

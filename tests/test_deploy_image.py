@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.vllm_server import free_port
+from server.launch.vllm_server import free_port
 from tests.support import upstream as faults
 from tests.support.deploy_tools import BIN, NEEDS_TOOLS
 from tests.support.gateway import write_pool

@@ -17,7 +17,7 @@ from offline import probes_cli
 from offline.bench import cli as bench_cli
 from server.__main__ import COMMANDS, main
 from server.config import Settings
-from server.sections import Model
+from server.sections.pool import Model
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "docker", "offline", "probes", "routing_policies", "server", "tests")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from offline.bench.gateway_rivals import nano
 from offline.bench.servers import Server
-from server.sections import ROUTING_FIELDS
+from server.sections.policy import ROUTING_FIELDS
 from tests.support.gateway_client import PATH
 from tests.support.upstream import answers, running
 

@@ -15,7 +15,7 @@ import pytest
 from offline.benchmarks.base import load as load_benchmark
 from server.app import create_app
 from server.config import Settings, load
-from server.launch import launched
+from server.launch.pool import launched
 from tests.conftest import POOL, VllmPool
 from tests.support.gateway import serving
 from tests.support.processes import descendants, until

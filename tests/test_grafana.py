@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from server.app import create_app
+from server.launch.vllm_server import free_port
 from server.ledger.section import Ledger
-from server.routing_sections import Canary, Shadow
-from server.sections import Keys, Policy
-from server.vllm_server import free_port
+from server.sections.policy import Policy
+from server.sections.routing import Canary, Shadow
+from server.sections.serving import Keys
 from tests.support import upstream as faults
 from tests.support.gateway import nano_pool, serving
 from tests.support.keys import new_key

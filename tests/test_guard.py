@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.guard import Guard
+from server.commands.guard import Guard
 from tests.support.processes import running, until
 
 FAMILY = "sleep 1000 & sleep 1000 & echo $$ $(jobs -p) > {pids}.new; mv {pids}.new {pids}; {then}"
@@ -16,7 +16,7 @@ FAMILY = "sleep 1000 & sleep 1000 & echo $$ $(jobs -p) > {pids}.new; mv {pids}.n
 
 CALLER = """
 import asyncio, os, sys
-from server.guard import Guard
+from server.commands.guard import Guard
 async def main():
     with open(os.devnull, "wb") as log:
         await Guard.start(["sh", "-c", sys.argv[1]], os.environ, log)

@@ -25,7 +25,7 @@ from routing_policies.base import Policy
 from routing_policies.min_success import MinSuccess
 from server.app import create_app
 from server.config import load
-from server.policies import Policies
+from server.routing.policies import Policies
 from tests.support.gateway import nano_pool, serving
 from tests.support.probes import NANO_POOL
 

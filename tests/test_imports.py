@@ -64,7 +64,7 @@ def test_the_server_package_is_ours() -> None:
         "routing_policies.utility",
         "server.app",
         "server.__main__",
-        "server.probe_server",
+        "server.commands.probe_server",
     ],
 )
 def test_loads_without_torch(module: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.keys_command import main
-from server.keys_file import read_keys
+from server.commands.keys import main
+from server.keys.file import read_keys
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.processes import until

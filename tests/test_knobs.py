@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from server.errors import BadRequestError
-from server.knobs import parse_knobs
-from server.sections import ROUTING_FIELDS
+from server.routing.knobs import parse_knobs
+from server.sections.policy import ROUTING_FIELDS
 
 ARMS = ["small", "medium", "large"]
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from server.config import ConfigError, Settings, load
-from server.launch import LaunchError, launched
+from server.launch.pool import LaunchError, launched
 from tests.support.processes import descendants, no_process_left, running, until
 
 NANO_POOL = Path(__file__).parents[1] / "offline/nano_pool"
@@ -29,7 +29,7 @@ VICTIM = """
 import asyncio, sys
 from pathlib import Path
 from server.config import load
-from server.launch import launched
+from server.launch.pool import launched
 async def main():
     async with launched(load(sys.argv[1]), log_dir=Path(sys.argv[2])) as settings:
         print(*(model.replicas[0].url for model in settings.models.values()), flush=True)
@@ -109,7 +109,7 @@ async def test_what_pika_sets_cannot_be_set_twice(tmp_path: Path, option: str) -
 
 
 async def test_without_vllm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.vllm_server.util.find_spec", lambda name: None)
+    monkeypatch.setattr("server.launch.vllm_server.util.find_spec", lambda name: None)
     assert "pip install 'pika-router[vllm]'" in await refusal(write_pool(tmp_path))
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from probes.base import ProbeError
 from server.app import create_app
-from server.commands import _parser, read
+from server.commands.serve import _parser, read
 from server.config import load
 from tests.support import upstream as faults
 from tests.support.gateway import serving

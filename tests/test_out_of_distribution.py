@@ -10,8 +10,8 @@ import pytest
 from offline.benchmarks.running_total import RunningTotal
 from server.app import create_app
 from server.metrics import MIN_PROMPTS, drift_of
-from server.outcome_sections import Audit
-from server.sections import OutOfDistribution
+from server.sections.outcomes import Audit
+from server.sections.policy import OutOfDistribution
 from tests.support import foreign
 from tests.support import upstream as faults
 from tests.support.gateway import nano_pool, serving

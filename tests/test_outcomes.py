@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from server.calibration_gauges import calibration_error
 from server.errors import LedgerAwayError, OverloadedError
 from server.ledger.database import open_database
 from server.ledger.outcome import Outcome
 from server.ledger.tables import decisions, outcomes, rollups
-from server.outcome_recorder import MAX_WAITING, OutcomeRecorder
-from server.outcome_sections import Outcomes
+from server.outcomes.gauges import calibration_error
+from server.outcomes.recorder import MAX_WAITING, OutcomeRecorder
+from server.sections.outcomes import Outcomes
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import chat, gateway, metric

@@ -11,7 +11,7 @@ from probes.tfidf import Tfidf
 from server.config import load
 from server.pool import build_pool
 from server.predictor import Prediction, Predictor
-from server.sections import Queue
+from server.sections.engine import Queue
 from tests.support.examples import card_of
 from tests.test_config import pool, write
 

@@ -19,7 +19,7 @@ from probes.engine.vllm_routes import routes
 from probes.engine.vllm_serving import overrides, probe_name, served_names
 from probes.length import Length
 from probes.tfidf import Tfidf
-from server.probe_server import main, vllm_options
+from server.commands.probe_server import main, vllm_options
 from tests.support.examples import D_MODEL, card_of, examples
 from tests.support.probes import NANO_POOL, artifact
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.rate_limit import MINUTE_S, SLOTS, Buckets, Meter, duration, owner_of
+from server.keys.rate_limit import MINUTE_S, SLOTS, Buckets, Meter, duration, owner_of
 
 OWNER = owner_of("team-a")
 
@@ -109,7 +109,7 @@ def test_more_keys_than_ever_share_the_slots() -> None:
 TAKER = """
 import sys
 from pathlib import Path
-from server.rate_limit import Buckets, Meter, owner_of
+from server.keys.rate_limit import Buckets, Meter, owner_of
 
 buckets = Buckets(Path(sys.argv[1]))
 sys.stdin.readline()

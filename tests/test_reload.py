@@ -137,7 +137,7 @@ async def test_a_failure_that_nobody_foresaw_is_told_too(tmp_path: Path, caplog:
 
 EARLY = """
 import asyncio, os, signal
-from server.commands import run_until_signalled
+from server.commands.serve import run_until_signalled
 
 async def start():
     os.kill(os.getpid(), signal.SIGHUP)

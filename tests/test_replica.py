@@ -1,7 +1,7 @@
 """Which of several replicas takes a request."""
 
-from server.health import parse_load
-from server.replica import MAX_ASIDE_S, SLOW_START_S, Load, Replica, Wellness, choose
+from server.upstream.health import parse_load
+from server.upstream.replica import MAX_ASIDE_S, SLOW_START_S, Load, Replica, Wellness, choose
 
 NOW = 1000.0
 METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.session import Sessions
+from server.routing.session import Sessions
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, nano_pool, serving, write_pool
 from tests.support.gateway_client import chat, gateway

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from server.chat_request import ChatRequest, parse_chat
-from server.head import RequestHead, read_head
-from server.session import conversation_of
+from server.http.head import RequestHead, read_head
+from server.routing.session import conversation_of
 from tests.support.gateway_client import PATH, chat
 from tests.support.keys import new_key
 from tests.support.processes import until

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server import shared_metrics
-from server.shared_metrics import Recent, Shared, shared_folder
+from server.workers import shared_metrics
+from server.workers.shared_metrics import Recent, Shared, shared_folder
 
 
 def test_recent_numbers_are_those_of_all_workers(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from server import slot
-from server.slot import Slot, WorkerError
+from server.workers import slot
+from server.workers.slot import Slot, WorkerError
 
 pytestmark = pytest.mark.anyio
 

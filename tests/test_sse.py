@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.sse import MAX_EVENT_BYTES, EventRelay, parse_usage
+from server.upstream.sse import MAX_EVENT_BYTES, EventRelay, parse_usage
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 CONTENT = b'data: {"choices":[{"delta":{"content":"\\"choices\\":[] \\"usage\\":{}"}}]}\n\n'

@@ -16,13 +16,13 @@ import pytest
 
 from server.app import create_app
 from server.chat_request import parse_chat
-from server.check import check
+from server.commands.check import check
 from server.config import ConfigError, load
-from server.decide import decide
-from server.head import read_head
+from server.http.head import read_head
 from server.live import Order, build
 from server.metrics import Metrics
-from server.session import Sessions
+from server.routing.decide import decide
+from server.routing.session import Sessions
 from server.state import State
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, nano_pool, serving, write_pool

@@ -16,7 +16,7 @@ from offline.tune import main
 from probes.artifact import load_artifact
 from probes.length import Length
 from server.config import load, pool_sha256
-from server.policies import Policies
+from server.routing.policies import Policies
 
 NANO = Path(__file__).parents[1] / "offline" / "nano_pool"
 ARMS = {"small": 0.5, "medium": 0.8, "large": 0.9}

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from server.upstream import BrokenError, SilentError, StaleError, UnreachableError, Upstream
-from server.upstream_connection import Connection
+from server.upstream.connection import Connection
+from server.upstream.keep_alive import BrokenError, SilentError, StaleError, UnreachableError, Upstream
 
 pytestmark = pytest.mark.anyio
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

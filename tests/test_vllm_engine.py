@@ -20,7 +20,7 @@ from probes.base import ProbeError, load
 from probes.engine.base import EngineUnavailableError, Prompt, Scores
 from probes.engine.local import LocalEngine
 from probes.engine.vllm_engine import VllmEngine
-from server.vllm_server import free_port
+from server.launch.vllm_server import free_port
 from tests.support.examples import card_of, examples
 from tests.support.probes import NANO_POOL, artifact
 from tests.support.processes import until

@@ -41,7 +41,7 @@ def named(gateway: Served, module: str) -> set[int]:
 
 
 def workers(gateway: Served) -> set[int]:
-    return named(gateway, "server.worker")
+    return named(gateway, "server.workers.worker")
 
 
 def ask(gateway: Served) -> httpx.Response:

@@ -10,7 +10,7 @@ from offline.evaluate import Outcomes
 from offline.evaluation.judge import Validation
 from routing_policies.costs import expected_cost, tier_cost
 from server.config import ConfigError, Settings, prefill_usd_per_token
-from server.sections import MeanTokens
+from server.sections.pool import MeanTokens
 
 if TYPE_CHECKING:
     from probes.artifact import Artifact

@@ -23,7 +23,7 @@ from server.dashboard.counted import read_counted
 from server.dashboard.period import PERIODS, Period
 from server.dashboard.replicas import replicas_of
 from server.errors import BadRequestError, LedgerOffError, OperatorOnlyError, UnknownDecisionError, UnknownPathError
-from server.policies import Policies
+from server.routing.policies import Policies
 from server.state import current
 
 if TYPE_CHECKING:

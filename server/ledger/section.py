@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from server.sections import Section
+from server.sections.base import Section
 
 
 class Ledger(Section):

@@ -6,7 +6,7 @@ from prometheus_client.metrics_core import Metric
 from probes.engine.wire import LOOKUPS
 from server.metrics import ATTEMPT_OUTCOMES, FLAGS, REFUSALS, Metrics
 from server.reference.configuration import UndocumentedError
-from server.trial_metrics import GROUPS
+from server.routing.trial_metrics import GROUPS
 
 HEAD = """\
 # Metrics

@@ -12,8 +12,8 @@ import yaml
 from fastapi import FastAPI
 
 from server.config import Settings, load
-from server.connection import Connection
-from server.sections import Replica
+from server.http.connection import Connection
+from server.sections.pool import Replica
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from server.app import create_app
-from server.sections import ArmLimits
+from server.sections.pool import ArmLimits
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, serving
 from tests.support.upstream import Handler, Upstream

@@ -4,7 +4,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from server.keys_file import Entry, add_key, remove_key
+from server.keys.file import Entry, add_key, remove_key
 
 
 def new_key(file: Path, name: str, **fields: Any) -> dict[str, str]:

@@ -1,0 +1,195 @@
+"""A client's requests as llhttp finds them in what comes, their heads bounded and read in one way only."""
+
+from enum import Enum, auto
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import httptools
+
+from server.errors import GatewayError, HeadTooLargeError, InvalidHTTPError, VersionError
+from server.http.cycle import Cycle
+from server.live import Live
+
+if TYPE_CHECKING:
+    from server.http.connection import Connection
+
+MAX_HEADERS = 128
+HIGH_WATER_BYTES = 2**16
+"""Where so much of a body waits to be read, no more is taken in."""
+BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+class Part(Enum):
+    """What is expected next from the client."""
+
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+
+
+class RefusedError(Exception):
+    """Raised in the parser's callbacks, which ends its work."""
+
+
+class RequestParser:
+    """The half of a connection that reads.
+
+    Args:
+        app_state: uvicorn's; requests find it, and the connection, in their scope.
+    """
+
+    def __init__(self, app_state: dict[str, Any]) -> None:
+        self.live: Live = app_state["live"]
+        self.app_state = {**app_state, "connection": self}
+        self.server: tuple[str, int] | None = None
+        self.client: tuple[str, int] | None = None
+        self._limits = self.live.state.settings.limits  # as they were when the client came
+        self._head_bytes = self._limits.head_kb * 1024
+        self._parser = httptools.HttpRequestParser(self)
+        # What follows a request that closes the connection is not read, rather than an error.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._incoming: Cycle | None = None
+        """Whose body comes in."""
+        self._part = Part.IDLE
+        self._part_bytes = 0
+        """Raw bytes of the part so far, those before it in its first delivery included."""
+        self._delivery_bytes = 0
+        self._timed = False
+        """Whether the part's time runs."""
+        self._refusal: GatewayError | None = None
+        """Why we have the parser end its work."""
+
+    def come(self, cycle: Cycle) -> None:
+        """A request's head is here."""
+        raise NotImplementedError
+
+    def keeps_alive(self) -> bool:
+        """Whether the client may go on with the connection."""
+        raise NotImplementedError
+
+    def pause_reading(self) -> None:
+        """More has come than is read."""
+        raise NotImplementedError
+
+    def go_on_reading(self) -> None:
+        """Nothing more comes of this request: what is read from now on says that the client leaves, or asks again."""
+        raise NotImplementedError
+
+    def _feed(self, data: bytes) -> None:
+        """
+        Raises:
+            httptools.HttpParserError: it is no HTTP, or we refuse it.
+        """
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:  # which we do not make, as HTTP allows
+                data = data[upgrade.args[0] :]
+
+    # Called by llhttp
+
+    def on_message_begin(self) -> None:
+        self._part, self._part_bytes, self._timed = Part.HEAD, 0, False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._hosts = 0
+        self._expects_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._part is not Part.HEAD:
+            return  # a trailer
+        name = name.lower()
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"expect":
+            self._expects_continue = value.lower() == b"100-continue"
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        version = self._parser.get_http_version()
+        self._check_head(version)
+        raw_path, path, query = self._target()
+        self._part, self._part_bytes, self._timed = Part.BODY, 0, False
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "method": self._parser.get_method().decode(),
+            "scheme": "http",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": self._headers,
+            "server": self.server,
+            "client": self.client,
+            "state": self.app_state,
+        }
+        keep_alive = version == "1.1" and self._parser.should_keep_alive() and self.keeps_alive()
+        cycle = self._incoming = Cycle(cast("Connection", self), scope, keep_alive)
+        cycle.expects_continue = self._expects_continue
+        self.come(cycle)
+
+    def on_body(self, body: bytes) -> None:
+        assert self._incoming is not None
+        if not self._incoming.complete and self._incoming.feed(body) > HIGH_WATER_BYTES:
+            self.pause_reading()
+
+    def on_message_complete(self) -> None:
+        assert self._incoming is not None
+        self._part = Part.IDLE
+        self._incoming.end_of_body()
+        self._incoming = None
+        self.go_on_reading()
+
+    def _check_head(self, version: str) -> None:
+        """
+        Raises:
+            RefusedError: we do not take such a request.
+        """
+        limit = self._head_bytes
+        if len(self._headers) > MAX_HEADERS or (
+            (self._part_bytes > limit or self._delivery_bytes > limit)
+            and len(self._url) + sum(len(name) + len(value) for name, value in self._headers) > limit
+        ):
+            self._refusal = HeadTooLargeError(self._limits.head_kb, MAX_HEADERS)
+        elif version not in ("1.1", "1.0"):
+            self._refusal = VersionError(version)
+        elif self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
+            self._refusal = InvalidHTTPError("a request has one host header")
+        elif self._parser.should_upgrade() and any(name in BODY_HEADERS for name, _ in self._headers):
+            # llhttp would take the body for another protocol's bytes.
+            self._refusal = InvalidHTTPError("no other protocol is spoken here: send bodies without the header upgrade")
+        else:
+            return
+        raise RefusedError
+
+    def _target(self) -> tuple[bytes, str, bytes]:
+        """Path as it was sent, decoded, and query.
+
+        Raises:
+            RefusedError: there is no path.
+        """
+        try:
+            return _split(self._url)
+        except (httptools.HttpParserError, ValueError):
+            self._refusal = InvalidHTTPError("the request's target is no path in ASCII")
+            raise RefusedError from None
+
+
+@lru_cache(maxsize=64)  # of most requests it is one of few
+def _split(target: bytes) -> tuple[bytes, str, bytes]:
+    """
+    Raises:
+        httptools.HttpParserError, ValueError: there is no path.
+    """
+    url = httptools.parse_url(target)
+    path = url.path or (url.host and b"/")
+    if path is None:
+        raise ValueError("no path")
+    return path, unquote(path.decode("ascii")), url.query or b""

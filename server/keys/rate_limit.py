@@ -1,0 +1,215 @@
+"""Requests and tokens a minute, per key: token buckets that all workers of a machine share.
+
+A bucket holds a minute's worth and fills at that rate. Of each is kept only when it will be full again, on the
+monotonic clock, which all processes share and which does not jump: a bucket that is full needs no memory.
+"""
+
+import fcntl
+import math
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from server.http.head import Headers
+
+MINUTE_S = 60.0
+MAX_DEBT_S = 24 * 3600.0
+"""Whatever an upstream says that it used, a key is free again after so long."""
+ROUNDING_S = 1e-6
+UNKNOWN = -1.0
+SLOT = struct.Struct("=16sdd")
+"""Whose it is; when the bucket of requests is full again, and that of tokens."""
+SLOTS = 2**16
+EMPTY = bytes(16)
+
+Kind = Literal["requests", "tokens"]
+OFFSETS: dict[Kind, int] = {"requests": 16, "tokens": 24}
+FULL_AT = struct.Struct("=d")
+
+
+class Buckets:
+    """The buckets of all keys, in a file that several processes map, or in memory.
+
+    Args:
+        file: made where there is none; None: this process is the only one.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, file: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._file: int | None = None
+        self._slots: dict[bytes, int] = {}
+        """Where a key's slot was last."""
+        size = SLOTS * SLOT.size
+        if file is None:
+            self._memory: bytearray | mmap.mmap = bytearray(size)
+        else:
+            self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+            os.ftruncate(self._file, size)
+            self._memory = mmap.mmap(self._file, size)
+
+    def close(self) -> None:
+        if isinstance(self._memory, mmap.mmap):
+            self._memory.close()
+        if self._file is not None:
+            os.close(self._file)
+
+    def take(self, owner: bytes, kind: Kind, cost_s: float) -> float:
+        """Take so many seconds' worth where they are there.
+
+        Returns:
+            Seconds until the bucket is full again, what was taken included; more than a minute where it was not.
+        """
+        now = self.clock()
+        at = self._lock(owner, now) + OFFSETS[kind]
+        try:
+            full_at: float = FULL_AT.unpack_from(self._memory, at)[0]
+            after = (full_at if full_at > now else now) + cost_s
+            if after - now <= MINUTE_S + ROUNDING_S:
+                FULL_AT.pack_into(self._memory, at, after)
+                return min(after - now, MINUTE_S)
+            return after - now
+        finally:
+            self._unlock()
+
+    def correct(self, owner: bytes, kind: Kind, cost_s: float) -> None:
+        """Take more, whether it is there or not, or give back (less than 0)."""
+        now = self.clock()
+        at = self._lock(owner, now) + OFFSETS[kind]
+        try:
+            full_at: float = FULL_AT.unpack_from(self._memory, at)[0]
+            FULL_AT.pack_into(self._memory, at, min(max(full_at, now) + cost_s, now + MAX_DEBT_S))
+        finally:
+            self._unlock()
+
+    def ahead_s(self, owner: bytes, kind: Kind) -> float:
+        """Seconds until the bucket is full again."""
+        now = self.clock()
+        at = self._lock(owner, now) + OFFSETS[kind]
+        try:
+            full_at: float = FULL_AT.unpack_from(self._memory, at)[0]
+            return max(0.0, full_at - now)
+        finally:
+            self._unlock()
+
+    def _lock(self, owner: bytes, now: float) -> int:
+        """Until `_unlock` nobody else reads or writes; returns where the owner's slot is.
+
+        The kernel unlocks for whoever is killed.
+        """
+        if self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        at = self._slots.get(owner, -1)
+        if at < 0 or self._memory[at : at + 16] != owner:
+            at = self._slots[owner] = self._find(owner, now)
+        return at
+
+    def _unlock(self) -> None:
+        if self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _find(self, owner: bytes, now: float) -> int:
+        """The owner's slot, else an unused one, else one whose buckets are full, so that nothing is forgotten."""
+        first = int.from_bytes(owner[:4], "little") % SLOTS
+        free = -1
+        for i in range(SLOTS):
+            at = (first + i) % SLOTS * SLOT.size
+            whose, requests_at, tokens_at = SLOT.unpack_from(self._memory, at)
+            if whose == owner:
+                return at
+            if free < 0 and requests_at <= now and tokens_at <= now:
+                free = at
+            if whose == EMPTY:
+                break
+        assert free >= 0, "there are more slots than keys"
+        SLOT.pack_into(self._memory, free, owner, 0.0, 0.0)
+        return free
+
+
+def owner_of(name: str) -> bytes:
+    """By what a key's buckets are found."""
+    return blake2b(name.encode(), digest_size=16).digest()
+
+
+class Meter:
+    """One request against its key's limits.
+
+    Args:
+        requests, tokens: a minute; None: as many as come.
+    """
+
+    __slots__ = ("_buckets", "_charged", "_owner", "_requests", "_requests_ahead", "_tokens", "_tokens_ahead")
+
+    def __init__(self, buckets: Buckets, owner: bytes, requests: int | None, tokens: int | None) -> None:
+        self._buckets = buckets
+        self._owner = owner
+        self._requests, self._tokens = requests, tokens
+        self._requests_ahead = self._tokens_ahead = UNKNOWN
+        """Seconds until the bucket is full again, as this request found it."""
+        self._charged = 0
+
+    def take(self, kind: Kind, amount: int) -> float:
+        """Take it from the bucket where there is so much.
+
+        Returns:
+            0, or the seconds until there will be.
+        """
+        limit = self._requests if kind == "requests" else self._tokens
+        if limit is None:
+            return 0.0
+        amount = min(amount, limit)  # what is more than a full bucket has to wait for a full one
+        cost_s = amount * MINUTE_S / limit
+        ahead_s = self._buckets.take(self._owner, kind, cost_s)
+        refused = ahead_s > MINUTE_S
+        known = min(ahead_s - cost_s, MINUTE_S) if refused else ahead_s
+        if kind == "requests":
+            self._requests_ahead = known
+        else:
+            self._tokens_ahead = known
+            self._charged = 0 if refused else amount
+        return ahead_s - MINUTE_S if refused else 0.0
+
+    def settle(self, tokens: int) -> None:
+        """So many tokens were used in the end."""
+        if self._tokens is not None and self._charged != tokens and self._tokens_ahead != UNKNOWN:
+            self._buckets.correct(self._owner, "tokens", (tokens - self._charged) * MINUTE_S / self._tokens)
+            self._charged = tokens
+
+    def headers(self) -> Headers:
+        """OpenAI's `x-ratelimit-*`, as this request found it."""
+        headers: Headers = []
+        if self._requests is not None:
+            left, reset = self._standing("requests", self._requests, self._requests_ahead)
+            headers += (
+                (b"x-ratelimit-limit-requests", b"%d" % self._requests),
+                (b"x-ratelimit-remaining-requests", left),
+                (b"x-ratelimit-reset-requests", reset),
+            )
+        if self._tokens is not None:
+            left, reset = self._standing("tokens", self._tokens, self._tokens_ahead)
+            headers += (
+                (b"x-ratelimit-limit-tokens", b"%d" % self._tokens),
+                (b"x-ratelimit-remaining-tokens", left),
+                (b"x-ratelimit-reset-tokens", reset),
+            )
+        return headers
+
+    def _standing(self, kind: Kind, limit: int, ahead_s: float) -> tuple[bytes, bytes]:
+        """What is left, and in what time all of it will be."""
+        if ahead_s == UNKNOWN:
+            ahead_s = min(self._buckets.ahead_s(self._owner, kind), MINUTE_S)
+        return b"%d" % ((MINUTE_S - ahead_s) * limit / MINUTE_S + ROUNDING_S), duration(ahead_s)
+
+
+def duration(seconds: float) -> bytes:
+    """As OpenAI writes it: 12ms, 1.5s, 1m0s."""
+    if seconds < 1:
+        return b"%dms" % math.ceil(seconds * 1e3)
+    minutes, rest = divmod(round(seconds, 3), 60)
+    text = f"{rest:.3f}".rstrip("0").rstrip(".")
+    return f"{int(minutes)}m{text}s".encode() if minutes else f"{text}s".encode()
