@@ -54,6 +54,16 @@ def insert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, po
             done += size * width
 
 
+def stands(connection: Connection, row: DecisionRow, pool_id: int, pool: PoolRow) -> bool:
+    """Whether a decision is written already, as it is here; one that is being written at this moment is waited for.
+    The caller rolls back: where it is not, it is now."""
+    (written,) = values([row], pool_id, pool)
+    if connection.exec_driver_sql(_statement(connection.dialect.name, 1, replace=False), written).rowcount:
+        return False
+    at = connection.execute(select(decisions.c.at).where(decisions.c.request_id == row.request_id)).scalar()
+    return at == row.at
+
+
 def values(rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> Iterator[tuple[Any, ...]]:
     """Of each row, in the order of `COLUMNS`."""
     success, cost = _packed([row.success for row in rows]), _packed([row.cost for row in rows])
@@ -121,13 +131,13 @@ def _tokens(count: int | None) -> int | None:
     return None if count is None else min(count, MAX_TOKENS)
 
 
-@lru_cache(maxsize=2 * len(CHUNKS))
-def _statement(dialect: str, rows: int) -> str:
+@lru_cache(maxsize=2 * len(CHUNKS) + 2)
+def _statement(dialect: str, rows: int, replace: bool = True) -> str:
     mark = "%s" if dialect == "postgresql" else "?"
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     one = f"({', '.join([mark] * len(COLUMNS))})"
     replaced = ", ".join(f'"{name}" = excluded."{name}"' for name in COLUMNS if name != "request_id")
     return (
         f"INSERT INTO decisions ({names}) VALUES {', '.join([one] * rows)} "  # noqa: S608  # names of ours alone
-        f"ON CONFLICT (request_id) DO UPDATE SET {replaced}"
+        f"ON CONFLICT (request_id) DO {f'UPDATE SET {replaced}' if replace else 'NOTHING'}"
     )

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 
 from server.ledger import rollups
 from server.ledger.database import Database, LedgerError, fault
-from server.ledger.insert import insert, pool_id
+from server.ledger.insert import insert, pool_id, stands
 from server.ledger.retention import Keep, give_back, tidy
 from server.ledger.row import DecisionRow, PoolRow
 
@@ -82,6 +83,8 @@ class Writer:
         self._waiting: deque[DecisionRow] = deque()
         self._batch: list[DecisionRow] = []
         """Taken from the queue, and not committed yet."""
+        self._doubtful = 0
+        """So many of these, from the first on may be committed all the same: a transaction failed maybe at its end."""
         self._jobs: deque[_Job] = deque()
         self._filled, self._closing = threading.Event(), threading.Event()
         self._problem: str | None = None
@@ -198,6 +201,8 @@ class Writer:
         jobs = [self._jobs.popleft() for _ in range(len(self._jobs))]
         try:
             try:
+                if self._doubtful:
+                    self._look_up()
                 self._transact(self._batch, jobs)
             except Exception as error:
                 if not _unfit(error):
@@ -213,12 +218,23 @@ class Writer:
             else:
                 job.future.set_result(job.result)
 
+    def _look_up(self) -> None:
+        """Where a commit's answer was lost, but not the commit, leave its rows out: sums would count them twice."""
+        last = self._batch[self._doubtful - 1]  # of requests with one id only the last is written
+        with self.database.write() as connection, closing(connection.begin_nested()):  # closed, it is undone
+            written = stands(connection, last, pool_id(connection, self.pool, self._clock()), self.pool)
+        if written:
+            del self._batch[: self._doubtful]
+        self._doubtful = 0
+
     def _transact(self, rows: Sequence[DecisionRow], jobs: Sequence[_Job]) -> None:
+        self._doubtful = len(rows)
         with self.database.write() as connection:
             if rows:
                 self._insert(connection, rows)
             for job in jobs:
                 self._do(connection, job)
+        self._doubtful = 0
 
     def _transact_singly(self, jobs: Sequence[_Job]) -> None:
         self._pool_id = None
