@@ -23,7 +23,7 @@ from offline.benchmarks.base import Problem
 from offline.benchmarks.base import load as load_benchmark
 from offline.demo_client import Client, DemoError
 from offline.demo_gateway import Gateway, GatewayError, gateway
-from offline.demo_pool import with_ledger
+from offline.demo_pool import AUDIT_SHARE, with_ledger
 from offline.demo_summary import Answer, Summary, in_words, summarise, table
 from offline.options import positive
 from routing_policies.base import NAMES
@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="stay up afterwards, until Ctrl-C or SIGTERM, with a ledger of what was decided and what was right",
+        help="stay up afterwards, until Ctrl-C or SIGTERM, with a ledger of what was decided and what was right, "
+        "conversations, and an audit",
     )
     parser.add_argument("--seed", type=int, default=1, help="of problems, sampling and bootstrap (default: 1)")
     return parser
@@ -182,6 +183,8 @@ def _urls(url: str, problem: Problem, pool: Path) -> str:
         f"Try: curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}\n"
         f"Dashboard: {url}/dashboard\n"
         f"Its ledger knows which of the routed answers were right: pika replay --ledger {shlex.quote(str(pool))}\n"
+        f"Conversations stay on their arm, and {AUDIT_SHARE:.0%} of the routed requests went to a random one "
+        "(audit), so that outcomes speak for every arm.\n"
     )
 
 

@@ -168,5 +168,5 @@ def current(scope: MutableMapping[str, Any]) -> State:
 
 def key_of(scope: MutableMapping[str, Any]) -> Key | None:
     """Whose request this is; None where nothing asks for keys. Of what is no raw route: those have `head.key`."""
-    key: Key | None = scope["state"].get("key")
+    key: Key | None = scope.get("user_key")
     return key

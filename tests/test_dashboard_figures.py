@@ -1,7 +1,8 @@
 """The dashboard's figures, against arithmetic on the decisions that they are of."""
 
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -33,9 +34,21 @@ def rows() -> list[DecisionRow]:
     return list(decided(N, NOW - 1500, NOW - 60))
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
-    return filled(tmp_path_factory.mktemp("ledger") / "ledger.sqlite", N, NOW - 1500, NOW - 60)
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('ledger')}/ledger.sqlite"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql").make(f"figures_{uuid4().hex}")
+    database = filled(url, N, NOW - 1500, NOW - 60)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def empty(ledger_url: str) -> Iterator[Database]:
+    database = open_database(ledger_url)
+    yield database
+    database.close()
 
 
 def success_of(rows: list[DecisionRow]) -> FloatArray:
@@ -61,15 +74,15 @@ def test_totals_are_the_sums_over_decisions(database: Database, rows: list[Decis
         assert arm.saved_usd == pytest.approx(N * own[i] - spent)
 
 
-def test_pinned_requests_are_no_part_of_what_routing_saves(tmp_path: Path) -> None:
-    database = filled(tmp_path / "ledger.sqlite", 200, NOW - 1000, NOW - 500)
-    with database.read() as connection:
+def test_pinned_requests_are_no_part_of_what_routing_saves(empty: Database) -> None:
+    write(empty, list(decided(200, NOW - 1000, NOW - 500)), answered=0.5)
+    with empty.read() as connection:
         before = read_totals(connection, PERIODS["1h"], NOW, NAMES)
     pinned = list(decided(300, NOW - 900, NOW - 400, seed=5))
     for row in pinned:
         row.path, row.policy, row.arm, row.output_tokens = "pinned", "none", 2, 35
-    write(database, pinned, answered=1.0)
-    with database.read() as connection:
+    write(empty, pinned, answered=1.0)
+    with empty.read() as connection:
         after = read_totals(connection, PERIODS["1h"], NOW, NAMES)
         everything = frontier(read_sample(connection, NOW - 3600))
     assert (after.requests, after.pinned) == (500, 300)
@@ -119,16 +132,16 @@ def test_the_mix_counts_every_request_once(database: Database, rows: list[Decisi
     assert counts.sum(axis=0).max() == len(inside)
 
 
-def test_prices_that_change_make_a_pool_of_their_own(tmp_path: Path) -> None:
+def test_prices_that_change_make_a_pool_of_their_own(empty: Database) -> None:
     """What an arm alone would have cost is added up by the prices of the time."""
-    database = filled(tmp_path / "ledger.sqlite", 100, NOW - 1000, NOW - 500, answered=0)
+    write(empty, list(decided(100, NOW - 1000, NOW - 500)))
     later = list(decided(50, NOW - 400, NOW - 100, seed=7))
     dearer = POOL.__class__(
         arms=[*POOL.arms[:2], "giant"], prices=[*POOL.prices[:2], (5.0, 20.0)], mean_tokens=POOL.mean_tokens,
         probes=POOL.probes, policy=POOL.policy,
     )  # fmt: skip
-    write(database, later, pool=dearer)
-    with database.read() as connection:
+    write(empty, later, pool=dearer)
+    with empty.read() as connection:
         totals = read_totals(connection, PERIODS["1h"], NOW, dearer.arms)
         sample = read_sample(connection, NOW - 3000)
     arms = {arm.name: arm for arm in totals.arms}
@@ -192,13 +205,12 @@ def test_accuracy_of_an_arm_alone_is_estimated_from_outcomes(database: Database,
         assert one.outcomes.low < true < one.outcomes.high
 
 
-def test_decisions_without_probabilities_say_so(tmp_path: Path) -> None:
-    database = open_database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+def test_decisions_without_probabilities_say_so(empty: Database) -> None:
     rows = list(decided(20, NOW - 100, NOW))
     for row in rows:
         row.success = np.full(3, np.nan)
-    write(database, rows)
-    with database.read() as connection:
+    write(empty, rows)
+    with empty.read() as connection:
         sample = read_sample(connection, NOW - 3600)
         [line, *_], _ = read_page(connection, 5, None)
         assert read_totals(connection, PERIODS["1h"], NOW, NAMES).expected.accuracy is None
@@ -207,14 +219,13 @@ def test_decisions_without_probabilities_say_so(tmp_path: Path) -> None:
     assert line.success_probability is None
 
 
-def test_reliability_shows_what_is_wrong_with_probabilities(tmp_path: Path) -> None:
+def test_reliability_shows_what_is_wrong_with_probabilities(empty: Database) -> None:
     """True ones lie on the diagonal; those of an arm that is right half as often as said lie far below."""
-    database = open_database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    write(database, list(decided(4000, NOW - 1000, NOW)), answered=1.0)
-    with database.write() as connection:
+    write(empty, list(decided(4000, NOW - 1000, NOW)), answered=1.0)
+    with empty.write() as connection:
         halved = outcomes.update().where(outcomes.c.arm == "nano-large").values(correct=outcomes.c.correct / 2)
         connection.execute(halved)
-    with database.read() as connection:
+    with empty.read() as connection:
         found = {one.arm: one for one in read_reliability(connection, NOW - 3600)}
         assert read_reliability(connection, NOW + 3600) == []
         assert sum(one.n for one in read_reliability(connection, NOW - 3600, most=100)) == 100
@@ -227,14 +238,13 @@ def test_reliability_shows_what_is_wrong_with_probabilities(tmp_path: Path) -> N
         assert one.observed.high < one.predicted
 
 
-def test_drift_appears_with_prompts_of_another_kind(tmp_path: Path) -> None:
-    database = open_database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+def test_drift_appears_with_prompts_of_another_kind(empty: Database) -> None:
     usual, odd = list(decided(1500, NOW - 3000, NOW - 1500)), list(decided(1500, NOW - 1500, NOW, seed=3))
     for row in odd:
         assert row.percentile is not None
         row.percentile = 90 + row.percentile / 10
-    write(database, [*usual, *odd], answered=0)
-    with database.read() as connection:
+    write(empty, [*usual, *odd], answered=0)
+    with empty.read() as connection:
         shown = drift(read_sample(connection, NOW - 3600), PERIODS["1h"], NOW)
     known = [value for value in shown.drift if value is not None]
     assert known[0] < 0.1

@@ -33,9 +33,9 @@ def playwright() -> "Iterator[Playwright]":
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Upstream, Database]]:
     folder = tmp_path_factory.mktemp("dashboard")
-    file = folder / "ledger.sqlite"
-    with dashboard(folder, True, ledger={"url": f"sqlite:///{file}"}) as (gateway, upstream):
-        yield gateway, upstream, fill(gateway, file)
+    ledger = f"sqlite:///{folder}/ledger.sqlite"
+    with dashboard(folder, True, ledger={"url": ledger}) as (gateway, upstream):
+        yield gateway, upstream, fill(gateway, ledger)
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +166,9 @@ def test_the_playground_decides_as_the_gateway_does(
 
 def test_hostile_text_is_text(playwright: "Playwright", tmp_path: Path) -> None:
     """Whatever stands in the ledger, and whatever is typed: shown, cut to a length, never run."""
-    file = tmp_path / "ledger.sqlite"
-    with dashboard(tmp_path, False, ledger={"url": f"sqlite:///{file}"}) as (gateway, _):
-        database = fill(gateway, file)
+    ledger = f"sqlite:///{tmp_path}/ledger.sqlite"
+    with dashboard(tmp_path, False, ledger={"url": ledger}) as (gateway, _):
+        database = fill(gateway, ledger)
         with database.write() as connection:
             long = HOSTILE + "A" * 1_000_000
             newest = connection.scalar(select(func.max(decisions.c.id)))
@@ -220,44 +220,3 @@ def test_figures_that_do_not_come_are_told_and_come_back(playwright: "Playwright
         page.unroute("**/dashboard/data/**")
         page.get_by_label("7 days", exact=True).check()
         page.locator("#fault").wait_for(state="hidden")
-
-
-def test_without_a_ledger_it_shows_what_it_can_and_what_to_add(playwright: "Playwright", tmp_path: Path) -> None:
-    with dashboard(tmp_path, False) as (gateway, _):
-        body = {"model": "auto", "messages": [{"role": "user", "content": "Begin with 2. Add 1."}]}
-        for _ in range(3):
-            assert gateway.client.post("/v1/chat/completions", json=body).status_code == 200
-        with opened(playwright, str(gateway.client.base_url).rstrip("/")) as page:
-            page.get_by_text("ledger: {}").wait_for()
-            assert "\n3\n" in page.locator("#tiles .tile").nth(2).inner_text()
-            assert page.locator("#replicas tbody tr").count() == 3
-            assert not page.locator("#h-mix").is_visible()
-            page.get_by_label("Prompt", exact=True).fill("Begin with 2. Add 1.")
-            page.wait_for_selector("#decision .verdict")
-
-
-def test_the_admin_key_is_asked_for_and_stays_in_the_tab(playwright: "Playwright", tmp_path: Path) -> None:
-    key = "correct-horse-battery-staple"
-    environment = {"ADMIN": key}
-    unauthorised = ("401",)
-    with dashboard(tmp_path, False, environment, admin={"key_env": "ADMIN"}) as (gateway, _):
-        url = str(gateway.client.base_url).rstrip("/")
-        assert key not in gateway.client.get("/dashboard").text
-        with opened(playwright, url, may_say=unauthorised) as page:
-            field = page.get_by_label("Key", exact=True)
-            field.fill("wrong")
-            field.press("Enter")
-            page.get_by_text("this needs the admin key").wait_for()
-            assert not page.locator("main").is_visible()
-            field.fill(key)
-            field.press("Enter")
-            page.locator("#replicas tbody tr").nth(2).wait_for()
-            page.get_by_label("Prompt", exact=True).fill("Begin with 2. Add 1.")
-            page.wait_for_selector("#decision .verdict")
-            assert key not in page.url
-            assert key not in page.content()
-            assert page.evaluate("localStorage.length") == 0
-            page.reload()
-            page.locator("#replicas tbody tr").nth(2).wait_for()
-        with opened(playwright, url, may_say=unauthorised) as page:  # another tab knows nothing of it
-            page.get_by_label("Key", exact=True).wait_for()

@@ -148,6 +148,20 @@ def test_a_key_gets_its_own_arms_and_policy(three: httpx.Client, key: dict[str, 
     assert (considered["arm"], considered["fallbacks"]) == ("medium", ["small"])
 
 
+def test_the_dashboard_decides_for_whom_it_is_asked_and_not_for_who_asked_before(
+    three: httpx.Client, limited: dict[str, str]
+) -> None:
+    """On one kept connection."""
+    body = {"model": "auto", "messages": MESSAGES}
+    assert three.post("/route", json=body, headers=limited).json()["arm"] == "medium"
+    assert three.post("/dashboard/data/route", json=body).json()["arm"] == "large"
+    assert three.post("/dashboard/data/route?key=limited", json=body).json()["arm"] == "medium"
+    assert three.post("/dashboard/data/route", json=body).json()["arm"] == "large"
+    unknown = three.post("/dashboard/data/route?key=nobody", json=body)
+    assert unknown.status_code == 400
+    assert "no key of this name" in unknown.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -148,6 +148,7 @@ async def summary(request: Request, period: Asked) -> Response:
             "ledger": state.ledger is not None,
             "policy": {"name": state.policies.name, "knobs": _knobs(state.policies)},
             "pool": state.pool.names,
+            "keys": [] if state.keys is None else sorted(key.name for key in state.keys.keys),
             "best": best,
             "best_expected": accuracy,
             **asdict(totals),
@@ -214,7 +215,13 @@ async def decision(id_: str, request: Request) -> Response:
 
 @data.post("/route")
 async def route(request: Request) -> Response:
-    """As POST /route, for whoever may see this page."""
+    """As POST /route, for whoever may see this page: for the user's key of that name, else for one without limits."""
+    if (name := request.query_params.get("key")) is not None:
+        keyring = current(request.scope).keys
+        key = next((one for one in ([] if keyring is None else keyring.keys) if one.name == name), None)
+        if key is None:
+            raise BadRequestError("there is no key of this name any more", "key")
+        request.scope["user_key"] = key
     return await score.route(request)
 
 

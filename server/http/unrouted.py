@@ -79,7 +79,7 @@ class _Answer:
         try:
             account = self._account = state.account(read_head(self._scope["headers"]))
             if account is not None:
-                self._scope["state"]["key"] = account.key
+                self._scope["user_key"] = account.key
                 account.count_request()
         except (InvalidKeyError, RateLimitError) as error:
             return error

@@ -84,7 +84,7 @@ class Writer:
         self._batch: list[DecisionRow] = []
         """Taken from the queue, and not committed yet."""
         self._doubtful = 0
-        """So many of these, from the first on may be committed all the same: a transaction failed maybe at its end."""
+        """So many of its first may be committed all the same: a transaction failed, maybe at its end."""
         self._jobs: deque[_Job] = deque()
         self._filled, self._closing = threading.Event(), threading.Event()
         self._problem: str | None = None

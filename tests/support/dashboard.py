@@ -70,13 +70,13 @@ def dashboard(
             yield gateway, upstream
 
 
-def fill(gateway: Served, file: Path) -> Database:
+def fill(gateway: Served, url: str) -> Database:
     """Real requests through a gateway whose ledger this is, and many more decisions of the hour before."""
     problems = load("running_total").problems("test", ROUTED, 1)
     for problem in problems:
         body = {"model": "auto", "messages": [{"role": "user", "content": problem.problem}]}
         assert gateway.client.post(PATH, json=body).status_code == 200
-    database = open_database(f"sqlite:///{file}")
+    database = open_database(url)
 
     def newest() -> PoolRow | None:
         with database.read() as connection:

@@ -1,7 +1,6 @@
 """A ledger full of decisions whose success probabilities are true, and what is true of them."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -89,8 +88,8 @@ def write(
                 rollups.add(connection, sums)
 
 
-def filled(file: Path, n: int, since: float, until: float, answered: float = 0.5) -> Database:
+def filled(url: str, n: int, since: float, until: float, answered: float = 0.5) -> Database:
     """A new ledger."""
-    database = open_database(f"sqlite:///{file}")
+    database = open_database(url)
     write(database, list(decided(n, since, until)), answered)
     return database

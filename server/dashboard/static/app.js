@@ -7,7 +7,7 @@ import { showDrift } from "./drift.js";
 import { showEstimates } from "./estimates.js";
 import { setUpFrontier, showFrontier } from "./frontier.js";
 import { showMix } from "./mix.js";
-import { setUpPlayground } from "./playground.js";
+import { offerKeys, setUpPlayground } from "./playground.js";
 import { showReliability } from "./reliability.js";
 import { showReplicas } from "./replicas.js";
 import { showSummary } from "./summary.js";
@@ -30,6 +30,7 @@ async function load() {
     if (stale()) return;
     setArms(summary.pool);
     showSummary(summary);
+    offerKeys(summary.keys);
     notice(summary);
     const parts = [get("replicas").then((shown) => stale() || showReplicas(shown))];
     if (summary.ledger) {

@@ -15,6 +15,18 @@ export function setUpPlayground() {
     clearTimeout(waiting);
     waiting = setTimeout(ask, WAIT_MS);
   });
+  byId("key-name").addEventListener("change", ask);
+}
+
+// Users' keys have arms, policies and knobs of their own: for which of them it is decided is the operator's choice.
+export function offerKeys(names) {
+  byId("of-key").hidden = names.length === 0;
+  const chosen = byId("key-name").value;
+  fill(byId("key-name"), el("option", { value: "" }, "without limits"),
+    ...names.map((name) => el("option", { value: name }, plain(name, 80))));
+  const there = chosen === "" || names.includes(chosen);
+  byId("key-name").value = there ? chosen : "";
+  if (!there) ask(); // it was revoked
 }
 
 async function ask() {
@@ -26,7 +38,9 @@ async function ask() {
   }
   asking = new AbortController();
   try {
-    const decision = await post("route", { model: "auto", messages: [{ role: "user", content: text }] }, asking.signal);
+    const key = byId("key-name").value;
+    const path = key === "" ? "route" : `route?key=${encodeURIComponent(key)}`;
+    const decision = await post(path, { model: "auto", messages: [{ role: "user", content: text }] }, asking.signal);
     show(decision);
     say(`goes to ${decision.arm}`);
   } catch (error) {
