@@ -80,16 +80,14 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how:
 def _in_blocks(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
     """Causal attention of a whole prompt, a block of queries at a time: what lies ahead of a block is not computed.
     Returns (queries, heads, head_dim)."""
-    heads, n, _ = query.shape
-    if heads != key.shape[0]:
-        key, value = (x.repeat_interleave(heads // x.shape[0], dim=0) for x in (key, value))
+    heads = len(query)
+    if heads != len(key):
+        key, value = (x.repeat_interleave(heads // len(x), dim=0) for x in (key, value))
     key, none = key.transpose(1, 2), query.new_empty(())
-    found = []
-    for begin in range(0, n, BLOCK):
-        end = min(n, begin + BLOCK)
-        logits = torch.baddbmm(
-            none, query[:, begin:end], key[:, :, :end], beta=0, alpha=scaling
-        )  # (heads, block, keys)
-        logits[:, :, begin:].add_(packing.ahead[: end - begin, : end - begin])
-        found.append(torch.bmm(softmax(logits, dim=-1), value[:, :end]))
+    found, end = [], 0
+    for queries in query.split(BLOCK, dim=1):
+        begin, end = end, end + queries.shape[1]
+        logits = torch.baddbmm(none, queries, key.narrow(2, 0, end), beta=0, alpha=scaling)  # (heads, block, keys)
+        logits.narrow(2, begin, end - begin).add_(packing.ahead[: end - begin, : end - begin])
+        found.append(torch.bmm(logits.softmax(-1), value.narrow(1, 0, end)))
     return torch.cat(found, dim=1).transpose(0, 1)

@@ -9,20 +9,27 @@ CPU_MICRO_BATCH_TOKENS = 1024
 
 
 def micro_batches(
-    lengths: Sequence[int], max_tokens: int = MICRO_BATCH_TOKENS, longest_together: int | None = None
+    lengths: Sequence[int],
+    max_tokens: int = MICRO_BATCH_TOKENS,
+    longest_together: int | None = None,
+    *,
+    padded: bool = True,
 ) -> list[list[int]]:
-    """Indices of prompts of like length, longest first, each list at most `max_tokens` when padded to its longest.
+    """Indices of prompts of like length, longest first, each list at most `max_tokens`.
 
     Args:
         longest_together: longer prompts are alone.
+        padded: each counts as many tokens as the longest beside it.
     """
     batches: list[list[int]] = []
+    longest = tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        # The first of a batch is its longest, which the others are padded to.
-        longest = lengths[batches[-1][0]] if batches else 0
+        counted = longest if padded else lengths[index]
         alone = longest_together is not None and longest > longest_together
-        if batches and not alone and (len(batches[-1]) + 1) * longest <= max_tokens:
+        if batches and not alone and tokens + counted <= max_tokens:
             batches[-1].append(index)
+            tokens += counted
         else:
             batches.append([index])
+            longest = tokens = lengths[index]
     return batches

@@ -157,9 +157,7 @@ class LeanForward:
         """
         token_ids, positions = packing.row()
         hidden = self._model.embed_tokens(token_ids)
-        cos, sin = (table[0, :, None].float() for table in self._model.rotary_emb(hidden, positions[None]))
-        half = cos.shape[-1] // 2  # the other half of the tables is the same
-        turn = torch.complex(cos[..., :half], sin[..., :half])
+        turn = self._turns(hidden, packing.keys.longest)[positions]
         deepest = max(layers)
         found = {0: hidden} if 0 in layers else {}
         for i, block in enumerate(self._blocks[:deepest]):
@@ -170,6 +168,13 @@ class LeanForward:
             if i + 1 in layers:
                 found[i + 1] = hidden
         return found
+
+    def _turns(self, like: Tensor, positions: int) -> Tensor:
+        """Complex numbers by which queries and keys are rotated, by position: (positions, 1, head_dim / 2)."""
+        at = torch.arange(positions, device=like.device)
+        cos, sin = (table[0, :, None].float() for table in self._model.rotary_emb(like, at[None]))
+        half = cos.shape[-1] // 2  # the other half of the tables is the same
+        return torch.complex(cos[..., :half], sin[..., :half])
 
     def _table(self, tokens: Tensor) -> Tensor | None:
         """What the first block reads of every token there is, if that is little: (vocabulary, ...)."""

@@ -75,8 +75,11 @@ class ProbeModel:
         if self.depth < full_depth:
             # Hugging Face's last hidden state stands after the final norm, all others before it.
             remove_final_norm(self._model)
-        self._batch_tokens = CPU_MICRO_BATCH_TOKENS if self.device.type == "cpu" else MICRO_BATCH_TOKENS
+        on_cpu = self.device.type == "cpu"
+        self._batch_tokens = CPU_MICRO_BATCH_TOKENS if on_cpu else MICRO_BATCH_TOKENS
         self._forward_pass = Forward(self._model, reading, self.depth, self.device)
+        self._attends_together = not (on_cpu and self._forward_pass.packs)
+        """Whether prompts of a micro-batch may be padded to its longest on the way."""
         self._pooling = Pooling(reading.pooled, self.device) if reading.pooled else None
         self.longest_alike = longest_alike(config)
         """Tokens up to which prompts may be read together; None: all may."""
@@ -117,7 +120,10 @@ class ProbeModel:
             next_token = allocate((len(prompts), STATISTICS), np.float64)
         pooled = np.empty((len(prompts), len(self.reading.pooled)))
         with _threads(self._max_threads), torch.inference_mode():
-            for i, batch in enumerate(micro_batches(lengths.tolist(), self._batch_tokens, self.longest_alike)):
+            batches = micro_batches(
+                lengths.tolist(), self._batch_tokens, self.longest_alike, padded=self._attends_together
+            )
+            for i, batch in enumerate(batches):
                 if i < skip:
                     on_batch(len(batch))
                     continue

@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, MAPPED_BYTES = 2**28, 2**25
 GOING_S, GOING_STEPS = 0.5, 50
-NICE = 10
+NICE = 5
 SWITCH_S = 0.0005
 UNUSED = ("sklearn", "scipy", "pandas", "pyarrow")
 """Transformers imports these wherever they are installed: 125 MB that no forward pass reads."""
@@ -99,6 +99,7 @@ async def serve(
     server = EngineServer(engine, len(distinct_passes(artifacts)), served_sha256(artifacts), secret)
     try:
         await engine.start()
+        _let_others_go_first()
         await server.listen(sock)
         ready()
         await engine.finished()
@@ -113,10 +114,17 @@ def _load(artifacts: Sequence[Artifact], device: str) -> LocalEngine:
         import torch
 
         torch.set_num_threads(cores())
-        # Of this thread, and of those that torch starts from it: where they take all cores, whoever answers requests
-        # goes first.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     return LocalEngine(artifacts, device)
+
+
+def _let_others_go_first() -> None:
+    """Lower the priority of the threads that compute: where they take all cores, whoever answers requests goes first.
+    Only once they are ready: on a busy machine, a start would take for ever."""
+    if sys.platform == "linux":
+        for thread in (int(task.name) for task in Path("/proc/self/task").iterdir()):
+            if thread != threading.get_native_id():
+                with suppress(ProcessLookupError):  # it has ended
+                    os.setpriority(os.PRIO_PROCESS, thread, NICE)
 
 
 def _keep_freed_memory() -> None:
