@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from inspect import isabstract
@@ -39,6 +39,14 @@ def split(noise: bool = False) -> tuple[Examples, Examples, Examples]:
 def fitted(kind: str, task: Task) -> list[Fit]:
     train, validation, _ = split()
     return load(kind).fit(train, validation, task, seed=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shorter_training() -> Iterator[None]:
+    """What holds of every kind holds of networks that were trained for a third as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("probes.mlp.LEAST_STEPS", 300)
+        yield
 
 
 def content(probe: Probe) -> dict[str, bytes]:

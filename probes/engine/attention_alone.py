@@ -85,7 +85,7 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scal
         key, value = (x.repeat_interleave(heads // len(x), dim=0) for x in (key, value))
     key, none = key.transpose(1, 2), query.new_empty(())
     found, end = [], 0
-    for queries in query.split(BLOCK, dim=1):
+    for queries in torch.split(query, BLOCK, dim=1):
         begin, end = end, end + queries.shape[1]
         logits = torch.baddbmm(none, queries, key.narrow(2, 0, end), beta=0, alpha=scaling)  # (heads, block, keys)
         logits.narrow(2, begin, end - begin).add_(packing.ahead[: end - begin, : end - begin])
