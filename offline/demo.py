@@ -154,10 +154,11 @@ async def _answer_all(
             task = progress.add_task(description, total=len(problems))
             return await client.answer_all(model, problems, lambda: progress.advance(task))
 
+        # Routed ones last: they are what the dashboard's list of the last decisions then begins with.
+        always = {arm: await answers(arm, f"always {arm}") for arm in client.settings.arms}
         before_usd = client.probe_cost_usd()
         routed = await answers("auto", "routed")
         probe_cost_usd = client.probe_cost_usd() - before_usd
-        always = {arm: await answers(arm, f"always {arm}") for arm in client.settings.arms}
     return routed, always, probe_cost_usd
 
 

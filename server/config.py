@@ -242,4 +242,6 @@ def _where(location: tuple[int | str, ...]) -> str:
 
 
 def _message(problem: Any) -> str:
+    if problem["type"] == "missing":
+        return "is missing; docs/configuration.md says what it is"
     return str(problem["msg"]).removeprefix("Value error, ")

@@ -111,6 +111,12 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str
         load(write(tmp_path, text))
 
 
+def test_what_is_left_out_is_named_with_the_page_that_explains_it(tmp_path: Path) -> None:
+    without = {key: value for key, value in pool().items() if key != "policy"}
+    with pytest.raises(ConfigError, match=r"policy: is missing; docs/configuration\.md"):
+        load(write(tmp_path, without))
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         load(tmp_path / "none.yaml")
