@@ -2,15 +2,20 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from server.gateway import allow_many_files
+from server.http.connection import LINGER_S
 from tests.support import upstream as faults
+from tests.support.broken_http import answers_with
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import MESSAGES, PATH, metric
+from tests.support.gateway_client import gateway as running_gateway
 from tests.support.serve import Served, served
 
 LIMITS = {"head_kb": 8, "head_s": 0.5, "body_mb": 0.5, "body_s": 0.5, "connections": 1100}
@@ -27,7 +32,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def connect(gateway: Served) -> socket.socket:
-    url = gateway.client.base_url
+    return connect_to(gateway.client.base_url)
+
+
+def connect_to(url: httpx.URL) -> socket.socket:
     return socket.create_connection((url.host, url.port or 0), timeout=20)
 
 
@@ -107,9 +115,10 @@ def test_a_head_that_drips_has_no_more_time(gateway: Served) -> None:
         b"x-large: " + b"x" * 20_000 + b"\r\n",
         b"x-large: " + b"x" * 2_000_000,
         b"".join(b"x-%d: 1\r\n" % i for i in range(200)),
+        b"x: 1\r\n" * 50_000 + b"x: 1",
         b"".join(b"x-%d: %b\r\n" % (i, b"x" * 200) for i in range(60)),
     ],
-    ids=["large", "endless", "many", "all-together"],
+    ids=["large", "endless", "many", "many-and-no-end", "all-together"],
 )
 def test_a_head_that_is_too_large(gateway: Served, head: bytes) -> None:
     with connect(gateway) as sock:
@@ -151,6 +160,15 @@ def test_too_large_a_body_is_refused_and_its_rest_passed_over(gateway: Served, c
         assert status(read_one(sock)) == 200
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [b"0\r\nx: " + b"x" * 600_000, b"0\r\n" + b"x: 1\r\n" * 100_000, b"1;x=" + b"x" * 600_000],
+    ids=["trailer", "trailers", "chunk extension"],
+)
+def test_what_stands_beside_a_body_is_bounded_as_a_head_is(gateway: Served, beside: bytes) -> None:
+    assert status(exchange(gateway, post(b"1\r\n{\r\n" + beside, "transfer-encoding: chunked"))) == 431
+
+
 def test_an_endless_body_ends(gateway: Served) -> None:
     def send(sock: socket.socket) -> None:
         sock.sendall(post(b"", "transfer-encoding: chunked"))
@@ -169,6 +187,9 @@ def test_an_endless_body_ends(gateway: Served) -> None:
         ("content-length: 5", "content-length: 6"),
         ("transfer-encoding: gzip", "content-length: 5"),
         ("transfer-encoding: xchunked",),
+        ("transfer-encoding: gzip, chunked",),
+        ("transfer-encoding: ,chunked",),
+        ("transfer-encoding: identity", "transfer-encoding: chunked"),
         ("content-length: +5",),
         ("content-length: 5, 5",),
         ("content-length : 5",),
@@ -207,6 +228,53 @@ def test_trailers_are_no_headers(gateway: Served) -> None:
     framed = b"%x\r\n%b\r\n0\r\nx-request-id: trailer\r\n\r\n" % (len(body), body)
     answer = exchange(gateway, post(framed, "transfer-encoding: chunked", "connection: close", "x-request-id: head"))
     assert b"x-request-id: head" in answer
+
+
+def test_a_trailer_does_not_end_the_connection(gateway: Served) -> None:
+    with connect(gateway) as sock:
+        sock.sendall(post(b"2\r\n{}\r\n0\r\nconnection: close\r\n\r\n", "transfer-encoding: chunked"))
+        assert status(read_one(sock)) == 400
+        sock.sendall(HEALTH)
+        assert status(read_one(sock)) == 200
+
+
+def test_requests_by_the_thousand_do_not_pile_up(gateway: Served) -> None:
+    answer = exchange(gateway, HEALTH * 10_000)
+    assert 0 < answer.count(b"HTTP/1.1 200 OK") < 1000
+    last = answer[answer.rindex(b"HTTP/1.1 ") :]
+    assert b"\r\nconnection: close\r\n" in last
+    assert last.endswith(b'{"status":"ok"}')
+
+
+def test_a_head_that_we_leave_unread_is_not_slow(gateway: Served) -> None:
+    with connect(gateway) as sock:
+        sock.sendall(chat(stream=True) + HEALTH + HEALTH[:10])
+        assert gateway.client.get("/health").status_code == 200  # by now that has been read
+        sock.sendall(HEALTH[10:].replace(b"host: a", b"host: a\r\nconnection: close"))
+        assert read_all(sock).count(b"HTTP/1.1 200 OK") == 3
+
+
+LARGE = b'{"x": "' + b"x" * 30_000_000 + b'"}'
+"""More than the kernel takes from us for a client that does not read."""
+
+
+def test_who_reads_our_last_words_slowly_gets_them_whole() -> None:
+    with running_gateway({"small": [answers_with(LARGE)]}) as (client, _), connect_to(client.base_url) as sock:
+        sock.sendall(chat() + b"\x00 garbage")
+        time.sleep(LINGER_S + 1)
+        assert read_all(sock).endswith(LARGE[-1000:])
+
+
+def test_who_reads_nothing_is_let_go() -> None:
+    limits = {"total_s": 1}
+    with running_gateway({"small": [answers_with(LARGE)]}, limits=limits) as (client, _):
+        with connect_to(client.base_url) as sock:
+            sock.sendall(chat() + HEALTH)
+            sock.settimeout(0.1)
+            sock.recv(1)
+            time.sleep(3)
+            assert len(read_all(sock)) < len(LARGE)
+        assert client.get("/health").status_code == 200
 
 
 def test_an_upgrade_is_not_made_and_the_connection_goes_on(gateway: Served) -> None:

@@ -138,6 +138,7 @@ def test_head_is_get_without_its_body(gateway: Served, path: str) -> None:
         (b"OPTIONS * HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", 404, b"'*' is no path here"),
         (b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n", 400, b"target"),
         (b"GET http://a/health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", 200, b"ok"),
+        (b"GET /health# HTTP/1.1\r\nhost: a\r\n\r\n", 400, b"fragment"),
         (b"BREW /health HTTP/1.1\r\nhost: a\r\n\r\n", 400, b"method"),
     ],
 )
@@ -177,3 +178,17 @@ def test_who_waits_for_our_word_gets_it(gateway: Served) -> None:
         assert raw.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         raw.sendall(body)
         assert raw.makefile("rb").read().startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_did_not_get_our_word_is_not_expected_to_go_on(gateway: Served) -> None:
+    """Whether a body comes now nobody could tell, nor where the next request begins."""
+    head = f"POST {PATH} HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 99000000\r\n\r\n"
+    answer = wire(gateway, head.encode())
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+def test_http_1_0_has_no_word_of_ours(gateway: Served) -> None:
+    body = json.dumps(CHAT).encode()
+    head = f"POST {PATH} HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n"
+    assert wire(gateway, head.encode() + body).startswith(b"HTTP/1.1 200 ")

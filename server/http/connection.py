@@ -37,6 +37,9 @@ LINGER_BYTES = 2**20
 """What is read beyond `limits.body_mb`, or after our last words, so that a client which still sends reads them."""
 LINGER_S = 2.0
 """For so long a client may take to close a connection that we have ended: closing first would be a reset to it."""
+MAX_WAITING = 100
+"""Of one connection's requests, behind the one that is being answered: what a client sends on top of them at once is
+not read, and the connection ends after them."""
 MAX_LINGERING = 256
 """Of the connections beyond `limits.connections`: in a flood each is closed at once."""
 SOON_S = 1.0
@@ -77,11 +80,14 @@ class Connection(RequestParser, asyncio.Protocol):
         self._reading_paused = False
         self._deadline = Deadline(self._loop, self._too_slow)
         """For what the client sends next."""
+        self._unread: Deadline
+        """For what it has to read."""
 
     # Called by the event loop and by uvicorn's server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's have no such base class
+        self._unread = Deadline(self._loop, self.transport.abort)
         self.server, self.client = _address(transport, "sockname"), _address(transport, "peername")
         connections: set[Any] = self.server_state.connections
         connections.add(self)
@@ -89,13 +95,14 @@ class Connection(RequestParser, asyncio.Protocol):
         if len(connections) > limit:
             self._refuse(OverloadedError(f"{limit} connections are open (limits.connections); try again shortly"))
             if len(connections) > limit + MAX_LINGERING:
-                self.transport.close()
+                self.close()
         else:
             self._deadline.set(self._idle_s)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.gone = True
         self._deadline.close()
+        self._unread.close()
         connections: set[Any] = self.server_state.connections
         connections.discard(self)
         for cycle in self._cycles:
@@ -111,7 +118,7 @@ class Connection(RequestParser, asyncio.Protocol):
         self._part_bytes += len(data)
         if self._ended or self._refused or self.transport.is_closing():
             if self._part_bytes > LINGER_BYTES:
-                self.transport.close()
+                self.close()
             return
         self._delivery_bytes = len(data)
         try:
@@ -137,11 +144,13 @@ class Connection(RequestParser, asyncio.Protocol):
             if self._part_bytes > self._head_bytes + DELIVERY_BYTES:  # once it is whole it is measured
                 self._refuse(HeadTooLargeError(self._limits.head_kb, MAX_HEADERS))
         else:
-            if self._part_bytes > 2 * self._limits.body_mb * 2**20 + LINGER_BYTES:
-                self.transport.close()
             if not self._timed:
                 self._timed = True
                 self._deadline.set(self._limits.body_s)
+            if self._part_bytes > 2 * self._limits.body_mb * 2**20 + LINGER_BYTES:
+                self.close()
+            elif self._part_bytes > self._framed_bytes + self._head_bytes + DELIVERY_BYTES:
+                self._refuse(HeadTooLargeError(self._limits.head_kb, MAX_HEADERS))
 
     def eof_received(self) -> None:
         """The client has closed, or will say no more, which is taken for the same."""
@@ -149,21 +158,26 @@ class Connection(RequestParser, asyncio.Protocol):
     def pause_writing(self) -> None:
         self.write_paused = True
         self.writable.clear()
+        self._unread.set(self._limits.total_s)
 
     def resume_writing(self) -> None:
         self.write_paused = False
         self.writable.set()
+        if not self._ended:
+            self._unread.clear()
 
     def shutdown(self) -> None:
         """The gateway drains: a request that has begun to come is still answered."""
         if self._cycles:
             self._cycles[-1].keep_alive = False
         elif self._part is Part.IDLE or self._ended:
-            self.transport.close()
+            self.close()
 
     # Called by the parser
 
     def come(self, cycle: Cycle) -> None:
+        if len(self._cycles) > MAX_WAITING:
+            self._refuse_head(OverloadedError("too many requests came at once"))  # the earlier ones are answered
         self._cycles.append(cycle)
         if len(self._cycles) == 1:
             self._start(cycle)
@@ -179,7 +193,7 @@ class Connection(RequestParser, asyncio.Protocol):
             self.transport.pause_reading()
 
     def go_on_reading(self) -> None:
-        if len(self._cycles) < 2:
+        if len(self._cycles) < 2 and not self._refused:
             self.resume_reading()
 
     # Called by requests
@@ -202,16 +216,21 @@ class Connection(RequestParser, asyncio.Protocol):
             return
         if not cycle.keep_alive:
             if self._part is Part.IDLE or self.live.draining:
-                self.transport.close()
-                self._deadline.set(self._limits.total_s)  # for a client that does not read
+                self.close()
             else:
                 self._end()
             return
-        self.resume_reading()
+        self.go_on_reading()
         if self._cycles:
             self._start(self._cycles[0])
         elif self._part is Part.IDLE:
             self._deadline.set(self._idle_s)
+
+    def close(self) -> None:
+        """Close once the client has read what is on its way."""
+        self._ended = True
+        self.transport.close()
+        self._unread.set(self._limits.total_s)
 
     def close_soon(self) -> None:
         """The answer on its way has failed: it is the last one, but for what the client asks at once."""
@@ -233,14 +252,17 @@ class Connection(RequestParser, asyncio.Protocol):
         task.add_done_callback(tasks.discard)
 
     def _too_slow(self) -> None:
-        if self._ended or self.transport.is_closing():
-            self.transport.abort()
+        if self._ended:
+            if self.transport.get_write_buffer_size():  # it still reads our last words
+                self._deadline.set(LINGER_S)
+            else:
+                self.transport.abort()
         elif self._part is Part.IDLE:
             self._end()
+        elif self._reading_paused:  # it is us who do not read
+            self._deadline.set(self._limits.head_s if self._part is Part.HEAD else self._limits.body_s)
         elif self._part is Part.HEAD:
             self._refuse(SlowHeadError(self._limits.head_s))
-        elif self._reading_paused:  # it is us who do not read
-            self._deadline.set(self._limits.body_s)
         else:
             self._refuse(SlowBodyError(self._limits.body_s))
 
@@ -281,6 +303,7 @@ class Connection(RequestParser, asyncio.Protocol):
         self.transport.write_eof()
         self.resume_reading()
         self._deadline.set(LINGER_S)
+        self._unread.set(self._limits.total_s)
 
 
 def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:

@@ -94,7 +94,7 @@ class Cycle:
         finally:
             if not self.complete and not connection.gone:
                 if self.started:
-                    connection.transport.close()  # half an answer is out, and nothing can be added to it
+                    connection.close()  # half an answer is out, and nothing can be added to it
                 else:
                     connection.tell(GatewayError(INTERNAL_ERROR))
 
@@ -187,6 +187,8 @@ class Cycle:
         for header in headers:
             name, value = header
             if name == b"content-length":
+                if status == 204:
+                    continue
                 self._expected, framing = int(value), Framing.LENGTH
             elif name == b"connection":
                 self.keep_alive = self.keep_alive and b"close" not in value.lower()
@@ -201,6 +203,8 @@ class Cycle:
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:
                 framing, self.keep_alive = Framing.CLOSE, False
+        if self.expects_continue and self.more_body:
+            self.keep_alive = False  # it may send the body now, or leave it out: nobody could tell
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         self._framing = framing

@@ -2,7 +2,7 @@
 
 from enum import Enum, auto
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 from urllib.parse import unquote
 
 import httptools
@@ -47,13 +47,15 @@ class RequestParser:
         self._limits = self.live.state.settings.limits  # as they were when the client came
         self._head_bytes = self._limits.head_kb * 1024
         self._parser = httptools.HttpRequestParser(self)
-        # What follows a request that closes the connection is not read, rather than an error.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        # Whether the connection goes on is for us to say: llhttp would also go by a trailer, and read no more.
+        self._parser.set_dangerous_leniencies(lenient_keep_alive=True)
         self._incoming: Cycle | None = None
         """Whose body comes in."""
         self._part = Part.IDLE
         self._part_bytes = 0
         """Raw bytes of the part so far, those before it in its first delivery included."""
+        self._framed_bytes = 0
+        """Of a body's raw bytes those up to its own last one: beyond are a chunk's head, or trailers."""
         self._delivery_bytes = 0
         self._timed = False
         """Whether the part's time runs."""
@@ -61,7 +63,11 @@ class RequestParser:
         """Why we have the parser end its work."""
 
     def come(self, cycle: Cycle) -> None:
-        """A request's head is here."""
+        """A request's head is here.
+
+        Raises:
+            RefusedError: too many wait already.
+        """
         raise NotImplementedError
 
     def keeps_alive(self) -> bool:
@@ -108,13 +114,17 @@ class RequestParser:
             self._hosts += 1
         elif name == b"expect":
             self._expects_continue = value.lower() == b"100-continue"
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            # Of other codings llhttp takes the last for the framing, and who reads the body would not undo the first.
+            self._refuse_head(InvalidHTTPError("transfer-encoding is chunked, and nothing else"))
         self._headers.append((name, value))
+        if len(self._headers) > MAX_HEADERS:
+            self._refuse_head(HeadTooLargeError(self._limits.head_kb, MAX_HEADERS))
 
     def on_headers_complete(self) -> None:
         version = self._parser.get_http_version()
         self._check_head(version)
         raw_path, path, query = self._target()
-        self._part, self._part_bytes, self._timed = Part.BODY, 0, False
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -131,12 +141,15 @@ class RequestParser:
             "state": self.app_state,
         }
         keep_alive = version == "1.1" and self._parser.should_keep_alive() and self.keeps_alive()
-        cycle = self._incoming = Cycle(cast("Connection", self), scope, keep_alive)
-        cycle.expects_continue = self._expects_continue
+        cycle = Cycle(cast("Connection", self), scope, keep_alive)
+        cycle.expects_continue = self._expects_continue and version == "1.1"
         self.come(cycle)
+        self._incoming = cycle
+        self._part, self._part_bytes, self._framed_bytes, self._timed = Part.BODY, 0, 0, False
 
     def on_body(self, body: bytes) -> None:
         assert self._incoming is not None
+        self._framed_bytes = self._part_bytes
         if not self._incoming.complete and self._incoming.feed(body) > HIGH_WATER_BYTES:
             self.pause_reading()
 
@@ -153,21 +166,18 @@ class RequestParser:
             RefusedError: we do not take such a request.
         """
         limit = self._head_bytes
-        if len(self._headers) > MAX_HEADERS or (
-            (self._part_bytes > limit or self._delivery_bytes > limit)
-            and len(self._url) + sum(len(name) + len(value) for name, value in self._headers) > limit
-        ):
-            self._refusal = HeadTooLargeError(self._limits.head_kb, MAX_HEADERS)
-        elif version not in ("1.1", "1.0"):
-            self._refusal = VersionError(version)
-        elif self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
-            self._refusal = InvalidHTTPError("a request has one host header")
-        elif self._parser.should_upgrade() and any(name in BODY_HEADERS for name, _ in self._headers):
+        if (self._part_bytes > limit or self._delivery_bytes > limit) and len(self._url) + sum(
+            len(name) + len(value) for name, value in self._headers
+        ) > limit:
+            self._refuse_head(HeadTooLargeError(self._limits.head_kb, MAX_HEADERS))
+        if version not in ("1.1", "1.0"):
+            self._refuse_head(VersionError(version))
+        if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
+            self._refuse_head(InvalidHTTPError("a request has one host header"))
+        if self._parser.should_upgrade() and any(name in BODY_HEADERS for name, _ in self._headers):
             # llhttp would take the body for another protocol's bytes.
-            self._refusal = InvalidHTTPError("no other protocol is spoken here: send bodies without the header upgrade")
-        else:
-            return
-        raise RefusedError
+            why = "no other protocol is spoken here: send bodies without the header upgrade"
+            self._refuse_head(InvalidHTTPError(why))
 
     def _target(self) -> tuple[bytes, str, bytes]:
         """Path as it was sent, decoded, and query.
@@ -178,8 +188,16 @@ class RequestParser:
         try:
             return _split(self._url)
         except (httptools.HttpParserError, ValueError):
-            self._refusal = InvalidHTTPError("the request's target is no path in ASCII")
-            raise RefusedError from None
+            self._refuse_head(InvalidHTTPError("the request's target is no path in ASCII, or has a fragment"))
+
+    def _refuse_head(self, error: GatewayError) -> NoReturn:
+        """Have the parser end its work, for this reason.
+
+        Raises:
+            RefusedError: always.
+        """
+        self._refusal = error
+        raise RefusedError
 
 
 @lru_cache(maxsize=64)  # of most requests it is one of few
@@ -190,6 +208,6 @@ def _split(target: bytes) -> tuple[bytes, str, bytes]:
     """
     url = httptools.parse_url(target)
     path = url.path or (url.host and b"/")
-    if path is None:
-        raise ValueError("no path")
+    if path is None or b"#" in target:  # which would be one more spelling of a path
+        raise ValueError("no path, or more than that")
     return path, unquote(path.decode("ascii")), url.query or b""
