@@ -4,6 +4,7 @@ A list rather than all of /v1: there vLLM also has endpoints that load adapters.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from server.chat_request import ChatRequest, check_model, parse_json
@@ -31,6 +32,10 @@ PATHS = (
     "/detokenize",
 )
 BOUNDARY = re.compile(rb"multipart/form-data;.*\bboundary=\"?([^\";,\r\n]{1,70})", re.IGNORECASE)
+NAMES_MODEL = re.compile(rb"content-disposition:(?:.*[;\s])?name=\"?model\"?\s*(?:;.*)?", re.IGNORECASE)
+MAX_FIELDS = 100
+MAX_FIELD_HEAD_BYTES = 2048
+MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -66,19 +71,31 @@ def _parse_form(raw: bytes, content_type: bytes, boundary: bytes) -> tuple[str, 
     Raises:
         BadRequestError: there is not one model in it.
     """
-    field = re.compile(
-        rb"--"
-        + re.escape(boundary)
-        + rb"\r\n(?:[^\r\n]{1,999}\r\n){0,9}?content-disposition:[^\r\n]{0,999}\bname=\"?model\"?(?=[;\r])"
-        rb"[^\r\n]{0,999}\r\n(?:[^\r\n]{1,999}\r\n){0,9}\r\n",
-        re.IGNORECASE,
-    )
-    fields = list(field.finditer(raw))
-    if len(fields) > 1:
+    values = []
+    for at in _fields(raw, b"--" + boundary + b"\r\n"):
+        end = raw.find(b"\r\n\r\n", at, at + MAX_FIELD_HEAD_BYTES)
+        if end >= 0 and any(NAMES_MODEL.fullmatch(line) for line in raw[at:end].split(b"\r\n")):
+            values.append(end + 4)
+    if len(values) > 1:
         raise BadRequestError("the form has the field `model` twice: name one arm", "model")
-    value = re.compile(rb"([^\r\n]{1,200})\r\n--" + re.escape(boundary))
-    found = value.match(raw, fields[0].end()) if fields else None
-    if found is None:
+    start = values[0] if values else 0
+    end_of_value = b"\r\n--" + boundary
+    stop = raw.find(end_of_value, start, start + MAX_NAME_BYTES + len(end_of_value)) if values else -1
+    if stop <= start:
         raise BadRequestError("the form has no field `model`: an arm's name", "model")
-    start, stop = found.span(1)
     return raw[start:stop].decode("utf-8", "replace"), Form(content_type, raw[:start], raw[stop:])
+
+
+def _fields(raw: bytes, delimiter: bytes) -> Iterator[int]:
+    """Where each field of a form begins.
+
+    Raises:
+        BadRequestError: there are too many.
+    """
+    at = -len(delimiter)
+    for _ in range(MAX_FIELDS + 1):
+        at = raw.find(delimiter, at + len(delimiter))
+        if at < 0:
+            return
+        yield at + len(delimiter)
+    raise BadRequestError(f"the form has more than {MAX_FIELDS} fields")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.support import upstream as faults
-from tests.support.broken_http import answers_with
+from tests.support.broken_http import answers_with, sends
 from tests.support.gateway_client import MESSAGES, PATH, chat, gateway, metric
 from tests.support.upstream import Upstream
 
@@ -198,6 +198,26 @@ def test_a_form_that_names_two_models_is_refused(pool: Running, second: bytes) -
     answer = pool[0].post("/v1/audio/transcriptions", content=body, headers=headers)
     assert answer.status_code == 400
     assert "twice" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"--b\r\n", b"--b\r\ncontent-disposition: " + b"name=model;" * 150 + b"\r\n\r\n"],
+    ids=["empty", "repeating itself"],
+)
+def test_fields_of_a_form_by_the_thousand_are_refused(pool: Running, part: bytes) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = pool[0].post("/v1/audio/transcriptions", content=part * (500_000 // len(part)), headers=headers)
+    assert answer.status_code == 400
+    assert "more than 100 fields" in answer.json()["error"]["message"]
+
+
+def test_an_answer_without_content_has_no_length() -> None:
+    with gateway({"small": [sends(b"HTTP/1.1 204 No Content\r\n\r\n")]}) as (client, _):
+        for _ in range(2):
+            answer = chat(client)
+            assert (answer.status_code, answer.content) == (204, b"")
+            assert "content-length" not in answer.headers
 
 
 @pytest.mark.parametrize("after", [b"rubbish", gzip.compress(b" ")], ids=["rubbish", "another member"])
