@@ -1,5 +1,6 @@
 """POST /score: difficulty alone. POST /route: the decision alone. Neither sends anything upstream."""
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,10 @@ async def score(request: Request) -> Response:
         watch.limit(total_s, lambda: TotalTimeError(total_s))
         body = parse_json(await read_body(head, request.receive, state.settings, watch.body))
         conversations = _conversations(body)
-        rendered = [await state.predictor.render(messages) for messages in conversations]
+        rendered = []
+        for messages in conversations:
+            rendered.append(await state.predictor.render(messages))
+            await asyncio.sleep(0)  # many conversations hold up nobody else's request
         try:
             predictions = await state.predictor.score(rendered, state.engine)
         except EngineUnavailableError as error:
