@@ -36,6 +36,8 @@ class _Seen:
     judged: Judged
     weighed: bool
     """Whether an audit says how likely each was; else they speak for what routing sent to the arm."""
+    worth_audited: float
+    """How many equally likely outcomes would tell as much of all prompts as those of the time of an audit."""
 
     @property
     def observed(self) -> Observed:
@@ -71,9 +73,10 @@ def _seen(database: Database, artifact: Artifact, arm: str | None) -> _Seen:
         arm = _arm(scored_arms(connection), probe, arm)
         judged = latest(connection, arm, probe, MOST, paths=BY_ROUTING)
     audited = judged.while_audited
-    if worth(1 / audited.propensity) >= LEAST:
-        return _Seen(arm, audited, weighed=True)
-    return _Seen(arm, judged, weighed=False)
+    worth_audited = worth(1 / audited.propensity)
+    if worth_audited >= LEAST:
+        return _Seen(arm, audited, True, worth_audited)
+    return _Seen(arm, judged, False, worth_audited)
 
 
 def _arm(known: list[tuple[str, str | None]], probe: str, wanted: str | None) -> str:
@@ -136,9 +139,10 @@ def _report(artifact: Artifact, seen: _Seen, found: Correction, out: Path) -> No
     if seen.weighed:
         said = f"{n:,} outcomes, weighed by what the audit drew: they stand for all prompts."
     else:
-        said = (
-            f"{n:,} outcomes of prompts that routing sent to {seen.arm}: they stand for such prompts alone. With "
-            "`audit: {share: 0.05}` in the configuration later ones stand for all."
+        said = f"{n:,} outcomes of prompts that routing sent to {seen.arm}: they stand for such prompts alone. " + (
+            f"Those of audited times are worth {seen.worth_audited:.0f} of all prompts; {LEAST} are needed."
+            if seen.worth_audited
+            else "With `audit: {share: 0.05}` in the configuration later ones stand for all."
         )
     console.print(said, soft_wrap=True)
     how = f"Log loss falls by {gain.value:.4f} nats [{gain.low:.4f}, {gain.high:.4f}]"

@@ -1,6 +1,7 @@
 """`pika probes calibrate --ledger`: from a ledger's outcomes to a new revision of a probe, or to none."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -126,6 +127,18 @@ def test_audited_outcomes_speak_for_all_prompts(
     said = calibration.apply(load_artifact(probe, verify=False).card.calibration, raw)
     new = calibration.apply(load_artifact(tmp_path / "new", verify=False).card.calibration, raw)
     assert np.abs(new - (0.7 * said + 0.3 * said / 4)).mean() < 0.05 < np.abs(new - said).mean()
+
+
+def test_too_few_audited_outcomes_speak_for_some_and_it_says_how_many_more_are_needed(
+    tmp_path: Path, probe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.sqlite"
+    write(url, probe, too_sure, 900, share=0.02, others=too_sure)
+    code, summary, out, _ = run(capsys, probe, "--ledger", url)
+    assert (code, summary["weighed"]) == (0, False)
+    worth = re.search(r"audited times are worth (\d+) of all prompts; 150 are needed", out)
+    assert worth is not None
+    assert 0 < int(worth[1]) < 150
 
 
 def test_a_configuration_names_the_ledger(tmp_path: Path, probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
