@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt
 from probes.engine.batching import BatchingEngine, HungError
 from probes.engine.cache import ScoreCache, key_of
 from probes.engine.local import LocalEngine
+from probes.engine.pace import Pace
 from probes.engine.wire import BatchReport
 from tests.support.engines import Held, batching, soon, text, text_artifact
 
@@ -126,6 +128,26 @@ async def test_who_is_too_late_or_gone_is_not_computed_for(held: Held) -> None:
     assert held.computed[1:] == [[text(4).text]]
 
 
+async def test_who_joins_a_prompt_that_is_given_up_has_the_time_that_was_asked_for(held: Held) -> None:
+    """The thread has found that it is too late for it, and the loop has not heard of that yet."""
+    async with batching(held) as engine:
+        tell, unheard = engine._tell, asyncio.Event()
+
+        def hold_back(what: Callable[..., object], *arguments: Any) -> None:
+            tell(unheard.set) if what == engine._expired else tell(what, *arguments)
+
+        engine._tell = hold_back  # type: ignore[method-assign]  # for as long as this test runs
+        with engine._change:
+            late = engine._join(key_of(text(2)), text(2), soon(-1), soon(-2))
+            engine._change.notify()
+        await unheard.wait()
+        waiting = asyncio.create_task(engine.score([text(2)], soon()))
+        await asyncio.sleep(0)
+        engine._expired([late])
+        assert np.isfinite((await waiting).success).all()
+        assert not engine._waiting
+
+
 async def test_a_prompt_whose_batch_fails_is_the_only_one_that_fails(held: Held) -> None:
     async with batching(held) as engine:
         async with busy(engine, held):
@@ -142,15 +164,14 @@ async def test_a_prompt_whose_batch_fails_is_the_only_one_that_fails(held: Held)
 async def test_a_computation_without_end_ends_the_engine(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HUNG_S", 0.05)
     async with batching(held) as engine:
-        engine._queue.pace = module.Pace(0.0, 1e-9)
+        engine._queue.pace = Pace(0.0, 1e-9)
         held.go.clear()
         waiting = asyncio.create_task(engine.score([text(1)], soon()))
-        with pytest.raises(HungError, match="1 prompts were computed for more than"):
+        with pytest.raises(HungError, match="ten times as long as it should take"):
             await engine.finished()
         assert not engine.ready
         with pytest.raises(EngineUnavailableError, match="closed"):
             await engine.score([text(2)], soon())
-        held.go.set()
         await engine.close()
         with pytest.raises(EngineUnavailableError, match="closed"):
             await waiting

@@ -1,24 +1,23 @@
 """Requests from many sides, computed in micro-batches by one thread. Satisfies `Engine`; imports no torch.
 
-What arrives while one micro-batch is computed forms the next one: nothing waits while the thread is idle.
+What arrives while one micro-batch is computed forms the next one: nothing waits while the thread is idle, and the
+thread waits for nobody: it takes the next micro-batch itself, while the event loop still answers for the last one.
 """
 
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
-from probes.artifact import Artifact
 from probes.base import FloatArray, ProbeError
-from probes.card import Pass
 from probes.engine.base import (
-    CHARACTERS_PER_TOKEN,
     CLOSED,
     NOT_FINITE,
     TOO_LATE,
@@ -28,7 +27,7 @@ from probes.engine.base import (
     Scores,
 )
 from probes.engine.cache import ScoreCache, key_of
-from probes.engine.pace import Pace, measure
+from probes.engine.computes import Computes, pace_of
 from probes.engine.queue import PromptQueue, Queued
 from probes.engine.wire import BatchReport, Lookup
 
@@ -36,21 +35,8 @@ logger = logging.getLogger(__name__)
 
 HUNG_S = 60.0
 """A micro-batch that takes longer, and ten times longer than it should, is taken to never end."""
-
-
-class Computes(Protocol):
-    """What `LocalEngine` does, on the thread that calls it."""
-
-    @property
-    def passes(self) -> Sequence[Pass]: ...
-
-    @property
-    def artifacts(self) -> Sequence[Artifact]: ...
-
-    @property
-    def padding_tokens(self) -> int: ...
-
-    def score(self, prompts: Sequence[Prompt], *, partial: bool = False) -> Scores: ...
+LOOK_S = 1.0
+"""How often that is looked at."""
 
 
 class HungError(Exception):
@@ -65,7 +51,8 @@ class _Waiting(Queued):
     row: asyncio.Future[FloatArray | str]
     """(3, probes), or why there is none."""
     requests: int = 0
-    computing: bool = False
+    taken: bool = False
+    """From the queue."""
 
 
 class BatchingEngine:
@@ -90,10 +77,14 @@ class BatchingEngine:
         self._on_lookup = on_lookup
         self._cache = ScoreCache(options.cache_prompts)
         self._waiting: dict[bytes, _Waiting] = {}
-        self._arrival = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "engine")
+        self._change = threading.Condition()
+        """Guards the queue, its pace and what has been taken from it; tells the thread of prompts, and of the end."""
+        self._closing = False
         self._computes: Computes
         self._queue: PromptQueue[_Waiting]
+        self._overdue = math.inf
+        """When the micro-batch that is computed should have ended long ago."""
+        self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -106,13 +97,19 @@ class BatchingEngine:
         Raises:
             ProbeError: a probe model cannot be loaded.
         """
-        loop = asyncio.get_running_loop()
-        self._computes, pace = await loop.run_in_executor(self._thread, self._start)
-        self._queue = PromptQueue(self._options.queue_prompts, self._options.queue_tokens, pace)
-        self._task = asyncio.create_task(self._run())
+        self._loop = asyncio.get_running_loop()
+        started: asyncio.Future[None] = self._loop.create_future()
+        thread = threading.Thread(target=self._work, args=(started,), name="engine")
+        thread.start()
+        try:
+            await started
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+        self._task = asyncio.create_task(self._watch(thread))
 
     async def finished(self) -> None:
-        """Returns never.
+        """Returns only if the thread ends.
 
         Raises:
             HungError: see there.
@@ -121,12 +118,15 @@ class BatchingEngine:
         await asyncio.shield(self._task)
 
     async def close(self) -> None:
+        """The thread ends after the micro-batch that it computes."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
         for one in list(self._waiting.values()):
             self._settle(one, CLOSED)
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def score(self, prompts: Sequence[Prompt], deadline: float) -> Scores:
         """See `Engine.score`; at least one prompt."""
@@ -139,12 +139,16 @@ class BatchingEngine:
         rows = {key: row for key in keys if (row := self._cache.get(key)) is not None}
         unknown = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in rows}
         new = {key: prompt for key, prompt in unknown.items() if key not in self._waiting}
-        if new:
-            self._queue.admit(list(new.values()), deadline, now)
+        joined = []
+        if unknown:
+            with self._change:
+                if new:
+                    self._queue.admit(list(new.values()), deadline, now)
+                joined = [self._join(key, prompt, deadline, now) for key, prompt in unknown.items()]
+                self._change.notify()
         for key in keys:
             self._on_lookup("hit" if key in rows else "miss" if new.pop(key, None) is not None else "shared")
-        if unknown:
-            joined = [self._join(key, prompt, deadline, now) for key, prompt in unknown.items()]
+        if joined:
             try:
                 rows |= await _rows(joined, deadline - now)
             finally:
@@ -155,11 +159,11 @@ class BatchingEngine:
     def _join(self, key: bytes, prompt: Prompt, deadline: float, now: float) -> _Waiting:
         one = self._waiting.get(key)
         if one is None:
-            row = asyncio.get_running_loop().create_future()
-            one = self._waiting[key] = _Waiting(prompt, now, deadline, deadline, key=key, row=row)
+            one = self._waiting[key] = _Waiting(
+                prompt, now, deadline, deadline, key=key, row=self._loop.create_future()
+            )
             self._queue.push(one)
-            self._arrival.set()
-        elif deadline < one.due and not one.computing:
+        elif deadline < one.due and not one.taken:
             self._queue.hasten(one, deadline)
         one.expires = max(one.expires, deadline)
         one.requests += 1
@@ -167,75 +171,89 @@ class BatchingEngine:
 
     def _leave(self, one: _Waiting) -> None:
         one.requests -= 1
-        if not one.requests and not one.computing and not one.row.done():
-            self._queue.remove(one)
-            del self._waiting[one.key]
+        if not one.requests and not one.row.done():
+            with self._change:
+                if not one.taken:
+                    self._queue.remove(one)
+                    del self._waiting[one.key]
 
     def _settle(self, one: _Waiting, row: FloatArray | str) -> None:
+        if one.row.done():  # closed in the meantime
+            return
         del self._waiting[one.key]
         one.row.set_result(row)
         if not isinstance(row, str):
             self._cache.put(one.key, row)
 
-    async def _run(self) -> None:
-        """Compute micro-batches until cancelled.
+    def _computed(self, batch: Sequence[_Waiting], rows: Sequence[FloatArray | str], report: BatchReport) -> None:
+        for one, row in zip(batch, rows, strict=True):
+            self._settle(one, row)
+        self._on_batch(report)
 
+    def _expired(self, late: Sequence[_Waiting]) -> None:
+        for one in late:
+            if one.requests and one.expires > time.monotonic():  # somebody with more time has joined
+                with self._change:
+                    one.taken = False
+                    self._queue.push(one)
+                    self._change.notify()
+            else:
+                self._settle(one, TOO_LATE)
+
+    async def _watch(self, thread: threading.Thread) -> None:
+        """
         Raises:
             HungError: see there.
         """
-        loop = asyncio.get_running_loop()
-        pace = self._queue.pace
-        while True:
-            await self._arrival.wait()
-            now = loop.time()
-            batch, expired = self._queue.take(now)
-            if not len(self._queue):
-                self._arrival.clear()
-            for one in expired:
-                self._settle(one, TOO_LATE)
-            if not batch:
-                continue
-            for one in batch:
-                one.computing = True
-            tokens = sum(one.tokens for one in batch)
-            limit_s = max(HUNG_S, 10 * pace.slowdown * pace.batch_s(tokens))
-            computed = loop.run_in_executor(self._thread, self._compute, [one.prompt for one in batch])
-            try:
-                async with asyncio.timeout(limit_s):  # wait_for may swallow a cancellation
-                    rows, seconds, padding_tokens = await computed
-            except TimeoutError as error:
-                raise HungError(f"{len(batch)} prompts were computed for more than {limit_s:.0f} s") from error
-            pace.observe(tokens, seconds)
-            for one, row in zip(batch, rows, strict=True):
-                self._settle(one, row)
-            self._on_batch(BatchReport(len(batch), tokens, padding_tokens, now - batch[0].arrived))
+        while thread.is_alive():
+            await asyncio.sleep(min(LOOK_S, HUNG_S))
+            if time.monotonic() > self._overdue:
+                raise HungError("a micro-batch was computed for more than ten times as long as it should take")
 
     # In the thread from here on.
 
-    def _start(self) -> tuple[Computes, Pace]:
-        computes = self._load()
-        rng = np.random.default_rng(0)
-        reads_text = any(artifact.probe.reads == "text" for artifact in computes.artifacts)
+    def _work(self, started: asyncio.Future[None]) -> None:
+        try:
+            self._computes = self._load()
+            pace = pace_of(self._computes)
+            self._queue = PromptQueue(self._options.queue_prompts, self._options.queue_tokens, pace)
+        except Exception as error:
+            self._tell(_end, started, error)
+            return
+        self._tell(_end, started, None)
+        while batch := self._take():
+            taken, padded = time.monotonic(), self._computes.padding_tokens
+            rows = self._rows([one.prompt for one in batch])
+            tokens, padding = sum(one.tokens for one in batch), self._computes.padding_tokens - padded
+            with self._change:
+                self._queue.pace.observe(tokens, time.monotonic() - taken)
+                self._overdue = math.inf
+            report = BatchReport(len(batch), tokens, padding, taken - batch[0].arrived)
+            self._tell(self._computed, batch, rows, report)
 
-        def score(n: int, tokens: int) -> int:
-            prompts = [
-                Prompt(
-                    # Of ids that every vocabulary has; prompts that share no prefix, which might be computed once.
-                    tuple(tuple(rng.integers(0, 10, tokens).tolist()) for _ in computes.passes),
-                    "a " * (tokens * CHARACTERS_PER_TOKEN // 2) if reads_text else "",
-                )
-                for _ in range(n)
-            ]
-            computes.score(prompts, partial=True)
-            return sum(prompt.tokens for prompt in prompts)
+    def _take(self) -> list[_Waiting]:
+        """The next micro-batch, as soon as there is one; none at the end."""
+        with self._change:
+            while not self._closing:
+                now = time.monotonic()  # as the loop's, which stands still while the loop sleeps
+                batch, expired = self._queue.take(now)
+                for one in (*batch, *expired):
+                    one.taken = True
+                if expired:
+                    self._tell(self._expired, expired)
+                if batch:
+                    pace = self._queue.pace
+                    should_s = pace.slowdown * pace.batch_s(sum(one.tokens for one in batch))
+                    self._overdue = now + max(HUNG_S, 10 * should_s)
+                    return batch
+                if not len(self._queue):
+                    self._change.wait()
+        return []
 
-        return computes, measure(score)
-
-    def _compute(self, prompts: Sequence[Prompt]) -> tuple[list[FloatArray | str], float, int]:
-        """Rows, seconds, padding tokens."""
-        began, padded = time.perf_counter(), self._computes.padding_tokens
-        rows = self._rows(prompts)
-        return rows, time.perf_counter() - began, self._computes.padding_tokens - padded
+    def _tell(self, what: Callable[..., object], *arguments: Any) -> None:
+        """Have the event loop do it."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(what, *arguments)
 
     def _rows(self, prompts: Sequence[Prompt]) -> list[FloatArray | str]:
         try:
@@ -250,6 +268,15 @@ class BatchingEngine:
         fields = (scores.success, scores.output_tokens, scores.activation_percentile)
         rows = np.stack(fields, axis=1)  # (n, 3, probes)
         return [row.copy() if np.isfinite(row[0]).all() else NOT_FINITE for row in rows]
+
+
+def _end(started: asyncio.Future[None], error: Exception | None) -> None:
+    if started.done():  # whoever waited has been cancelled
+        return
+    if error is None:
+        started.set_result(None)
+    else:
+        started.set_exception(error)
 
 
 async def _rows(joined: Sequence[_Waiting], seconds: float) -> dict[bytes, FloatArray]:
