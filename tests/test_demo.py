@@ -14,7 +14,9 @@ import httpx
 import pytest
 
 from offline.demo import main
+from offline.demo_pool import with_ledger
 from offline.demo_summary import Answer, Summary, in_words, summarise
+from server.config import load as load_settings
 from tests.support.processes import no_process_left
 
 POOL = Path(__file__).parents[1] / "offline/nano_pool"
@@ -65,6 +67,13 @@ def test_failed_requests_are_errors_and_not_right() -> None:
 def test_words_say_when_routing_costs_more() -> None:
     always = {"large": answers(["large"] * 2, "nn"), "small": answers(["small"] * 2, "yy")}
     assert "cost 300% more" in in_words(summarise(answers(["large"] * 2, "nn"), always, 0, seed=0))
+
+
+def test_kept_it_has_all_that_needs_no_secret() -> None:
+    with with_ledger(POOL / "pool.yaml") as copy:
+        kept = load_settings(copy)
+    assert None not in (kept.ledger, kept.session, kept.audit)
+    assert kept.keys is None
 
 
 @pytest.mark.parametrize(
