@@ -23,7 +23,7 @@ from server.errors import (
     SlowBodyError,
     SlowHeadError,
 )
-from server.http.cycle import Cycle, head_bytes
+from server.http.cycle import Cycle, last_answer
 from server.http.deadline import Deadline
 from server.http.head import read_head
 from server.http.request_parser import MAX_HEADERS, Part, RequestParser
@@ -286,15 +286,7 @@ class Connection(RequestParser, asyncio.Protocol):
             self._write_error(error, read_head(()).request_id)
 
     def _write_error(self, error: GatewayError, request_id: str) -> None:
-        body = error.body()
-        headers = [
-            *self.own_headers,
-            *error.headers(),
-            (b"x-request-id", request_id.encode()),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        lines = [b"%b: %b\r\n" % header for header in headers if header[0] != b"connection"]
-        self.transport.write(head_bytes(error.status, [*lines, b"connection: close\r\n"]) + body)
+        self.transport.write(last_answer(error, [*self.own_headers, (b"x-request-id", request_id.encode())]))
         self._end()
 
     def _end(self) -> None:

@@ -48,6 +48,18 @@ def head_bytes(status: int, lines: list[bytes]) -> bytes:
     return head
 
 
+def last_answer(error: GatewayError, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """An error that no application gives, after which the connection ends.
+
+    Args:
+        headers: beside the error's own.
+    """
+    body = error.body()
+    headers = [*headers, *error.headers(), (b"content-length", b"%d" % len(body))]
+    lines = [b"%b: %b\r\n" % header for header in headers if header[0] != b"connection"]
+    return head_bytes(error.status, [*lines, b"connection: close\r\n"]) + body
+
+
 class Cycle:
     """
     Args:
