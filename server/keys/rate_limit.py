@@ -28,8 +28,9 @@ SLOTS = 2**16
 EMPTY = bytes(16)
 
 Kind = Literal["requests", "tokens"]
-OFFSETS: dict[Kind, int] = {"requests": 16, "tokens": 24}
-FULL_AT = struct.Struct("=d")
+PLACES: dict[Kind, int] = {"requests": 2, "tokens": 3}
+"""Of the buckets in a slot, counted in numbers of 8 bytes."""
+NUMBER_BYTES = 8
 
 
 class Buckets:
@@ -52,8 +53,11 @@ class Buckets:
             self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
             os.ftruncate(self._file, size)
             self._memory = mmap.mmap(self._file, size)
+        self._full_at = memoryview(self._memory).cast("d")
+        """The same memory as numbers, which are read and written in one go."""
 
     def close(self) -> None:
+        self._full_at.release()
         if isinstance(self._memory, mmap.mmap):
             self._memory.close()
         if self._file is not None:
@@ -66,52 +70,54 @@ class Buckets:
             Seconds until the bucket is full again, what was taken included; more than a minute where it was not.
         """
         now = self.clock()
-        at = self._lock(owner, now) + OFFSETS[kind]
+        at = self._lock(owner, now) + PLACES[kind]
         try:
-            full_at: float = FULL_AT.unpack_from(self._memory, at)[0]
+            full_at = self._full_at[at]
             after = (full_at if full_at > now else now) + cost_s
-            if after - now <= MINUTE_S + ROUNDING_S:
-                FULL_AT.pack_into(self._memory, at, after)
-                return min(after - now, MINUTE_S)
-            return after - now
+            ahead_s = after - now
+            if ahead_s > MINUTE_S + ROUNDING_S:
+                return ahead_s
+            self._full_at[at] = after
+            return ahead_s if ahead_s < MINUTE_S else MINUTE_S
         finally:
-            self._unlock()
+            if self._file is not None:
+                self._unlock()
 
     def correct(self, owner: bytes, kind: Kind, cost_s: float) -> None:
         """Take more, whether it is there or not, or give back (less than 0)."""
         now = self.clock()
-        at = self._lock(owner, now) + OFFSETS[kind]
+        at = self._lock(owner, now) + PLACES[kind]
         try:
-            full_at: float = FULL_AT.unpack_from(self._memory, at)[0]
-            FULL_AT.pack_into(self._memory, at, min(max(full_at, now) + cost_s, now + MAX_DEBT_S))
+            self._full_at[at] = min(max(self._full_at[at], now) + cost_s, now + MAX_DEBT_S)
         finally:
-            self._unlock()
+            if self._file is not None:
+                self._unlock()
 
     def ahead_s(self, owner: bytes, kind: Kind) -> float:
         """Seconds until the bucket is full again."""
         now = self.clock()
-        at = self._lock(owner, now) + OFFSETS[kind]
+        at = self._lock(owner, now) + PLACES[kind]
         try:
-            full_at: float = FULL_AT.unpack_from(self._memory, at)[0]
-            return max(0.0, full_at - now)
+            return max(0.0, self._full_at[at] - now)
         finally:
-            self._unlock()
+            if self._file is not None:
+                self._unlock()
 
     def _lock(self, owner: bytes, now: float) -> int:
-        """Until `_unlock` nobody else reads or writes; returns where the owner's slot is.
+        """Until `_unlock` no other process reads or writes; returns where in `_full_at` the owner's slot is.
 
-        The kernel unlocks for whoever is killed.
+        The kernel unlocks for whoever is killed. One process alone needs no lock: it has no second thread here.
         """
         if self._file is not None:
             fcntl.flock(self._file, fcntl.LOCK_EX)
         at = self._slots.get(owner, -1)
         if at < 0 or self._memory[at : at + 16] != owner:
             at = self._slots[owner] = self._find(owner, now)
-        return at
+        return at // NUMBER_BYTES
 
     def _unlock(self) -> None:
-        if self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+        assert self._file is not None
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def _find(self, owner: bytes, now: float) -> int:
         """The owner's slot, else an unused one, else one whose buckets are full, so that nothing is forgotten."""
