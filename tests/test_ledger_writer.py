@@ -107,6 +107,16 @@ def test_of_requests_with_one_id_the_last_stands_and_all_are_summed_up(ledger_ur
     database.close()
 
 
+def test_who_waits_has_it_written_at_once(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.ledger.writer.GATHER_S", 3600)
+    with writing(ledger_url) as writer:
+        writer.put(decision("a"))
+        writer.flush().result(30)
+        database = open_database(ledger_url)
+        assert len(read_decisions(database).at) == 1
+        database.close()
+
+
 def test_work_sees_what_was_put_before_it_and_fails_alone(ledger_url: str) -> None:
     def count(connection: Connection) -> int:
         return connection.execute(select(func.count()).select_from(decisions)).scalar_one()

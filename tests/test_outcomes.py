@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ def test_a_flood_of_unknown_ids_is_refused_at_once_and_bounded(client: httpx.Cli
 def test_more_than_can_be_written_is_refused_at_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.sqlite"
     with closing(open_database(url)) as database, closing(open_database(url)) as other:
-        recorder = OutcomeRecorder(database, [("small", None)], Outcomes(), lambda arm, correct: None)
+        recorder = OutcomeRecorder(database, [("small", None)], Outcomes(), lambda arm, correct: None, Future)
         with other.write():  # so that nothing can be written meanwhile
             first = recorder.put(Outcome("first", "client", 1.0))
             until(lambda: recorder.waiting == 0, 5, "the first is being written")

@@ -3,6 +3,7 @@
 writer = Writer(Database(url), pool)
 writer.put(row)                                       # never waits, never raises
 future = writer.submit(lambda connection: ...)        # in the same transaction as what was put before it
+future = writer.flush()                               # what was put before it is written now
 writer.close()
 
 What happens when the database is away: rows wait, then are dropped and counted; `problem` says what is wrong; writing
@@ -87,6 +88,8 @@ class Writer:
         """So many of its first may be committed all the same: a transaction failed, maybe at its end."""
         self._jobs: deque[_Job] = deque()
         self._filled, self._closing = threading.Event(), threading.Event()
+        self._hurried = threading.Event()
+        """Set where nothing more is to be gathered."""
         self._problem: str | None = None
         self._busy_since: float | None = None
         self._ready = False
@@ -120,6 +123,16 @@ class Writer:
         self._filled.set()
         return future
 
+    def flush(self) -> "Future[None]":
+        """Have the decisions that were put before written now, for somebody waits for them; done once they are.
+
+        The future raises:
+            LedgerError: as `submit`'s.
+        """
+        done = self.submit(lambda _: None)
+        self._hurried.set()
+        return done
+
     @property
     def problem(self) -> str | None:
         """What keeps decisions from being written; None where nothing does."""
@@ -131,6 +144,7 @@ class Writer:
     def close(self, within_s: float = CLOSE_S) -> None:
         """Write what waits, for so long at the most."""
         self._closing.set()
+        self._hurried.set()
         self._filled.set()
         self._thread.join(within_s)
         lost = len(self._waiting) + len(self._batch)
@@ -147,8 +161,10 @@ class Writer:
         self.opened.set()
         while True:
             self._filled.wait(TIDY_S)
-            closing = self._closing.wait(GATHER_S)
+            self._hurried.wait(GATHER_S)
+            self._hurried.clear()
             self._filled.clear()  # before we look: what comes from now on sets it again
+            closing = self._closing.is_set()
             if self._round():
                 backoff_s = FIRST_BACKOFF_S
                 if closing and not self._waiting:

@@ -106,7 +106,7 @@ async def opened_recorder(
     from server.outcomes.recorder import OutcomeRecorder
 
     arms = [(arm.name, arm.probe_name) for arm in pool.arms]
-    recorder = OutcomeRecorder(ledger.database, arms, settings.outcomes, metrics.count_outcome)
+    recorder = OutcomeRecorder(ledger.database, arms, settings.outcomes, metrics.count_outcome, ledger.flush)
     try:
         yield recorder
     finally:

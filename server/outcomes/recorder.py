@@ -46,6 +46,7 @@ class OutcomeRecorder:
         database: the ledger's, which its writer opens.
         arms: (name, probe as name@revision or None).
         on_record: told of each outcome that changes what the ledger says: the arm, and how right.
+        flush: has this process's decisions that are on their way into the ledger written now.
         clock: Unix seconds.
     """
 
@@ -55,9 +56,11 @@ class OutcomeRecorder:
         arms: Sequence[tuple[str, str | None]],
         window: Outcomes,
         on_record: Callable[[str, float], None],
+        flush: Callable[[], "Future[None]"],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
+        self._flush = flush
         self._arms = arms
         self._window = window
         self._on_record = on_record
@@ -127,6 +130,7 @@ class OutcomeRecorder:
                 return
 
     def _write(self) -> None:
+        seen = len(self._unknown)
         posted = [*self._unknown, *(self._waiting.popleft() for _ in range(len(self._waiting)))]
         try:
             if self._database.vanished():
@@ -141,6 +145,8 @@ class OutcomeRecorder:
             return self._fail(posted, LedgerAwayError(explained(error, self._database)))
         now = time.monotonic()
         self._unknown = []
+        if None in results[seen:]:
+            self._flush().add_done_callback(lambda _: self._woken.set())
         for one, result in zip(posted, results, strict=True):
             if result is None and now < one.until:
                 self._unknown.append(one)
