@@ -160,6 +160,16 @@ class Pool:
         return max(arm.mean_output_tokens for arm in self.arms)
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether bodies reach every arm as they are."""
+        return all(arm.plain for arm in self.arms)
+
+    @cached_property
+    def least_context_tokens(self) -> int:
+        """What every arm's context holds."""
+        return min(arm.model.max_context_tokens for arm in self.arms)
+
+    @cached_property
     def every_arm(self) -> BoolArray:
         """(k,), all true."""
         return np.ones(len(self.arms), dtype=np.bool_)

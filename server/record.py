@@ -104,10 +104,9 @@ class Record:
         _log(self.request_id, status, duration_s, fields)
 
     def _count_answer(self, decision: Decision, tokens: tuple[int, int] | None) -> None:
-        arms, all_series = self.state.pool.arms, self.state.series
-        series = all_series[decision.arm]
         probability = decision.success_probability
         if probability is not None:
+            series = self.state.series[decision.arm]
             series.success.observe(probability)
             series.expected_correct.inc(probability)
         self.state.metrics.trial.count_answer(self.state.pool, decision, tokens)
@@ -115,13 +114,7 @@ class Record:
             level = logging.WARNING if self.sent is not None and self.sent.request.routed else logging.DEBUG
             logger.log(level, "request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
             return
-        inputs, outputs = tokens
-        series.input_tokens.inc(inputs)
-        series.output_tokens.inc(outputs)
-        series.cost.inc(arms[decision.arm].cost_usd(inputs, outputs))
-        for i, arm in enumerate(arms):
-            always = outputs if i == decision.arm else arm.mean_output_tokens
-            all_series[i].cost_always.inc(arm.cost_usd(inputs, always))
+        self.state.tallies[decision.arm].count(*tokens)
 
 
 def count_unrouted(metrics: Metrics, request_id: str, status: int, path: str, duration_s: float = 0.0) -> None:

@@ -26,6 +26,7 @@ from server.routing.experiment import Canary
 from server.routing.policies import Policies
 from server.routing.session import Sessions
 from server.routing.session_ledger import SessionLedger
+from server.tally import Tally
 from server.upstream.retry_budget import RetryBudget
 
 if TYPE_CHECKING:  # they bring SQLAlchemy
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # they bring SQLAlchemy
     from server.outcomes.recorder import OutcomeRecorder
 
 TICK_S = 0.1
-"""Requests' time limits are kept to that precision."""
+"""Requests' time limits are kept to that precision, and metrics that are counted elsewhere first are no older."""
 
 
 @dataclass
@@ -90,6 +91,16 @@ class State:
         """By arm; once requests come."""
         return [self.metrics.arms[name] for name in self.pool.names]
 
+    @cached_property
+    def tallies(self) -> list[Tally]:
+        """By arm; once requests come."""
+        return [Tally(i, self.pool.arms, self.series) for i in range(len(self.pool.arms))]
+
+    def pass_on(self) -> None:
+        """Have the metrics say all that has been counted."""
+        for tally in self.tallies:
+            tally.pass_on()
+
     def account(self, head: RequestHead) -> Account | None:
         """Who asks is known from here on, in `head.key` too; None where nothing asks for keys.
 
@@ -115,6 +126,7 @@ class State:
         now = loop.time()
         for admission in list(self.admitted):
             admission.check(now)
+        self.pass_on()
         self._ticking = bool(self.admitted)
         if self._ticking:
             loop.call_later(TICK_S, self.tick)

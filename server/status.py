@@ -53,7 +53,9 @@ def readiness(live: Live) -> dict[str, Any]:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
-    rendered = await asyncio.to_thread(current(request.scope).metrics.render)
+    state = current(request.scope)
+    state.pass_on()
+    rendered = await asyncio.to_thread(state.metrics.render)
     return Response(rendered, media_type=CONTENT_TYPE_LATEST)
 
 

@@ -18,8 +18,10 @@ CHAT_OVERHEAD_TOKENS = 64
 
 def surely_fits(state: State, request: ChatRequest) -> bool:
     """Whether every arm's context holds the request without counting tokens: a token has at least one byte."""
-    size = request.size + CHAT_OVERHEAD_TOKENS
-    return all(size + (arm.max_tokens(request.body) or 0) <= arm.model.max_context_tokens for arm in state.pool.arms)
+    pool, size = state.pool, request.size + CHAT_OVERHEAD_TOKENS
+    if pool.plain:  # all arms get the same body
+        return size + (pool.arms[0].max_tokens(request.body) or 0) <= pool.least_context_tokens
+    return all(size + (arm.max_tokens(request.body) or 0) <= arm.model.max_context_tokens for arm in pool.arms)
 
 
 def servable(
