@@ -31,9 +31,12 @@ T = TypeVar("T")
 ROUNDS = 2
 """Of the closed loop."""
 EXAMPLES = """examples:
-  pika bench gateway                                  up to 5 minutes; nginx too, where it is installed
+  pika bench gateway                                  up to 7 minutes; nginx too, where it is installed
   pika bench gateway --litellm ~/litellm/bin/litellm  and LiteLLM's proxy, from an environment of its own
   pika bench gateway --quick                          shows that it runs, measures little
+
+Of "pika, ledger", "pika, key" and "pika, budget" each adds to the one before: every decision is recorded; the key
+has limits on requests and tokens; what a request may cost is reserved, durably, before it is sent.
 
 The last line is JSON: cpu_us_per_request and cpu_us_per_stream are microseconds of CPU, with 32 clients that ask again
 as soon as they are answered, policy min_cost; ratio_vs_nginx and ratio_vs_litellm are the others' divided by ours.

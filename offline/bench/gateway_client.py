@@ -12,6 +12,8 @@ import httptools
 from offline.bench.servers import HOST
 
 PATH = "/v1/chat/completions"
+KEY = "none"
+"""The key that clients bear, whether it is asked for or not."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,6 @@ def chat(prompt: str, **fields: Any) -> bytes:
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": prompt}], **fields}).encode()
     head = (
         f"POST {PATH} HTTP/1.1\r\nhost: {HOST}\r\naccept: application/json\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer none\r\nuser-agent: OpenAI/Python 2.0\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"authorization: Bearer {KEY}\r\nuser-agent: OpenAI/Python 2.0\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

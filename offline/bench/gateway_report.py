@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 
 from offline.bench.gateway_load import Held, Kind, Outcome
-from offline.bench.gateway_rivals import DIRECT, LITELLM, NGINX, OURS, PROBED, RECORDED
+from offline.bench.gateway_rivals import BUDGETED, DIRECT, KEYED, LITELLM, NGINX, OURS, PROBED, RECORDED
 
 RIVALS = {NGINX: "nginx", LITELLM: "litellm"}
 JUDGED_RATE = 500
@@ -81,15 +81,18 @@ def _latency(point: Point | None) -> str:
 def summary(found: list[Measured]) -> dict[str, float | None]:
     """The last line. A ratio is the other's CPU divided by ours: above 1, we are cheaper."""
     by_name = {one.name: one for one in found}
-    ours, recorded, probed, direct = (by_name[name] for name in (OURS, RECORDED, PROBED, DIRECT))
+    ours, direct = by_name[OURS], by_name[DIRECT]
+    recorded, keyed, budgeted, probed = (by_name[name] for name in (RECORDED, KEYED, BUDGETED, PROBED))
     assert ours.held is not None
     last: dict[str, float | None] = {
         "cpu_us_per_request": round(ours.saturated["request"].cpu_us, 1),
         "cpu_us_per_stream": round(ours.saturated["stream"].cpu_us, 1),
         "cpu_us_per_stream_one_by_one": round(ours.saturated["one-by-one"].cpu_us, 1),
         "cpu_us_per_request_with_ledger": round(recorded.saturated["request"].cpu_us, 1),
+        "cpu_us_per_request_with_key": round(keyed.saturated["request"].cpu_us, 1),
+        "cpu_us_per_request_with_budget": round(budgeted.saturated["request"].cpu_us, 1),
         "cpu_us_per_request_with_probe": round(probed.saturated["request"].cpu_us, 1),
-        "errors": sum(one.errors for one in (ours, recorded, probed)),
+        "errors": sum(one.errors for one in (ours, recorded, keyed, budgeted, probed)),
         "requests_per_s": round(ours.saturated["request"].outcome.per_s, 1),
         "streams_per_s": round(ours.saturated["stream"].outcome.per_s, 1),
         "streams_open": ours.held.begun,

@@ -1,4 +1,4 @@
-"""What `pika bench gateway` measures: this gateway in three configurations, nginx, LiteLLM; each one process."""
+"""What `pika bench gateway` measures: this gateway in five configurations, nginx, LiteLLM; each one process."""
 
 import os
 import shutil
@@ -6,17 +6,23 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import yaml
 
+from offline.bench.gateway_client import KEY
 from offline.bench.servers import HOST, Server, free_port, running
 
 NANO_POOL = Path(__file__).parents[1] / "nano_pool"
 STREAMS = 4096
 """Requests in flight that a gateway admits here: thousands of streams are to be open at once."""
 DIRECT, OURS, RECORDED, PROBED = "no gateway", "pika, min_cost", "pika, ledger", "pika, probe"
+KEYED, BUDGETED = "pika, key", "pika, budget"
 NGINX, LITELLM = "nginx", "LiteLLM"
+LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12}
+"""Of a key that is never refused."""
+BUDGET = {"usd_per_day": 1e6}
 
 Started = AbstractContextManager[Server]
 
@@ -66,6 +72,18 @@ def min_cost(at: int, scratch: Path, **sections: object) -> Started:
 def recorded(at: int, scratch: Path) -> Started:
     """The same, every decision written to a ledger."""
     return min_cost(at, scratch, ledger={})
+
+
+def keyed(at: int, scratch: Path, **allowed: float) -> Started:
+    """The same, under a key with limits on requests and tokens."""
+    entry = {"sha256": sha256(KEY.encode()).hexdigest(), **LIMITS, **allowed}
+    (scratch / "keys.yaml").write_text(yaml.safe_dump({"bench": entry}), encoding="utf-8")
+    return min_cost(at, scratch, ledger={}, keys={"file": "keys.yaml"})
+
+
+def budgeted(at: int, scratch: Path) -> Started:
+    """The same, and what a request may cost is reserved in the key's budget before it is sent."""
+    return keyed(at, scratch, **BUDGET)
 
 
 def nano(at: int, scratch: Path) -> Started:
@@ -129,7 +147,14 @@ def litellm(program: str, at: int, scratch: Path) -> Started:
 
 def systems(litellm_program: str | None) -> list[System]:
     """All that can be measured here."""
-    found = [System(DIRECT, upstream), System(OURS, min_cost), System(RECORDED, recorded), System(PROBED, nano)]
+    found = [
+        System(DIRECT, upstream),
+        System(OURS, min_cost),
+        System(RECORDED, recorded),
+        System(KEYED, keyed),
+        System(BUDGETED, budgeted),
+        System(PROBED, nano),
+    ]
     # Debian keeps it where only root's shells look.
     if nginx_program := shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])):
         found.append(System(NGINX, lambda at, scratch: nginx(nginx_program, at, scratch), rival=True))
