@@ -38,17 +38,17 @@ def test_the_earliest_deadline_is_first_and_equal_ones_go_by_arrival() -> None:
 
 
 def test_a_micro_batch_holds_what_its_time_allows() -> None:
-    assert LARGE.batch_tokens == 20
-    assert TINY.batch_tokens == 2000
+    assert LARGE.batch_tokens == 50
+    assert TINY.batch_tokens == 5000
     assert [len(taken(queue(LARGE, *(queued(90) for _ in range(9)))))] == [1]
-    found = queue(TINY, *(queued(90) for _ in range(30)))
-    assert [len(taken(found)) for _ in range(2)] == [22, 8]
+    found = queue(TINY, *(queued(90) for _ in range(80)))
+    assert [len(taken(found)) for _ in range(2)] == [55, 25]
     assert len(taken(queue(TINY, queued(5000), queued(1)))) == 1
 
 
 def test_a_gpus_passes_are_filled_up_to_what_one_costs_anyway() -> None:
-    assert Pace(fixed_s=0.02, token_s=0.000005).batch_tokens == 4000
-    assert Pace(fixed_s=0.02, token_s=0.0000005).batch_tokens == MICRO_BATCH_TOKENS
+    assert Pace(fixed_s=0.08, token_s=0.00002).batch_tokens == 4000
+    assert Pace(fixed_s=0.08, token_s=0.000002).batch_tokens == MICRO_BATCH_TOKENS
 
 
 def test_what_has_expired_is_not_computed() -> None:
@@ -160,7 +160,7 @@ def test_the_pace_follows_the_machine() -> None:
     assert pace.slowdown == pytest.approx(10, rel=0.01)
     assert pace.batch_tokens == round(BATCH_S / 0.00001)
     for _ in range(50):
-        pace.observe(100, 0.003 / 4)
-    assert pace.batch_tokens == pytest.approx(4 * BATCH_S / 0.00001, rel=0.01)
+        pace.observe(100, 0.003 / 3)
+    assert pace.batch_tokens == pytest.approx(3 * BATCH_S / 0.00001, rel=0.01)
     pace.observe(100, 1e9)  # asleep
     assert pace.slowdown < 25
