@@ -137,6 +137,7 @@ async def summary(request: Request, period: Asked) -> Response:
     best: str | None
     accuracy: float | None
     if state.ledger is None:
+        state.pass_on()
         totals = await state.dashboard.get("counted", COUNTED_S, partial(read_counted, state.metrics, state.pool.names))
         best, accuracy = state.pool.names[int(np.argmax(state.pool.tier_cost))], None
     else:
