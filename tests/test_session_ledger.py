@@ -58,7 +58,7 @@ def test_a_conversation_outlives_the_gateway(tmp_path: Path) -> None:
         file = write_pool(tmp_path, urls, session=SESSION, ledger={})
         for n in range(3):
             with served(file) as running:
-                chat(running.client, messages=turns("Another?", 1))  # the first look-up opens the database, and has 0.1 s
+                chat(running.client, messages=turns("Another?", 1))  # the first look-up, in 0.1 s, opens the database
                 answer = chat(running.client, messages=turns("One?", n), **(CHEAPEST if n == 0 else {}))
                 assert told(answer) == ("small", "sticky" if n else "routed")
 
