@@ -110,10 +110,8 @@ def _parse_exactly(raw: bytes) -> Any:
         raise ValueError(f"{constant} is no JSON")
 
     value = json.loads(raw.decode(), parse_constant=refuse)
-    if rb"\u" in raw:
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # raises where a text holds half a surrogate pair, as orjson does
+    if rb"\u" in raw:  # this raises where a text holds half a surrogate pair, as orjson does
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
