@@ -7,7 +7,7 @@ ARGS ?=
 # Without bytecode every import of vLLM takes ten seconds longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-clients deploy-tools lint clean
+.PHONY: help install demo test test-failed test-clients deploy-tools lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,6 +29,9 @@ demo: .venv/.installed  ## the nano pool with real vLLM: what routing saves (ARG
 
 test: lint  ## lint, types and all tests (ARGS="-k policies")
 	.venv/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+
+test-failed: .venv/.installed  ## what failed last, once more, one by one
+	.venv/bin/pytest --last-failed --last-failed-no-failures none
 
 test-clients: .venv/.installed .venv-clients/.installed  ## other projects' clients, in .venv-clients, against the gateway
 	.venv-clients/bin/pytest -c tests/clients/pytest.ini tests/clients $(ARGS)

@@ -13,6 +13,7 @@ from server.__main__ import main
 from server.app import create_app
 from server.config import load
 from tests.support.gateway import serving, write_pool
+from tests.support.gateway_client import FOR_THREADS
 from tests.support.upstream import answers, fails_with, running
 
 REQUESTS = 400
@@ -34,7 +35,10 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
             audit={"share": 0.5},
             policy={"name": "utility", "lambda": 0},
         )
-        with serving(create_app(load(file))) as url, httpx.Client(base_url=url, timeout=30) as client:
+        with (
+            serving(create_app(load(file))) as url,
+            httpx.Client(base_url=url, timeout=30, limits=FOR_THREADS) as client,
+        ):
             for number in range(REQUESTS):
                 body: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": f"hi {number}"}]}
                 if number % 10 == 0:

@@ -15,7 +15,7 @@ from server.app import create_app
 from server.routing.session import Sessions
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, nano_pool, serving, write_pool
-from tests.support.gateway_client import chat, gateway
+from tests.support.gateway_client import FOR_THREADS, chat, gateway
 from tests.support.processes import descendants
 from tests.support.serve import served
 from tests.support.upstream import Upstream
@@ -217,7 +217,8 @@ def remembering(sessions: Sessions) -> Iterator[httpx.Client]:
         urls = {name: [stack.enter_context(faults.running(faults.answers)).url] for name in ARMS}
         app = create_app(constant_pool(urls, session={"margin": 0.5, "minutes": 30}))
         app.state.live.sessions = sessions
-        yield stack.enter_context(httpx.Client(base_url=stack.enter_context(serving(app)), timeout=20))
+        url = stack.enter_context(serving(app))
+        yield stack.enter_context(httpx.Client(base_url=url, timeout=20, limits=FOR_THREADS))
 
 
 def test_conversations_are_forgotten_after_a_while() -> None:
@@ -236,7 +237,7 @@ def test_conversations_are_forgotten_after_a_while() -> None:
 
 def test_a_thousand_conversations_at_once_each_on_its_arm() -> None:
     policies = ("min_cost", "max_success")
-    with remembering(Sessions()) as client, ThreadPoolExecutor(16) as pool:  # more than 20 confuse httpx
+    with remembering(Sessions()) as client, ThreadPoolExecutor(16) as pool:
 
         def talk(i: int) -> set[str]:
             begun = chat(client, messages=turns(f"{i}?", 0), routing={"policy": policies[i % 2]})

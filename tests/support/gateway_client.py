@@ -14,6 +14,8 @@ from tests.support.upstream import Handler, Upstream
 
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "How much is 1 + 1?"}]
+# A pool of connections with a limit closes some that another thread has just been given.
+FOR_THREADS = httpx.Limits()
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def gateway(
             arms = {name: arm.model_copy(update={"limits": own}) for name, arm in settings.arms.items()}
             settings = settings.model_copy(update={"arms": arms})
         base = stack.enter_context(serving(create_app(settings)))
-        yield stack.enter_context(httpx.Client(base_url=base, timeout=20)), upstreams
+        yield stack.enter_context(httpx.Client(base_url=base, timeout=20, limits=FOR_THREADS)), upstreams
 
 
 def chat(client: httpx.Client, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
