@@ -134,7 +134,7 @@ async def test_who_joins_a_prompt_that_is_given_up_has_the_time_that_was_asked_f
         tell, unheard = engine._tell, asyncio.Event()
 
         def hold_back(what: Callable[..., object], *arguments: Any) -> None:
-            tell(unheard.set) if what == engine._expired else tell(what, *arguments)
+            tell(unheard.set) if what == engine._given_up else tell(what, *arguments)
 
         engine._tell = hold_back  # type: ignore[method-assign]  # for as long as this test runs
         with engine._change:
@@ -143,7 +143,7 @@ async def test_who_joins_a_prompt_that_is_given_up_has_the_time_that_was_asked_f
         await unheard.wait()
         waiting = asyncio.create_task(engine.score([text(2)], soon()))
         await asyncio.sleep(0)
-        engine._expired([late])
+        engine._given_up([late])
         assert np.isfinite((await waiting).success).all()
         assert not engine._waiting
 

@@ -1,5 +1,6 @@
 """Which prompts are computed next, and how fast: pure functions of what is told."""
 
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -13,6 +14,8 @@ from probes.engine.queue import PromptQueue, Queued
 LARGE = Pace(fixed_s=0.005, token_s=0.001)
 """A large model on a CPU: no prompt is worth waiting for another."""
 TINY = Pace(fixed_s=0.002, token_s=0.00001)
+NANO = Pace(fixed_s=0.001, token_s=0.00002)
+"""A small one on a CPU: ten prompts are a micro-batch."""
 
 
 def queued(tokens: int, due: float = 100.0, expires: float | None = None) -> Queued:
@@ -56,6 +59,20 @@ def test_what_has_expired_is_not_computed() -> None:
     assert queue(TINY, first, second, third).take(5.0) == ([second], [first, third])
 
 
+def test_a_micro_batch_makes_none_of_its_prompts_late() -> None:
+    """Ten milliseconds each."""
+    waiting = [queued(450, due) for due in (0.034, 1.0, 1.0, 1.0)]
+    found = queue(NANO, *waiting)
+    assert taken(found) == waiting[:2]
+    assert taken(found, 0.02) == waiting[2:]
+
+
+def test_what_cannot_be_ready_in_time_is_given_up_unless_there_is_nothing_else_to_do() -> None:
+    hopeless, also, possible = queued(450, 0.005), queued(450, 0.006), queued(450, 0.03)
+    assert queue(NANO, hopeless, also, possible).take(0.0) == ([possible], [hopeless, also])
+    assert queue(NANO, hopeless, also).take(0.0) == ([also], [hopeless])
+
+
 def test_prompts_can_be_hastened_and_taken_out() -> None:
     one, other, third = queued(90, 5), queued(90, 7), queued(90, 6)
     found = queue(LARGE, one, other, third)
@@ -97,10 +114,11 @@ def test_what_would_be_late_is_refused_at_once_but_not_by_an_idle_engine() -> No
 
 
 @pytest.mark.parametrize("load", [1.2, 3.0])
-def test_overload_costs_no_goodput(load: float) -> None:
+@pytest.mark.parametrize("measured", [LARGE, NANO], ids=["large", "nano"])
+def test_overload_costs_no_goodput(measured: Pace, load: float) -> None:
     """Poisson arrivals; a deadline and a queue of ten mean services; service times err by a fifth."""
     rng = np.random.default_rng(0)
-    pace = Pace(LARGE.fixed_s, LARGE.token_s)
+    pace = replace(measured)
     tokens = rng.integers(50, 400, size=3000)
     mean_s = pace.batch_s(int(tokens.mean()))
     arrivals = np.cumsum(rng.exponential(mean_s / load, size=len(tokens)))
@@ -112,11 +130,12 @@ def test_overload_costs_no_goodput(load: float) -> None:
             if not batch:
                 free = float(now)
                 break
-            took = pace.batch_s(batch[0].tokens) * rng.uniform(0.8, 1.2)
-            found.pace.observe(batch[0].tokens, took)
+            size_of_all = sum(one.tokens for one in batch)
+            took = pace.batch_s(size_of_all) * rng.uniform(0.8, 1.2)
+            found.pace.observe(size_of_all, took)
             free += took
-            good = free <= batch[0].expires
-            in_time, wasted = in_time + good, wasted + (not good)
+            good = sum(free <= one.expires for one in batch)
+            in_time, wasted = in_time + good, wasted + len(batch) - good
         try:
             found.admit([Prompt(((5,) * int(size),))], now + 10 * mean_s, now)
         except EngineUnavailableError:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,9 +33,10 @@ class Point:
     """How long it took to say no to the others."""
     batch_prompts: float
     """Mean prompts of a micro-batch."""
-    ideal_s: FloatArray
-    """Latencies of the ideal queue on the same arrivals."""
+    arrivals_s: FloatArray
     cpu_s: float
+    ideal_s: FloatArray = field(default_factory=lambda: np.empty(0))
+    """Latencies of the ideal queue on the same arrivals."""
 
     @property
     def p99_vs_ideal(self) -> float:
@@ -79,16 +80,13 @@ async def throughput(at: Running, prompts: Prompts) -> Cost:
     return Cost(cpu_s(at.engine) - cpu, time.perf_counter() - wall, at.on_gpu)
 
 
-async def offer(
-    at: Running, prompts: Prompts, share: float, capacity: float, service_s: FloatArray, seed: int
-) -> Point:
+async def offer(at: Running, prompts: Prompts, share: float, capacity: float, seed: int) -> Point:
     """Prompts one by one, at times that do not heed the answers (Poisson).
 
     Where the queue is bounded, prompts have the time that a full one takes; else they have all.
 
     Args:
         capacity: prompts per second.
-        service_s: what each prompt takes alone, (n,).
     """
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / (share * capacity), size=len(prompts)))
     patience_s = NEVER_S if at.bound is None else at.bound / capacity
@@ -115,13 +113,17 @@ async def offer(
         np.array(answered),
         np.array(refused),
         float(np.mean(at.batches or [1])),
-        ideal_queue(arrivals, service_s),
+        arrivals,
         used,
     )
 
 
 def ideal_queue(arrivals: FloatArray, service_s: FloatArray) -> FloatArray:
-    """Latencies of one server that takes prompts as they come and loses no time between them, (n,)."""
+    """Latencies of one server that takes prompts as they come and loses no time between them, (n,).
+
+    Args:
+        service_s: what each prompt takes alone, (n,).
+    """
     latencies, free = [], 0.0
     for arrival, service in zip(arrivals, service_s, strict=True):
         free = max(free, arrival) + service

@@ -190,9 +190,9 @@ class BatchingEngine:
             self._settle(one, row)
         self._on_batch(report)
 
-    def _expired(self, late: Sequence[_Waiting]) -> None:
+    def _given_up(self, late: Sequence[_Waiting]) -> None:
         for one in late:
-            if one.requests and one.expires > time.monotonic():  # somebody with more time has joined
+            if one.requests and one.expires > one.given_up:  # somebody with more time has joined
                 with self._change:
                     one.taken = False
                     self._queue.push(one)
@@ -236,11 +236,11 @@ class BatchingEngine:
         with self._change:
             while not self._closing:
                 now = time.monotonic()  # as the loop's, which stands still while the loop sleeps
-                batch, expired = self._queue.take(now)
-                for one in (*batch, *expired):
+                batch, given_up = self._queue.take(now)
+                for one in (*batch, *given_up):
                     one.taken = True
-                if expired:
-                    self._tell(self._expired, expired)
+                if given_up:
+                    self._tell(self._given_up, given_up)
                 if batch:
                     pace = self._queue.pace
                     should_s = pace.slowdown * pace.batch_s(sum(one.tokens for one in batch))

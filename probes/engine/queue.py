@@ -1,6 +1,7 @@
 """Which prompts are computed next: earliest deadline first, within bounds. Knows no sockets, threads or clock."""
 
 import itertools
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ class Queued:
     number: int = field(init=False)
     """Of arrival."""
     work_s: float = field(init=False)
+    given_up: float = field(init=False, default=math.inf)
+    """When `expires` was, as it was given up."""
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt.tokens
@@ -98,23 +101,35 @@ class PromptQueue(Generic[Q]):
         self._count(one, -1)
 
     def take(self, now: float) -> tuple[list[Q], list[Q]]:
-        """The next micro-batch, and those before it whose deadlines have passed; neither where the queue is empty."""
+        """The next micro-batch, and those before it that are given up; neither where the queue is empty.
+
+        A prompt is given up that would not be ready in time even alone, for all behind it would wait for nothing. A
+        micro-batch takes no prompt that would make its first one late.
+        """
         batch: list[Q] = []
-        expired: list[Q] = []
-        tokens = 0
+        given_up: list[Q] = []
+        tokens, ready_by = 0, math.inf
         for _, _, one in self._order:
-            if one.expires <= now:
-                expired.append(one)
+            ready = self._ready(now, tokens + one.tokens)
+            others_wait = len(given_up) + 1 < len(self._order)  # else it is tried: the engine may have become faster
+            if one.expires <= now or (not batch and ready > one.expires and others_wait):
+                one.given_up = one.expires
+                given_up.append(one)
                 continue
-            if batch and tokens + one.tokens > self.pace.batch_tokens:
+            if not batch:
+                ready_by = now + SURE * (one.due - now)
+            elif tokens + one.tokens > self.pace.batch_tokens or ready > ready_by:
                 break
             batch.append(one)
             tokens += one.tokens
-        del self._order[: len(batch) + len(expired)]
-        for one in (*batch, *expired):
+        del self._order[: len(batch) + len(given_up)]
+        for one in (*batch, *given_up):
             self._count(one, -1)
-        self._busy_until = now + self.pace.slowdown * self.pace.batch_s(tokens) if batch else now
-        return batch, expired
+        self._busy_until = self._ready(now, tokens) if batch else now
+        return batch, given_up
+
+    def _ready(self, now: float, tokens: int) -> float:
+        return now + self.pace.slowdown * self.pace.batch_s(tokens)
 
     def _count(self, one: Q, sign: int) -> None:
         self._tokens += sign * one.tokens
