@@ -94,12 +94,19 @@ class Predictor:
             _prefill_price(pass_.probe_model, settings) if pass_ in computed else 0.0 for pass_ in self.passes
         )
         self.deadline_s = settings.engine.deadline_ms / 1000
+        self._turn = asyncio.Lock()
 
     async def render(self, messages: Messages) -> Rendered:
         """Token ids for every pass."""
         if _characters(messages) <= INLINE_CHARACTERS:
             return self._render(messages)
         return await asyncio.to_thread(self._render, messages)
+
+    async def render_in_turn(self, messages: Messages) -> Rendered:
+        """As `render`, once in a round of the event loop: conversations that come by the dozen hold nobody else up."""
+        async with self._turn:
+            await asyncio.sleep(0)
+        return await self.render(messages)
 
     def _render(self, messages: Messages) -> Rendered:
         rendered = [renderer.render(messages) for renderer in self.renderers]

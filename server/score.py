@@ -1,6 +1,5 @@
 """POST /score: difficulty alone. POST /route: the decision alone. Neither sends anything upstream."""
 
-import asyncio
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,7 @@ async def score(request: Request) -> Response:
         total_s = state.settings.limits.total_s
         watch.limit(total_s, lambda: TotalTimeError(total_s))
         body = parse_json(await read_body(head, request.receive, state.settings, watch.body))
-        conversations = _conversations(body)
-        rendered = []
-        for messages in conversations:
-            rendered.append(await state.predictor.render(messages))
-            await asyncio.sleep(0)  # many conversations hold up nobody else's request
+        rendered = [await state.predictor.render_in_turn(messages) for messages in _conversations(body)]
         try:
             predictions = await state.predictor.score(rendered, state.engine)
         except EngineUnavailableError as error:

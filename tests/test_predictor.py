@@ -1,5 +1,6 @@
 """What the gateway knows of a prompt: text as probes read it, and how unlike the training prompts it is."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from probes.artifact import save_artifact
 from probes.tfidf import Tfidf
 from server.config import load
 from server.pool import build_pool
-from server.predictor import Prediction, Predictor
+from server.predictor import Messages, Prediction, Predictor, Rendered
 from server.sections.engine import Queue
 from tests.support.examples import card_of
 from tests.test_config import pool, write
@@ -72,6 +73,34 @@ async def test_images_and_sound_are_scored_on_the_text_and_flagged(kind: str, tm
     assert rendered.flags == ("text-only",)
     assert rendered.prompt.text == "three"
     assert (await found.render([{"role": "user", "content": parts[:1]}])).flags == ()
+
+
+@pytest.mark.anyio
+async def test_dozens_of_conversations_of_several_requests_are_rendered_one_a_round(tmp_path: Path) -> None:
+    """Whatever else the event loop has to do comes in between."""
+    found, rounds = predictor(tmp_path), 0
+    render, rendered_in = found._render, []
+
+    def next_round() -> None:
+        nonlocal rounds
+        rounds += 1
+        ticking[0] = asyncio.get_running_loop().call_soon(next_round)
+
+    def noted(messages: Messages) -> Rendered:
+        rendered_in.append(rounds)
+        return render(messages)
+
+    async def request(size: int) -> list[Rendered]:
+        return [await found.render_in_turn([{"role": "user", "content": f"{i} of {size}"}]) for i in range(size)]
+
+    found._render = noted  # type: ignore[method-assign]  # for as long as this test runs
+    ticking = [asyncio.get_running_loop().call_soon(next_round)]
+    answers = await asyncio.gather(*map(request, (1, 20, 30)))
+    ticking[0].cancel()
+    assert [[one.prompt.text for one in answer] for answer in answers] == [
+        [f"{i} of {size}" for i in range(size)] for size in (1, 20, 30)
+    ]
+    assert len(set(rendered_in)) == 51
 
 
 def test_training_reads_long_texts_as_serving_does(tmp_path: Path) -> None:
