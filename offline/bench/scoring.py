@@ -65,8 +65,9 @@ class Plan:
     overload: int = 200
     others: int = 100
     repetitions: int = 2
-    """Of all ways but the research code's, in turn, where the cheapest counts; and of the load whose p99 counts, where
-    the middle one does."""
+    """Of all ways but the research code's, in turn; the cheapest counts."""
+    rounds: int = 3
+    """Of the load whose p99 counts; the middle one does."""
 
     def arrivals(self, load: float) -> int:
         return {JUDGED: self.judged, OVERLOAD: self.overload}.get(load, self.others)
@@ -75,7 +76,7 @@ class Plan:
 PLANS = {"nano": Plan(400, 2000, repetitions=3)}
 LARGE = Plan(48, 500)
 ON_GPU = Plan(1000, 4000, overload=2000, others=2000, repetitions=3)
-QUICK = Plan(offline=12, judged=30, overload=30, others=10, repetitions=1)
+QUICK = Plan(offline=12, judged=30, overload=30, others=10, repetitions=1, rounds=1)
 
 
 @dataclass
@@ -178,9 +179,9 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
                 takes = np.array([service(len(prompt)) for prompt in arrived], dtype=np.float64)
                 return replace(point, ideal_s=ideal_queue(point.arrivals_s, takes))
 
-            with _bar("the engine under load", len(LOADS) - 1 + plan.repetitions) as advance:
+            with _bar("the engine under load", len(LOADS) - 1 + plan.rounds) as advance:
                 for share in LOADS[:-1]:
-                    rounds = plan.repetitions if share == JUDGED else 1
+                    rounds = plan.rounds if share == JUDGED else 1
                     measured.points.append(middle([await offered(at, share, seed + i) for i in range(rounds)]))
                 async with running(model, in_time) as bounded:
                     measured.points.append(await offered(bounded, LOADS[-1], seed))
@@ -194,7 +195,7 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
 
 
 def middle(rounds: Sequence[Point]) -> Point:
-    """That with the median ratio to the ideal queue; the worse of two."""
+    """That with the median ratio to the ideal queue."""
     return sorted(rounds, key=lambda point: point.p99_vs_ideal)[len(rounds) // 2]
 
 
