@@ -15,6 +15,7 @@ from typing import Any, Self, TypedDict
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from yaml.composer import ComposerError
 
 from probes.card import Check, Dtype
 from server.ledger.section import Ledger
@@ -32,6 +33,8 @@ class ConfigError(Exception):
 
 
 HUB = "hf://"
+MERGE = "tag:yaml.org,2002:merge"
+"""YAML's `<<`."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Of an arm."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9/][A-Za-z0-9._/-]{0,199}")
@@ -180,16 +183,31 @@ def load(path: str | os.PathLike[str]) -> Settings:
     return settings
 
 
+class _Loader(yaml.SafeLoader):
+    """As `yaml.SafeLoader`, but for keys that stand twice, of which it would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            name = key.tag, str(key.value)
+            if name in lines and key.tag != MERGE:
+                told = f"the key {key.value!r} stands twice, first in line {lines[name]}: keep one"
+                raise ComposerError(None, None, told, key.start_mark)
+            lines[name] = key.start_mark.line + 1
+        return node
+
+
 def read_yaml(file: Path, form: str) -> dict[str, Any]:
     """
     Args:
         form: what the mapping is to be like, for the error.
 
     Raises:
-        ConfigError: the file cannot be read, or is no YAML mapping.
+        ConfigError: the file cannot be read, is no YAML mapping, or has a key twice.
     """
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
     except Exception as error:  # PyYAML lets through what a value raises: the date 2024-99-99, say, or deep nesting

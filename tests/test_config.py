@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.config import ConfigError, load, prefill_usd_per_token
+from server.config import ConfigError, load, prefill_usd_per_token, read_yaml
 
 
 def pool(**changes: Any) -> dict[str, Any]:
@@ -120,6 +120,15 @@ def test_what_is_left_out_is_named_with_the_page_that_explains_it(tmp_path: Path
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         load(tmp_path / "none.yaml")
+
+
+def test_a_key_that_stands_twice(tmp_path: Path) -> None:
+    file = write(tmp_path, pool())
+    file.write_text(file.read_text() + "\npolicy: {name: utility, lambda: 0}\n")
+    with pytest.raises(ConfigError, match=r"the key 'policy' stands twice, first in line \d+"):
+        load(file)
+    file.write_text("a: &a {x: 1}\nb: {<<: *a, <<: {y: 2}, x: 3}\n")  # what is merged may be set anew
+    assert read_yaml(file, "")["b"] == {"x": 3, "y": 2}
 
 
 def test_model_references(tmp_path: Path) -> None:
