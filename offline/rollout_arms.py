@@ -75,9 +75,11 @@ def _arm(
         if value is not None:
             fields[field] = value
     fields |= arm.request
-    for field in ("temperature", "max_tokens"):
-        if field not in fields:
-            raise UsageError(f"arm {name!r} has no {field}: give --{_flag(field)}, or set it in the arm's defaults")
+    if missing := [field for field in ("temperature", "max_tokens") if field not in fields]:
+        flags = " and ".join(f"--{_flag(field)}" for field in missing)
+        raise UsageError(
+            f"arm {name!r} has no {' and no '.join(missing)}: give {flags}, or say so in the arm's defaults"
+        )
     if args.k > 1 and fields["temperature"] == 0:
         raise UsageError(f"arm {name!r}: at temperature 0 all answers are the same: give --k 1, or a --temperature")
     launches = [replica.launch for replica in model.replicas if replica.launch is not None]

@@ -159,8 +159,9 @@ def logging_to_stderr(level: str, form: Format, fields: dict[str, Any] | None = 
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # Others would log each of our requests again, some with headers, which may hold keys; and uvicorn a line for every
-    # request that we refuse, which we count.
-    for name, least in (("httpx", "WARNING"), ("httpcore", "WARNING"), ("uvicorn", "ERROR")):
+    # request that we refuse, which we count. Alembic names each of its plug-ins.
+    quiet = {"httpx": "WARNING", "httpcore": "WARNING", "uvicorn": "ERROR", "alembic.runtime.plugins": "WARNING"}
+    for name, least in quiet.items():
         logging.getLogger(name).setLevel(least)
     try:
         yield handler

@@ -94,6 +94,11 @@ def test_replicas_adapters_other_names_and_guesses(tmp_path: Path, capsys: pytes
     assert dear.max_context_tokens == 8192  # what all replicas hold
     assert settings.models["sql"].model == "/adapters/sql"
     assert settings.models["sql"].max_context_tokens == 4096
+    # Only the adapter's folder need be said anew; and what rollouts need is there to be uncommented.
+    marked = [line.strip().split()[1] for line in file.read_text().splitlines() if "as its server names it" in line]
+    assert marked == ['"/adapters/sql"']
+    file.write_text(file.read_text().replace("# defaults:", "defaults:"))
+    assert {arm.defaults["temperature"] for arm in load(file).arms.values()} == {0.7}
 
 
 def test_a_model_known_by_its_hub_id_is_asked_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,3 +221,6 @@ def test_words_that_are_no_url(url: str, tmp_path: Path, capsys: pytest.CaptureF
     assert code == 2
     assert err.startswith("pika init: ")
     assert len(err.splitlines()) == 1
+    assert "secret" not in err
+    if url.endswith(":abc"):
+        assert "the port of h is no number" in err

@@ -28,8 +28,8 @@ HEAD = """\
 #   pika serve {file}     the gateway
 #
 # An arm without a probe has the same success probability for every request, so that all go to one arm. `pika rollouts`
-# and `pika train` give each arm a probe from your own problems, `pika tune` sets the policy; `pika probes list` shows
-# probes that others have trained.
+# and `pika train` give each arm a probe from your own problems, `pika tune` sets the policy; `pika probes list
+# CoffeeGitta/pika-probes` shows probes that others have trained.
 
 server: {{host: 127.0.0.1, port: {port}}}
 
@@ -38,12 +38,15 @@ models:
 """
 MODEL = """\
   {name}:    # {about}
-    model: {model}
+    model: {model}{where}
     max_context_tokens: {context}
     # supports: [tools, images]    # what its servers take; tools need --enable-auto-tool-choice --tool-call-parser ...
     usd_per_million_tokens: {{input: {input:.3g}, output: {output:.3g}}}    # GUESS{basis}: what you pay
     replicas:
 """
+FOLDER = "    # GUESS, a folder as its server names it: `pika rollouts` needs where it is here, or a Hub id"
+"""Behind a model that is no Hub id."""
+
 ARMS = """\
 
 # What policies choose among, the cheapest first: a model, and request fields that define the arm, such as
@@ -55,6 +58,7 @@ ARM = """\
     model: {name}
     success_probability: {success:.2g}    # GUESS; in its place, once there is one, probe: probes/{arm}
     mean_tokens: {{input: 500, output: 300}}    # GUESS: of a prompt, and of an answer
+    # defaults: {{temperature: 0.7, max_tokens: 2048}}    # where a request says nothing; `pika rollouts` samples so
 """
 TAIL = """\
 
@@ -99,6 +103,11 @@ class Entry:
     versions: tuple[str, ...]
     billions: float | None
     """Parameters, as the name tells."""
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the root has the form of a Hub id, and is not a folder."""
+        return self.root.count("/") == 1 and not self.root.startswith((".", "/", "~"))
 
     @property
     def usd(self) -> tuple[float, float]:
@@ -155,6 +164,7 @@ def config_text(found: Sequence[Entry], file: str, api_key_env: str | None) -> s
                 name=_quoted(entry.name),
                 about=" and ".join(f"vLLM {version}" for version in entry.versions) or "of an unknown version",
                 model=_quoted(entry.root),
+                where="" if entry.on_hub else FOLDER,
                 context=entry.max_context_tokens,
                 basis=basis,
                 **usd,

@@ -32,7 +32,12 @@ def check_http(url: str) -> None:
         ValueError: it is no URL of a server, or has a password in it.
     """
     parts = urlsplit(url)
-    _ = parts.port  # raises ValueError where it is no port
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError(
+            f"the port of {parts.hostname} is no number up to 65535: write a URL such as http://127.0.0.1:8101/v1"
+        ) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is no http(s) URL, such as http://127.0.0.1:8101/v1")
     if "@" in parts.netloc:
