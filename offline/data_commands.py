@@ -129,9 +129,8 @@ def _push(args: Namespace) -> int:
             else:
                 done = dataset_hub.push(repo, files, overwrite=args.overwrite, public=args.public, message=args.message)
         except HubAwayError as error:
-            raise HubAwayError(
-                f"the Hub is away ({error}): what was pushed is there whole or not at all; push again"
-            ) from error
+            left = "nothing was changed" if args.dry_run else "what was pushed is there whole or not at all"
+            raise HubAwayError(f"the Hub is away ({error}): {left}; push again") from error
         sizes = {file.path: (f"{file.rows:,}", f"{file.local.stat().st_size:,}") for file in files}
     console = Console()
     table = Table("file", "", "rows", "bytes", title=cell(f"hf://datasets/{repo}"))

@@ -23,7 +23,7 @@ from probes.base import ProbeError
 from server.config import ConfigError
 
 EXAMPLES = """examples:
-  pika run offline/nano_pool/run.yaml --dry-run
+  pika run offline/nano_pool/quick/run.yaml --dry-run
   pika run run.yaml
   pika run run.yaml --force train          again, although nothing changed; what depends on it follows
   pika run run.yaml --only tune

@@ -68,9 +68,8 @@ def _push(args: Namespace) -> int:
         else:
             done = push(artifact, repo, name, overwrite=args.overwrite, public=args.public, message=args.message)
     except HubAwayError as error:
-        raise HubAwayError(
-            f"the Hub is away ({error}): what was pushed is there whole or not at all; push again"
-        ) from error
+        left = "nothing was changed" if args.dry_run else "what was pushed is there whole or not at all"
+        raise HubAwayError(f"the Hub is away ({error}): {left}; push again") from error
     _report(done, args)
     return 0
 

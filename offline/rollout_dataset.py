@@ -54,6 +54,8 @@ def read_rollouts(file: Path) -> pa.Table:
     """
     try:
         rollouts = pq.read_table(file)
+    except FileNotFoundError:  # whose message is the name alone
+        raise DataError(f"there is no file {file}: name one that `pika rollouts` wrote") from None
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read {file} as parquet: {' '.join(str(error).split())}") from error
     missing = [name for name in REQUIRED if name not in rollouts.column_names]

@@ -110,8 +110,10 @@ def _train(
 
     seen = {text for text, split in zip(data.problems, data.split, strict=True) if split != "test"}
     others = read_others(args.test_on, [arm.name for arm in data.arms], seen)
-    with _bar("activations", len(data.problems)) as advance:
-        material = gather(planned, args.device, cache, advance)
+    material = planned.material
+    if planned.reading is not None:
+        with _bar("activations", len(data.problems)) as advance:
+            material = gather(planned, args.device, cache, advance)
     if material.statistics_site is not None and data.rows("validation").sum() < LEAST_HELD_OUT:
         print(
             f"pika train: no activation statistics, which need {LEAST_HELD_OUT} validation problems: prompts unlike "

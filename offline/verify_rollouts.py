@@ -92,6 +92,10 @@ def main(argv: list[str]) -> int:
 def _read(file: Path) -> pa.Table:
     try:
         table = pq.read_table(file)
+    except FileNotFoundError:  # whose message is the name alone
+        raise DataError(
+            f"there is no file {file}: name one that `pika rollouts` wrote, or a table of answers"
+        ) from None
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read {file} as parquet: {error}") from error
     missing = {form: [name for name in form if name not in table.column_names] for form in (ROLLOUTS, FOREIGN)}

@@ -148,7 +148,7 @@ def test_a_commit_that_fails_changes_nothing(loopback: Hub, file: Path, capsys: 
 def test_wrong_input(
     loopback: Hub, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "cannot read" in fails(capsys, 2, "push", str(tmp_path / "none.parquet"), REPO)
+    assert "there is no file" in fails(capsys, 2, "push", str(tmp_path / "none.parquet"), REPO)
     pq.write_table(pa.table({"arm": ["a"]}), tmp_path / "other.parquet")
     assert "lacks the columns problem_id, split" in fails(capsys, 2, "push", str(tmp_path / "other.parquet"), REPO)
     assert "exists: remove it" in fails(capsys, 2, "pull", REPO, "--out", str(file))

@@ -173,6 +173,9 @@ def test_dry_run_shows_the_diff_and_changes_nothing(
     assert result["commit"] is None
     assert result["unchanged"] == ["large/probe.safetensors"] or "README.md" not in result["unchanged"]
     assert len(loopback.asked("^(POST|PUT)")) == writes
+    loopback.fails("GET", status(500))
+    assert main(["probes", "push", str(large), REPO, "--dry-run"]) == 1
+    assert "nothing was changed; push again" in capsys.readouterr().err
 
 
 def test_public_when_told(loopback: Hub, large: Path, capsys: pytest.CaptureFixture[str]) -> None:

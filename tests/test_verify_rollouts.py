@@ -212,9 +212,9 @@ def test_files_that_cannot_be_read_or_written(
     assert main([str(other), "--verifier", "numeric"]) == 2
     assert "has no rows" in capsys.readouterr().err
     other.write_text("text")
-    for file in (other, tmp_path / "none.parquet"):
+    for file, said in ((other, "as parquet"), (tmp_path / "none.parquet", "there is no file")):
         assert main([str(file)]) == 2
-        assert "as parquet" in capsys.readouterr().err
+        assert said in capsys.readouterr().err
     for option in ("--out", "--report"):
         assert main([str(foreign), "--verifier", "numeric", option, "/nowhere/file.parquet"]) == 1
         assert "choose another --out or --report" in capsys.readouterr().err
