@@ -61,7 +61,8 @@ def _list(args: Namespace) -> int:
         commit, entries = found.commit, found.entries
     entries = tuple(entry for entry in entries if _asked_for(entry, args))
     if not args.json:
-        table = Table(title=cell(f"{len(entries)} probes of {args.repo}" + (f" at {commit[:12]}" if commit else "")))
+        count = f"{len(entries)} probe{'s' * (len(entries) != 1)}"
+        table = Table(title=cell(f"{count} of {args.repo}" + (f" at {commit[:12]}" if commit else "")))
         for heading in ("probe", "model", "dataset", "probe type", "label"):
             table.add_column(heading, overflow="fold")
         for entry in entries:

@@ -142,6 +142,9 @@ def test_a_file_is_replaced_only_when_told(tmp_path: Path, capsys: pytest.Captur
         assert code == 2
         assert "exists: give another -o, or --force" in err
         assert (file.read_text(), upstream.requests) == ("mine", [])
+        code, _, err = init(capsys, upstream.url, "-o", tmp_path, "--force")
+        assert code == 2
+        assert f"is a folder: give the file as -o {file}" in err
         assert init(capsys, upstream.url, "-o", file, "--force")[0] == 0
         code, _, err = init(capsys, upstream.url, "-o", tmp_path / "absent/pool.yaml")
         assert code == 1

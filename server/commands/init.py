@@ -60,6 +60,8 @@ def main(argv: list[str]) -> int:
         urls = list(dict.fromkeys(_base_url(text) for text in args.urls))
         if len(urls) > MOST_SERVERS:
             raise InitError(f"{len(urls)} servers are more than a first configuration takes ({MOST_SERVERS})")
+        if args.out.is_dir():
+            raise InitError(f"{args.out} is a folder: give the file as -o {args.out / 'pool.yaml'}")
         if args.out.exists() and not args.force:
             raise InitError(f"{args.out} exists: give another -o, or --force to replace it")
         key = None if args.api_key_env is None else os.environ.get(args.api_key_env)
