@@ -6,6 +6,7 @@ the engine, those of its process and of the one that asks. On a GPU it is wall t
 """
 
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -135,6 +136,8 @@ def main(argv: list[str]) -> int:
 
 async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measured:
     """All of it. While one way is measured, the others wait."""
+    gc.collect()
+    gc.freeze()  # a collection here would hold up those who ask
     sample = prompts(model, plan.offline, seed)
     lengths = [len(prompt) for prompt in sample]
     async with running(model) as at:

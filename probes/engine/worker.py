@@ -4,6 +4,7 @@ python -m probes.engine.worker OPTIONS URL ARTIFACT [ARTIFACT ...]      (started
 """
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -99,6 +100,9 @@ async def serve(
     server = EngineServer(engine, len(distinct_passes(artifacts)), served_sha256(artifacts), secret)
     try:
         await engine.start()
+        # What is loaded stays: to look through all of torch and Transformers for garbage takes as long as many prompts.
+        gc.collect()
+        gc.freeze()
         _let_others_go_first()
         await server.listen(sock)
         ready()
