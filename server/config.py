@@ -207,7 +207,7 @@ def read_yaml(file: Path, form: str) -> dict[str, Any]:
         ConfigError: the file cannot be read, is no YAML mapping, or has a key twice.
     """
     try:
-        found = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a SafeLoader
+        found = _Loader(file.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
     except Exception as error:  # PyYAML lets through what a value raises: the date 2024-99-99, say, or deep nesting
