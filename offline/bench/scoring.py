@@ -36,8 +36,8 @@ from probes.base import FloatArray, ProbeError
 
 T = TypeVar("T")
 EXAMPLES = """examples:
-  pika bench scoring                     Qwen2-shaped, 107 M parameters: up to 10 minutes on 2 cores
-  pika bench scoring --shape nano        the nano probe model: some 2 minutes
+  pika bench scoring                     Qwen2-shaped, 107 M parameters: 9 minutes on 2 cores
+  pika bench scoring --shape nano        the nano probe model: 2 to 3 minutes
   pika bench scoring --device auto --dtype bfloat16
                                          the same on a GPU
   pika bench scoring --soak 1000000      memory of the engine's process over a million prompts of the nano probe model
