@@ -7,7 +7,7 @@ ARGS ?=
 # Without bytecode every import of vLLM takes ten seconds longer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-failed test-clients deploy-tools lint clean
+.PHONY: help install demo test test-clients deploy-tools lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,11 +27,9 @@ install: .venv/.installed  ## make the environment .venv with all extras
 demo: .venv/.installed  ## the nano pool with real vLLM: what routing saves (ARGS="--requests 400")
 	@.venv/bin/pika demo $(ARGS)
 
-test: lint  ## lint, types and all tests (ARGS="-k policies")
-	.venv/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
-
-test-failed: .venv/.installed  ## what failed last, once more, one by one
-	.venv/bin/pytest --last-failed --last-failed-no-failures none
+test: lint  ## lint, types and all tests (ARGS="-k policies"; AGAIN=1: what fails once more, alone)
+	.venv/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS) || \
+	{ test $$? -eq 1 -a -n "$(AGAIN)" && .venv/bin/pytest --last-failed --last-failed-no-failures none; }
 
 test-clients: .venv/.installed .venv-clients/.installed  ## other projects' clients, in .venv-clients, against the gateway
 	.venv-clients/bin/pytest -c tests/clients/pytest.ini tests/clients $(ARGS)
