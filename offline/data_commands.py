@@ -12,7 +12,7 @@ from rich.table import Table
 
 from offline.data_convert import convert
 from offline.evaluate import DataError
-from offline.hub_cli import cell, parser, print_json, repository, run
+from offline.hub_cli import cell, not_pushed, parser, print_json, repository, run
 from offline.progress import bars
 from probes.hub import MAIN
 from probes.hub_errors import HubAwayError
@@ -129,8 +129,7 @@ def _push(args: Namespace) -> int:
             else:
                 done = dataset_hub.push(repo, files, overwrite=args.overwrite, public=args.public, message=args.message)
         except HubAwayError as error:
-            left = "nothing was changed" if args.dry_run else "what was pushed is there whole or not at all"
-            raise HubAwayError(f"the Hub is away ({error}): {left}; push again") from error
+            raise not_pushed(error, args.dry_run) from error
         sizes = {file.path: (f"{file.rows:,}", f"{file.local.stat().st_size:,}") for file in files}
     console = Console()
     table = Table("file", "", "rows", "bytes", title=cell(f"hf://datasets/{repo}"))

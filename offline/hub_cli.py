@@ -92,3 +92,9 @@ def cell(text: str, style: str = "") -> Text:
 def print_json(value: Mapping[str, Any]) -> None:
     """The summary: one line, the last on stdout."""
     print(json.dumps(value, ensure_ascii=True))
+
+
+def not_pushed(error: HubAwayError, dry_run: bool) -> HubAwayError:
+    """What a push says where the Hub is away."""
+    left = "nothing was changed" if dry_run else "what was pushed is there whole or not at all"
+    return HubAwayError(f"the Hub is away ({error}): {left}; push again")

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from offline.hub_cli import cell, parser, print_json, repository, run
+from offline.hub_cli import cell, not_pushed, parser, print_json, repository, run
 from offline.hub_push import Plan, plan, push
 from probes.base import ProbeError
 from probes.hub import SCHEME, parse
@@ -68,8 +68,7 @@ def _push(args: Namespace) -> int:
         else:
             done = push(artifact, repo, name, overwrite=args.overwrite, public=args.public, message=args.message)
     except HubAwayError as error:
-        left = "nothing was changed" if args.dry_run else "what was pushed is there whole or not at all"
-        raise HubAwayError(f"the Hub is away ({error}): {left}; push again") from error
+        raise not_pushed(error, args.dry_run) from error
     _report(done, args)
     return 0
 

@@ -22,6 +22,7 @@ import yaml
 from offline.evaluate import DataError
 from offline.provenance import noted
 from offline.rollout_store import REQUIRED
+from probes.source import is_path
 
 README = "README.md"
 MAX_LEN = "max_len"
@@ -47,17 +48,28 @@ class DataFile:
     rows: int
 
 
+def read_parquet(file: Path, wanted: str) -> pa.Table:
+    """
+    Args:
+        wanted: what file it should be, for the error.
+
+    Raises:
+        DataError: it is not there, or cannot be read as parquet.
+    """
+    try:
+        return pq.read_table(file)
+    except FileNotFoundError:  # whose message is the name alone
+        raise DataError(f"there is no file {file}: name {wanted}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {file} as parquet: {' '.join(str(error).split())}") from error
+
+
 def read_rollouts(file: Path) -> pa.Table:
     """
     Raises:
         DataError: it cannot be read as parquet, or lacks a column of rollouts.
     """
-    try:
-        rollouts = pq.read_table(file)
-    except FileNotFoundError:  # whose message is the name alone
-        raise DataError(f"there is no file {file}: name one that `pika rollouts` wrote") from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {file} as parquet: {' '.join(str(error).split())}") from error
+    rollouts = read_parquet(file, "one that `pika rollouts` wrote")
     missing = [name for name in REQUIRED if name not in rollouts.column_names]
     if missing:
         raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")
@@ -94,9 +106,8 @@ def configurations(rollouts: pa.Table) -> dict[str, str]:
     for arm, model in models.items():
         known = arms.get(arm, {})
         source = str(known.get("source", ""))
-        is_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
         effort = known.get("reasoning_effort")
-        named[arm] = _safe(source if is_hub_id else model) + (f"_{_safe(str(effort))}" if effort else "")
+        named[arm] = _safe(model if is_path(source) else source) + (f"_{_safe(str(effort))}" if effort else "")
     taken = list(named.values())
     return {arm: name if taken.count(name) == 1 else f"{name}--{_safe(arm)}" for arm, name in named.items()}
 

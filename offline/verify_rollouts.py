@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
@@ -26,6 +25,7 @@ from offline.evaluate import DataError
 from offline.options import positive
 from offline.progress import Rate, bars
 from offline.provenance import METADATA, noted, provenance
+from offline.rollout_dataset import read_parquet
 from offline.rollout_store import write
 from offline.verifiers.base import VerifierError, names
 from offline.verifiers.grading import Graded, grade_all, pass_at_k
@@ -90,14 +90,7 @@ def main(argv: list[str]) -> int:
 
 
 def _read(file: Path) -> pa.Table:
-    try:
-        table = pq.read_table(file)
-    except FileNotFoundError:  # whose message is the name alone
-        raise DataError(
-            f"there is no file {file}: name one that `pika rollouts` wrote, or a table of answers"
-        ) from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {file} as parquet: {error}") from error
+    table = read_parquet(file, "one that `pika rollouts` wrote, or a table of answers")
     missing = {form: [name for name in form if name not in table.column_names] for form in (ROLLOUTS, FOREIGN)}
     if all(missing.values()):
         least = min(missing.values(), key=len)

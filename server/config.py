@@ -18,6 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from yaml.composer import ComposerError
 
 from probes.card import Check, Dtype
+from probes.source import is_path
 from server.ledger.section import Ledger
 from server.sections.base import Section
 from server.sections.engine import Engine
@@ -161,7 +162,7 @@ class Settings(Section):
         path = self.resolve(reference)
         if path.is_dir():
             return str(path.resolve())
-        if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+        if is_path(reference):
             raise ConfigError(f"model {reference!r}: no folder at {path}; give a folder or a Hub id such as owner/name")
         return reference
 

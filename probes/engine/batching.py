@@ -242,9 +242,7 @@ class BatchingEngine:
                 if given_up:
                     self._tell(self._given_up, given_up)
                 if batch:
-                    pace = self._queue.pace
-                    should_s = pace.slowdown * pace.batch_s(sum(one.tokens for one in batch))
-                    self._overdue = now + max(HUNG_S, 10 * should_s)
+                    self._overdue = now + max(HUNG_S, 10 * (self._queue.busy_until - now))
                     return batch
                 if not len(self._queue):
                     self._change.wait()

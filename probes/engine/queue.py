@@ -55,7 +55,8 @@ class PromptQueue(Generic[Q]):
         self._tokens = 0
         self._work_s = 0.0
         """Of all that wait, but for the pace's slowdown."""
-        self._busy_until = 0.0
+        self.busy_until = 0.0
+        """When the micro-batch that was taken last should be ready."""
 
     def __len__(self) -> int:
         return len(self._order)
@@ -74,7 +75,7 @@ class PromptQueue(Generic[Q]):
         waits = f"{len(self._order)} prompts with {self._tokens} tokens wait"
         if len(self._order) + len(prompts) > self._max_prompts or self._tokens + sum(tokens) > self._max_tokens:
             raise EngineUnavailableError(f"the engine's queue is full: {waits} {holds}")
-        ahead_s = max(0.0, self._busy_until - now) + self.pace.slowdown * self._work_s
+        ahead_s = max(0.0, self.busy_until - now) + self.pace.slowdown * self._work_s
         own_s = self.pace.slowdown * sum(map(self.pace.prompt_s, tokens))
         # An idle engine tries in any case: only so it learns that it has become faster.
         if ahead_s and ahead_s + own_s > SURE * (deadline - now):
@@ -125,7 +126,7 @@ class PromptQueue(Generic[Q]):
         del self._order[: len(batch) + len(given_up)]
         for one in (*batch, *given_up):
             self._count(one, -1)
-        self._busy_until = self._ready(now, tokens) if batch else now
+        self.busy_until = self._ready(now, tokens) if batch else now
         return batch, given_up
 
     def _ready(self, now: float, tokens: int) -> float:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from probes.source import is_path
 from server.config import MODEL_NAME, NAME
 
 GATEWAY_PORT = 8000
@@ -105,11 +106,6 @@ class Entry:
     """Parameters, as the name tells."""
 
     @property
-    def on_hub(self) -> bool:
-        """Whether the root has the form of a Hub id, and is not a folder."""
-        return self.root.count("/") == 1 and not self.root.startswith((".", "/", "~"))
-
-    @property
     def usd(self) -> tuple[float, float]:
         """Guessed price of input and output, USD per million tokens."""
         if self.billions is None:
@@ -164,7 +160,7 @@ def config_text(found: Sequence[Entry], file: str, api_key_env: str | None) -> s
                 name=_quoted(entry.name),
                 about=" and ".join(f"vLLM {version}" for version in entry.versions) or "of an unknown version",
                 model=_quoted(entry.root),
-                where="" if entry.on_hub else FOLDER,
+                where=FOLDER if is_path(entry.root) else "",
                 context=entry.max_context_tokens,
                 basis=basis,
                 **usd,
