@@ -15,7 +15,7 @@ LARGE = Pace(fixed_s=0.005, token_s=0.001)
 """A large model on a CPU: no prompt is worth waiting for another."""
 TINY = Pace(fixed_s=0.002, token_s=0.00001)
 NANO = Pace(fixed_s=0.001, token_s=0.00002)
-"""A small one on a CPU: ten prompts are a micro-batch."""
+"""A small one on a CPU: five prompts are a micro-batch."""
 
 
 def queued(tokens: int, due: float = 100.0, expires: float | None = None) -> Queued:
@@ -41,11 +41,11 @@ def test_the_earliest_deadline_is_first_and_equal_ones_go_by_arrival() -> None:
 
 
 def test_a_micro_batch_holds_what_its_time_allows() -> None:
-    assert LARGE.batch_tokens == 50
-    assert TINY.batch_tokens == 5000
+    assert LARGE.batch_tokens == 25
+    assert TINY.batch_tokens == 2500
     assert [len(taken(queue(LARGE, *(queued(90) for _ in range(9)))))] == [1]
     found = queue(TINY, *(queued(90) for _ in range(80)))
-    assert [len(taken(found)) for _ in range(2)] == [55, 25]
+    assert [len(taken(found)) for _ in range(3)] == [27, 27, 26]
     assert len(taken(queue(TINY, queued(5000), queued(1)))) == 1
 
 

@@ -10,11 +10,12 @@ is looked up.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, rms_norm
+from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from probes.engine.attention import attend
 from probes.engine.attention_alone import Attention
@@ -46,7 +47,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    weight: Tensor
+    weight: Tensor | None
+    """None: it is in the weights of what comes after."""
     epsilon: float
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -54,8 +56,16 @@ class Norm:
             return rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
         # The same in fewer steps, which a small model feels.
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale: Tensor = size.square_().mul_(1 / x.shape[-1]).add_(self.epsilon).rsqrt_()
-        return (x * scale).mul_(self.weight)
+        normed: Tensor = x * size.square_().mul_(1 / x.shape[-1]).add_(self.epsilon).rsqrt_()
+        return normed if self.weight is None else normed.mul_(self.weight)
+
+    def within(self, *products: Linear) -> "Norm":
+        """This norm before products that from now on take its weight upon themselves."""
+        if self.weight is None or self.weight.dtype != torch.float32:
+            return self
+        for product in products:
+            product.weight.mul_(self.weight)
+        return replace(self, weight=None)
 
 
 class Block:
@@ -79,13 +89,14 @@ class Block:
         self.kv = self.qkv.rows(slice(self.queries * self.size, None))
         self.qk_norms: tuple[Norm, Norm] | None = None
         if hasattr(attention, "q_norm"):
-            q_norm, k_norm = _norm(attention.q_norm), _norm(attention.k_norm)
-            self.qk_norms = replace(q_norm, weight=q_norm.weight[pairs]), replace(k_norm, weight=k_norm.weight[pairs])
+            self.qk_norms = _norm(attention.q_norm, pairs), _norm(attention.k_norm, pairs)
         self.output = _linear(attention.o_proj)
-        self.attention_norm = _norm(layer.input_layernorm)
-        self.mlp_norm = _norm(layer.post_attention_layernorm)
         self.gate, self.up, self.down = map(_linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        self.attention_norm = _norm(layer.input_layernorm).within(self.qkv)
+        self.mlp_norm = _norm(layer.post_attention_layernorm).within(self.gate, self.up)
         self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
+        if config.hidden_act == "silu":
+            self.activation = partial(silu, inplace=True)
 
     def read(self, hidden: Tensor) -> Tensor:
         """Queries, keys and values of tokens: (tokens, d_model) to (tokens, (heads + 2 kv_heads) * head_dim)."""
@@ -103,39 +114,34 @@ class Block:
         """
         Args:
             hidden: (tokens, d_model)
-            turn: complex numbers by which queries and keys are rotated, (tokens, 1, head_dim / 2)
+            turn: complex numbers by which queries and keys are rotated, (tokens, head_dim / 2)
             tail: only the last `tail` tokens of every prompt are asked for; None: all.
             read: of all tokens, where it is known.
 
         Returns: (queries, d_model)
         """
-        heads = self.queries
         if tail is None:
-            read = self._heads(self.read(hidden) if read is None else read)
-            query, key, value = torch.split(read, [heads, self.keys, self.keys], dim=1)
-            if self.qk_norms is None:
-                query, key = torch.split(_rotate(read[:, : heads + self.keys], turn), [heads, self.keys], dim=1)
-            else:
-                q_norm, k_norm = self.qk_norms
-                query, key = _rotate(q_norm(query), turn), _rotate(k_norm(key), turn)
+            heads = self._heads(self.read(hidden) if read is None else read)
+            query, key, value = heads.split_with_sizes([self.queries, self.keys, self.keys])
+            query_turn = turn
         else:
             normed = self.attention_norm(hidden)
-            key, value = torch.split(self._heads(self.kv(normed)), self.keys, dim=1)
+            key, value = self._heads(self.kv(normed)).split_with_sizes([self.keys, self.keys])
             rows = packing.tails(tail)
-            hidden = hidden[rows]
             query = self._heads(self.q(normed[rows]))
-            if self.qk_norms is not None:
-                query, key = self.qk_norms[0](query), self.qk_norms[1](key)
-            query, key = _rotate(query, turn[rows]), _rotate(key, turn)
-        attended = attend(
-            query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), packing, block, self.how, tail
-        )
+            hidden, query_turn = hidden[rows], turn[rows]
+        if self.qk_norms is not None:
+            query, key = self.qk_norms[0](query), self.qk_norms[1](key)
+        _rotate(query, query_turn)
+        _rotate(key, turn)
+        attended = attend(query, key, value, packing, block, self.how, tail)
         hidden = self.output.onto(hidden, attended.flatten(1))
         normed = self.mlp_norm(hidden)
         return self.down.onto(hidden, self.activation(self.gate(normed)).mul_(self.up(normed)))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(len(x), -1, self.size)
+        """(tokens, heads * head_dim) to (heads, tokens, head_dim)"""
+        return x.view(len(x), -1, self.size).transpose(0, 1)
 
 
 class LeanForward:
@@ -144,10 +150,14 @@ class LeanForward:
         model: Transformers' base model, cut; its final norm is an identity where that is not asked for.
     """
 
+    @torch.no_grad()
     def __init__(self, model: Any) -> None:
         self._model = model
         self._blocks = [Block(model.config, layer) for layer in model.layers]
         self._first_read = self._table(model.embed_tokens.weight)
+        self._turns = torch.empty(0)
+        self._turns_change = model.rotary_emb.rope_type in ("dynamic", "longrope")
+        """With the longest prompt at hand."""
 
     def __call__(self, packing: Packing, layers: set[int], tail: int | None) -> dict[int, Tensor]:
         """Hidden states by layer, (tokens, d_model).
@@ -157,7 +167,7 @@ class LeanForward:
         """
         token_ids, positions = packing.row()
         hidden = self._model.embed_tokens(token_ids)
-        turn = self._turns(hidden, packing.keys.longest)[positions]
+        turn = self._turns_up_to(packing.keys.longest, hidden)[positions]
         deepest = max(layers)
         found = {0: hidden} if 0 in layers else {}
         for i, block in enumerate(self._blocks[:deepest]):
@@ -169,20 +179,21 @@ class LeanForward:
                 found[i + 1] = hidden
         return found
 
-    def _turns(self, like: Tensor, positions: int) -> Tensor:
-        """Complex numbers by which queries and keys are rotated, by position: (positions, 1, head_dim / 2)."""
-        at = torch.arange(positions, device=like.device)
-        cos, sin = (table[0, :, None].float() for table in self._model.rotary_emb(like, at[None]))
-        half = cos.shape[-1] // 2  # the other half of the tables is the same
-        return torch.complex(cos[..., :half], sin[..., :half])
+    def _turns_up_to(self, positions: int, like: Tensor) -> Tensor:
+        """Complex numbers by which queries and keys are rotated, by position: (>= positions, head_dim / 2)."""
+        if len(self._turns) < positions or self._turns_change:
+            at = torch.arange(positions, device=like.device)
+            cos, sin = (table[0].float() for table in self._model.rotary_emb(like, at[None]))
+            half = cos.shape[-1] // 2  # the other half of the tables is the same
+            self._turns = torch.complex(cos[..., :half], sin[..., :half])
+        return self._turns
 
     def _table(self, tokens: Tensor) -> Tensor | None:
         """What the first block reads of every token there is, if that is little: (vocabulary, ...)."""
         first = self._blocks[0]
         if len(tokens) * len(first.qkv.weight) * tokens.element_size() > TABLE_BYTES:
             return None
-        with torch.inference_mode():
-            return first.read(tokens)
+        return first.read(tokens)
 
 
 def _joined(modules: Sequence[Any], first_rows: Tensor) -> Linear:
@@ -209,14 +220,17 @@ def _linear(module: Any) -> Linear:
     return Linear(module.weight, module.bias)
 
 
-def _norm(module: Any) -> Norm:
-    return Norm(module.weight, module.variance_epsilon)
+def _norm(module: Any, order: slice | Tensor = slice(None)) -> Norm:
+    return Norm(module.weight[order], module.variance_epsilon)
 
 
-def _rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """(tokens, heads, head_dim), two dimensions beside one another as one complex number, in single precision."""
-    rotated = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2)) * turn
-    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
+def _rotate(x: Tensor, turn: Tensor) -> None:
+    """In place, (heads, tokens, head_dim): two dimensions beside one another are one complex number, in single
+    precision."""
+    exact = x.float()
+    torch.view_as_complex(exact.view(*x.shape[:-1], -1, 2)).mul_(turn)
+    if exact is not x:
+        x.copy_(exact)
 
 
 def _window(config: Any, attention: Any) -> int | None:

@@ -12,8 +12,6 @@ from torch import Tensor
 
 Ids = NDArray[np.int64]
 """Token ids."""
-BLOCK = 64
-"""Queries that attend together where a prompt on a CPU attends in blocks."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +129,6 @@ class Packing:
             found.append(np.arange(at, at + n))
             at += n
         return torch.from_numpy(np.concatenate(found)).to(self.device)
-
-    @cached_property
-    def ahead(self) -> Tensor:
-        """What is added to a block's own logits, (BLOCK, BLOCK): -inf for keys ahead of their query."""
-        return torch.full((BLOCK, BLOCK), -torch.inf, device=self.device).triu(1)
 
     def mask(self, queries: int, keys: int, window: int | None) -> Tensor | None:
         """Which keys the last queries of one prompt see, (queries, keys); None: all."""
