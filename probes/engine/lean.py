@@ -132,8 +132,11 @@ class Block:
             hidden, query_turn = hidden[rows], turn[rows]
         if self.qk_norms is not None:
             query, key = self.qk_norms[0](query), self.qk_norms[1](key)
-        _rotate(query, query_turn)
-        _rotate(key, turn)
+        if tail is None and self.qk_norms is None:  # both at once, as they stand side by side
+            _rotate(heads[: self.queries + self.keys], turn)
+        else:
+            _rotate(query, query_turn)
+            _rotate(key, turn)
         attended = attend(query, key, value, packing, block, self.how, tail)
         hidden = self.output.onto(hidden, attended.flatten(1))
         normed = self.mlp_norm(hidden)
