@@ -34,8 +34,6 @@ from probes.engine.server import EngineServer
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES, MAPPED_BYTES = 2**28, 2**25
 GOING_S, GOING_STEPS = 0.5, 50
 NICE = 5
 SWITCH_S = 0.0005
@@ -48,7 +46,6 @@ def main(options: str, url: str, *arguments: str) -> None:
     # Ctrl-C reaches the gateway, which ends this process when requests are done. The session stays the gateway's: Linux
     # may weigh processes by session first, and by how nice they are only within one.
     os.setpgid(0, 0)
-    _keep_freed_memory()
     sys.setswitchinterval(SWITCH_S)
     signal.signal(signal.SIGTERM, lambda *_: _end(url, parent))
     die_with_parent(signal.SIGTERM)
@@ -129,16 +126,6 @@ def _let_others_go_first() -> None:
             if thread != threading.get_native_id():
                 with suppress(ProcessLookupError):  # it has ended
                     os.setpriority(os.PRIO_PROCESS, thread, NICE)
-
-
-def _keep_freed_memory() -> None:
-    """Ask glibc not to give back what a forward pass frees, which the next one needs again: page by page that costs
-    a tenth of a small model's time."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-            libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
