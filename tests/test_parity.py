@@ -1,6 +1,7 @@
 """Packed activations equal Transformers' own of each prompt alone, for every architecture family that is packed."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,12 @@ def sharing(n: int = 6) -> list[Ids]:
 
 
 def reference(folder: Path, prompts: Sequence[Ids], dtype: torch.dtype = torch.float32) -> NDArray[np.float32]:
-    """Transformers' hidden states, one prompt at a time: (n, layers, positions, d_model)."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    """Transformers' hidden states of each prompt alone: (n, layers, positions, d_model)."""
+    fresh = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     found = []
     with torch.no_grad():
         for prompt in prompts:
+            model = deepcopy(fresh)  # `dynamic` rotations remember the longest prompt
             hidden = model(torch.tensor([prompt]), output_hidden_states=True, use_cache=False).hidden_states
             at = [max(0, len(prompt) + position) for position in POSITIONS]
             found.append(np.stack([layer[0, at].float().numpy() for layer in hidden]))

@@ -95,7 +95,11 @@ def load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
             pass_.probe_model,
             config.model_type,
         )
-    return from_safetensors(loader, pass_, f"probe model {pass_.probe_model}", config=config, **packed)
+    model = from_safetensors(loader, pass_, f"probe model {pass_.probe_model}", config=config, **packed)
+    for module in model.modules():
+        if hasattr(module, "original_max_seq_len"):
+            module.register_forward_pre_hook(_forget_lengths)
+    return model
 
 
 def from_safetensors(loader: Any, pass_: Pass, name: str, **options: Any) -> PreTrainedModel:
@@ -152,6 +156,17 @@ def longest_alike(config: Any) -> int | None:
         if kind.get("rope_type") in ("longrope", "dynamic")
     ]
     return min(bounds, default=None)
+
+
+def _forget_lengths(rotary: Any, _: Any) -> None:
+    """Before rotations are computed. With `dynamic` ones, Transformers keeps the table of the longest prompt so far and
+    would read shorter ones by it: what a probe says must not depend on who asked before."""
+    by_layer = isinstance(rotary.rope_type, Mapping)
+    for layer_type, kind in rotary.rope_type.items() if by_layer else [("", rotary.rope_type)]:
+        prefix = f"{layer_type}_" if by_layer else ""
+        if kind == "dynamic":
+            setattr(rotary, f"{prefix}max_seq_len_cached", rotary.original_max_seq_len)
+            setattr(rotary, f"{prefix}inv_freq", getattr(rotary, f"{prefix}original_inv_freq"))
 
 
 @contextmanager

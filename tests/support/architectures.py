@@ -37,6 +37,10 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
             "original_max_position_embeddings": 32,
         },
     ),
+    "llama-dynamic": lambda: LlamaConfig(
+        **SIZES | {"max_position_embeddings": 40},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    ),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=WINDOW),
     "qwen2": lambda: Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen2.5": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True),
