@@ -1,6 +1,7 @@
 """Outcomes of rollouts as matrices, and how sure one may be of a mean over problems."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,25 @@ def same_text(problem: str) -> str:
     return " ".join(problem.split())
 
 
+@contextmanager
+def reading_parquet(file: Path, wanted: str = "one that `pika rollouts` wrote") -> Iterator[None]:
+    """
+    Args:
+        wanted: what file it should be, for the error.
+
+    Raises:
+        DataError: inside, it was not there, or could not be read as parquet.
+    """
+    import pyarrow
+
+    try:
+        yield
+    except FileNotFoundError:  # whose message is the name alone
+        raise DataError(f"there is no file {file}: name {wanted}") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read {file} as parquet: {' '.join(str(error).split())}") from error
+
+
 def read_rollouts(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> tuple["pandas.DataFrame", str]:
     """Some columns of a parquet of rollouts, and the SHA-256 of the whole file.
 
@@ -59,10 +79,9 @@ def read_rollouts(file: Path, columns: Sequence[str], optional: Sequence[str] = 
     Raises:
         DataError: the file cannot be read, or lacks one of the columns.
     """
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with reading_parquet(file):
         names = pyarrow.parquet.read_schema(file).names
         missing = [column for column in columns if column not in names]
         if missing:
@@ -70,8 +89,6 @@ def read_rollouts(file: Path, columns: Sequence[str], optional: Sequence[str] = 
         wanted = [*columns, *(column for column in optional if column in names)]
         frame = pyarrow.parquet.read_table(file, columns=wanted).to_pandas()
         digest = sha256(file)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {file} as parquet: {error}") from error
     return frame, digest
 
 

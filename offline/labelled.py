@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.evaluate import DataError, read_rollouts, split_name
+from offline.evaluate import DataError, read_rollouts, reading_parquet, split_name
 from probes.base import FloatArray
 
 TEXT = ("problem", "question")
@@ -66,11 +66,8 @@ def _by_split(frame: Any, text: str, rate: FloatArray) -> dict[str, Rows]:
 
 
 def _columns(file: Path) -> list[str]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with reading_parquet(file, "one of labelled texts"):
         names: list[str] = pyarrow.parquet.read_schema(file).names
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {file} as parquet: {error}") from error
     return names

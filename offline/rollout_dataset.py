@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from offline.evaluate import DataError
+from offline.evaluate import DataError, reading_parquet
 from offline.provenance import noted
 from offline.rollout_store import REQUIRED
 from probes.source import is_path
@@ -48,28 +48,13 @@ class DataFile:
     rows: int
 
 
-def read_parquet(file: Path, wanted: str) -> pa.Table:
-    """
-    Args:
-        wanted: what file it should be, for the error.
-
-    Raises:
-        DataError: it is not there, or cannot be read as parquet.
-    """
-    try:
-        return pq.read_table(file)
-    except FileNotFoundError:  # whose message is the name alone
-        raise DataError(f"there is no file {file}: name {wanted}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {file} as parquet: {' '.join(str(error).split())}") from error
-
-
 def read_rollouts(file: Path) -> pa.Table:
     """
     Raises:
         DataError: it cannot be read as parquet, or lacks a column of rollouts.
     """
-    rollouts = read_parquet(file, "one that `pika rollouts` wrote")
+    with reading_parquet(file):
+        rollouts = pq.read_table(file)
     missing = [name for name in REQUIRED if name not in rollouts.column_names]
     if missing:
         raise DataError(f"{file} lacks the columns {', '.join(missing)}; `pika rollouts` writes them")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,11 +22,10 @@ from rich.table import Table
 from offline import disagreements
 from offline.benchmarks import base as benchmarks
 from offline.disagreements import Judged
-from offline.evaluate import DataError
+from offline.evaluate import DataError, reading_parquet
 from offline.options import positive
 from offline.progress import Rate, bars
 from offline.provenance import METADATA, noted, provenance
-from offline.rollout_dataset import read_parquet
 from offline.rollout_store import write
 from offline.verifiers.base import VerifierError, names
 from offline.verifiers.grading import Graded, grade_all, pass_at_k
@@ -90,7 +90,8 @@ def main(argv: list[str]) -> int:
 
 
 def _read(file: Path) -> pa.Table:
-    table = read_parquet(file, "one that `pika rollouts` wrote, or a table of answers")
+    with reading_parquet(file, "one that `pika rollouts` wrote, or a table of answers"):
+        table = pq.read_table(file)
     missing = {form: [name for name in form if name not in table.column_names] for form in (ROLLOUTS, FOREIGN)}
     if all(missing.values()):
         least = min(missing.values(), key=len)

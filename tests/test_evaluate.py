@@ -71,8 +71,8 @@ def test_rollouts_that_cannot_be_used_say_why(tmp_path: Path, change: Any, messa
 
 def test_files_that_are_no_parquet_say_so(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("problem_id,split\n")
-    for name in ("text", "absent"):
-        with pytest.raises(DataError, match="cannot read"):
+    for name, message in (("text", "cannot read"), ("absent", "there is no file")):
+        with pytest.raises(DataError, match=message):
             read_outcomes(tmp_path / name, "validation", ARMS)
 
 

@@ -100,7 +100,7 @@ def test_a_probe_model_without_tokenizer_is_named(
     [
         (("--model", "nano-tiny"), "has no model 'nano-tiny'; it has nano-small, nano-medium, nano-large"),
         (("--data", "nowhere.parquet"), "there is no file nowhere.parquet: name one, or a dataset on the Hub as"),
-        (("--test-on", "nowhere.parquet"), "cannot read nowhere.parquet as parquet"),
+        (("--test-on", "nowhere.parquet"), "there is no file nowhere.parquet: name one"),
         (("--options", "nowhere.yaml"), "cannot read nowhere.yaml"),
         (("--arms", "nano-tiny"), "has no arm 'nano-tiny'; it has nano-small, nano-medium, nano-large"),
         (("--layers", "3"), "has layers 0, its embeddings, to 2"),

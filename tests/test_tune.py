@@ -156,7 +156,7 @@ def test_problems_that_chose_the_probes_guarantee_less_and_a_warning_says_so(
     [
         (["--target", "accuracy=0.95"], "by these probes accuracy is at most 0.9000"),
         (["--split", "holdout"], "no rows of split 'holdout'; its splits: validation"),
-        (["--data", "absent.parquet"], "cannot read absent.parquet"),
+        (["--data", "absent.parquet"], "there is no file absent.parquet"),
     ],
 )
 def test_bad_input_is_one_clear_line(
