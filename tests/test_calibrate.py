@@ -131,7 +131,7 @@ def test_equal_seeds_give_equal_revisions(probe: Path, rollouts: Path, capsys: p
         (["--arm", "nano-huge"], "has no rows of arm 'nano-huge': name one of nano-large, nano-medium, nano-small"),
         (["--split", "holdout"], "no rows of split 'holdout'; its splits: validation, test"),
         (["--split", "test"], "the test split is for the final figures"),
-        (["--data", "absent.parquet"], "cannot read absent.parquet"),
+        (["--data", "absent.parquet"], "there is no file absent.parquet"),
         (["--probe-model", "./absent"], "no folder at absent"),
     ],
 )
