@@ -107,8 +107,6 @@ class PromptQueue(Generic[Q]):
         A prompt is given up that would not be ready in time even alone, for all behind it would wait for nothing. A
         micro-batch takes no prompt that would make its first one late.
         """
-        most_tokens = self.pace.batch_tokens
-        most_tokens = min(2 * most_tokens, max(most_tokens, self._tokens // 2))
         batch: list[Q] = []
         given_up: list[Q] = []
         tokens, ready_by = 0, math.inf
@@ -121,7 +119,7 @@ class PromptQueue(Generic[Q]):
                 continue
             if not batch:
                 ready_by = now + SURE * (one.due - now)
-            elif tokens + one.tokens > most_tokens or ready > ready_by:
+            elif tokens + one.tokens > self.pace.batch_tokens or ready > ready_by:
                 break
             batch.append(one)
             tokens += one.tokens
