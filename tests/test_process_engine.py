@@ -266,3 +266,13 @@ def test_the_engine_is_small_and_dies_with_a_killed_gateway() -> None:
     assert not Path(socket).parent.exists()
     # The gateway's own modules take some 60 MB more; together they stay under 600.
     assert parent_mb + child_mb < 520
+
+
+def test_glibc_knows_what_it_is_told() -> None:
+    """It ignores other names without a word."""
+    loader = next(Path("/lib64").glob("ld-linux-*.so.2"), None)
+    if loader is None:
+        pytest.skip("no glibc")
+    known = subprocess.run([loader, "--list-tunables"], capture_output=True, text=True, check=True).stdout
+    told = [one.partition("=")[0] for one in process.ENVIRONMENT["GLIBC_TUNABLES"].split(":")]
+    assert set(told) <= {line.partition(":")[0] for line in known.splitlines()}
