@@ -1,6 +1,7 @@
 """Causal attention of one prompt, after the keys and values of its prefix; and how architectures attend."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,8 +13,6 @@ IN_BLOCKS = range(96, 768)
 """Tokens of prompts that `_in_blocks` is faster for than torch's own kernel on a CPU, by a tenth to a quarter."""
 BLOCK = 64
 """Queries of such a prompt that attend together."""
-AHEAD = torch.cat([torch.zeros(BLOCK, IN_BLOCKS.stop), torch.full((BLOCK, BLOCK), -torch.inf).triu(1)], dim=1)
-"""What is added to a block's logits: -inf for keys ahead of their query, which only the last of its keys can be."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,16 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Ten
     found = []
     for begin in range(0, n, BLOCK):
         end = min(begin + BLOCK, n)
-        ahead = AHEAD[: end - begin, IN_BLOCKS.stop - begin : IN_BLOCKS.stop + end - begin]
+        ahead = _ahead()[: end - begin, IN_BLOCKS.stop - begin : IN_BLOCKS.stop + end - begin]
         logits = torch.baddbmm(ahead, query[:, begin:end], key[:, :, :end], alpha=scaling)  # (heads, block, keys)
         found.append(torch.bmm(logits.softmax(-1), value[:, :end]).transpose(0, 1))
     return torch.cat(found)
+
+
+@cache
+def _ahead() -> Tensor:
+    """What is added to a block's logits: -inf for keys ahead of their query, which only the last of its keys can be.
+
+    Not made on import: torch's threads would be there before a process forks, and its children would wait for them.
+    """
+    return torch.cat([torch.zeros(BLOCK, IN_BLOCKS.stop), torch.full((BLOCK, BLOCK), -torch.inf).triu(1)], dim=1)
