@@ -187,9 +187,7 @@ class BatchingEngine:
 
     def _computed(self, batch: Sequence[_Waiting], rows: Sequence[FloatArray | str], report: BatchReport) -> None:
         for one, row in zip(batch, rows, strict=True):
-            # What is kept for long is made here: in the thread, it would stand between what forward passes need and
-            # free again, and scatter their memory.
-            self._settle(one, row if isinstance(row, str) else row.copy())
+            self._settle(one, row)
         self._on_batch(report)
 
     def _given_up(self, late: Sequence[_Waiting]) -> None:
@@ -267,7 +265,7 @@ class BatchingEngine:
             return [f"the engine failed on this prompt: {type(error).__name__}: {error}"]
         fields = (scores.success, scores.output_tokens, scores.activation_percentile)
         rows = np.stack(fields, axis=1)  # (n, 3, probes)
-        return [row if np.isfinite(row[0]).all() else NOT_FINITE for row in rows]
+        return [row.copy() if np.isfinite(row[0]).all() else NOT_FINITE for row in rows]
 
 
 def _end(started: asyncio.Future[None], error: Exception | None) -> None:

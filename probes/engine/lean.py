@@ -19,6 +19,7 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from probes.engine.attention import attend
 from probes.engine.attention_alone import Attention
+from probes.engine.loading import longest_alike
 from probes.engine.packing import Packing
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3")
@@ -73,7 +74,8 @@ class Block:
 
     Its query, key and value weights become views of one tensor, so that they take no memory twice. In that tensor, the
     two dimensions of a head that are rotated together stand side by side, so that one complex product rotates them all:
-    logits are the same in any order, and Transformers' own attention must not be called any more.
+    logits are the same in any order. In single precision, the norms' weights go into the products after them. So
+    Transformers' own block must not be called any more.
     """
 
     def __init__(self, config: Any, layer: Any) -> None:
@@ -159,7 +161,7 @@ class LeanForward:
         self._blocks = [Block(model.config, layer) for layer in model.layers]
         self._first_read = self._table(model.embed_tokens.weight)
         self._turns = torch.empty(0)
-        self._turns_change = model.rotary_emb.rope_type in ("dynamic", "longrope")
+        self._turns_change = longest_alike(model.config) is not None
         """With the longest prompt at hand."""
 
     def __call__(self, packing: Packing, layers: set[int], tail: int | None) -> dict[int, Tensor]:
