@@ -28,6 +28,8 @@ MAX_WAITING = 10_000
 """Lines; further ones are dropped and counted."""
 GATHER_S = 0.05
 """Lines that come within this time are written together: waking a thread for each would cost the loop more."""
+MOST_BYTES = 2**16
+"""That are written at once."""
 CLOSE_S = 2.0
 STDERR = 2
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
@@ -44,12 +46,10 @@ class FieldsRecord(logging.LogRecord):
     TEMPLATE: ClassVar[dict[str, Any]] = logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO"}).__dict__
 
     def __init__(self, name: str, message: str, fields: dict[str, Any]) -> None:
-        self.__dict__.update(self.TEMPLATE)
-        self.name = name
-        self.msg = message
-        self.fields = fields
-        self.created = time.time()
-        self.msecs = self.created % 1 * 1e3
+        now = time.time()
+        self.__dict__ = record = self.TEMPLATE.copy()
+        record["name"], record["msg"], record["fields"] = name, message, fields
+        record["created"], record["msecs"] = now, now % 1 * 1e3
 
 
 def log_fields(logger: logging.Logger, message: str, fields: dict[str, Any]) -> None:
@@ -108,11 +108,13 @@ class QueueHandler(logging.Handler):
         os.close(self._descriptor)
 
     def _write_waiting(self) -> None:
-        """Whole lines at once, few enough that no other worker's come in between: a pipe takes so much in one piece."""
+        """Whole lines at once; beside other workers few enough that theirs do not come in between: a pipe takes so much
+        in one piece. Each writing may have this thread wait for the event loop's."""
+        most = select.PIPE_BUF if self._fields else MOST_BYTES
         lines = bytearray()
         while self._waiting:
             line = self._bytes(self._waiting.popleft())
-            if len(lines) + len(line) > select.PIPE_BUF:
+            if len(lines) + len(line) > most:
                 write_all(self._descriptor, lines)
                 lines = bytearray()
             lines += line
@@ -139,7 +141,7 @@ def json_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:
 
 def console_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:
     """For people: what follows the first line is indented, so that no value can pass for a line of ours."""
-    text = " ".join((record.getMessage(), *(f"{key}={_shown(value)}" for key, value in fields.items())))
+    text = " ".join([record.getMessage(), *[f"{key}={_shown(value)}" for key, value in fields.items()]])
     if record.exc_info:
         text = f"{text}\n{_exception(record)}"
     if not text.isprintable():  # few are not
@@ -188,11 +190,13 @@ def _exception(record: logging.LogRecord) -> str:
 
 def _shown(value: Any) -> Any:
     kind = type(value)
+    if kind is str:
+        return value or "-"
     if kind is float:
         return f"{value:.4g}"
     if kind is tuple or kind is list:
         return ",".join(map(str, value)) or "-"
-    return "-" if value is None or value == "" else value
+    return "-" if value is None else value
 
 
 def write_all(descriptor: int, data: bytearray) -> None:

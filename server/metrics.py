@@ -183,9 +183,9 @@ class Metrics:
             self._requests[key] = self.requests.labels(arm, policy, path, str(code))
         return self._requests[key]
 
-    def count_flag(self, flag: str) -> None:
-        """A request carried it."""
-        self._flag_counters[flag].inc()
+    def count_flag(self, flag: str, times: int) -> None:
+        """So many requests carried it."""
+        self._flag_counters[flag].inc(times)
 
     def count_outcome(self, arm: str, correct: float) -> None:
         """Somebody says how right an answer was, 0 to 1."""

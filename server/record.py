@@ -2,16 +2,19 @@
 
 import logging
 import time
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from server.http.head import Headers
 from server.kept import decision_row
 from server.keys.account import Account
 from server.log import log_fields
 from server.metrics import Metrics
 from server.routing.decision import Decision
 from server.state import State
+from server.tally import Tally
 from server.upstream.retry import Dispatch
 
 logger = logging.getLogger(__name__)
@@ -41,14 +44,14 @@ class Record:
         self.sent = sent
         self.routing_s = time.perf_counter() - self.began
         metrics, prediction = self.state.metrics, sent.decision.prediction
-        metrics.routing.observe(self.routing_s)
+        self.state.tallies[sent.decision.arm].routing.observe(self.routing_s)
         if prediction.prefill_usd:
             metrics.probe_cost.inc(prediction.prefill_usd)
         metrics.observe_percentile(prediction.percentile)
 
     def first_byte(self) -> None:
         if self.sent is not None:
-            self.state.series[self.sent.decision.arm].first_token.observe(time.perf_counter() - self.began)
+            self.state.tallies[self.sent.decision.arm].first_token.observe(time.perf_counter() - self.began)
 
     def used(self, usage: dict[str, Any] | None) -> None:
         """What the upstream says, so that the key's account knows even if the client leaves now."""
@@ -70,14 +73,15 @@ class Record:
             return
         decision = self.sent.decision
         arm = self.sent.arm.name
-        self.state.metrics.request(arm, decision.policy, decision.path, status).inc()
-        self.state.series[decision.arm].duration.observe(duration_s)
+        tally = self.state.tallies[decision.arm]
+        tally.requests[decision.policy, decision.path, status] += 1
+        tally.duration.observe(duration_s)
         for flag in decision.flags:
-            self.state.metrics.count_flag(flag)
+            tally.flags[flag] += 1
         self.state.metrics.trial.count(decision, status)
         tokens = None if usage is None else (_input_tokens(usage), _output_tokens(usage))
         if status == 200:
-            self._count_answer(decision, tokens)
+            self._count_answer(tally, decision, tokens)
         ledger = self.state.ledger
         if ledger is not None:
             ledger.put(
@@ -103,18 +107,16 @@ class Record:
             fields["key"] = self.account.key.name
         _log(self.request_id, status, duration_s, fields)
 
-    def _count_answer(self, decision: Decision, tokens: tuple[int, int] | None) -> None:
+    def _count_answer(self, tally: Tally, decision: Decision, tokens: tuple[int, int] | None) -> None:
         probability = decision.success_probability
         if probability is not None:
-            series = self.state.series[decision.arm]
-            series.success.observe(probability)
-            series.expected_correct.inc(probability)
+            tally.success.observe(probability)
         self.state.metrics.trial.count_answer(self.state.pool, decision, tokens)
         if tokens is None:
             level = logging.WARNING if self.sent is not None and self.sent.request.routed else logging.DEBUG
             logger.log(level, "request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
             return
-        self.state.tallies[decision.arm].count(*tokens)
+        tally.answer(*tokens)
 
 
 def count_unrouted(metrics: Metrics, request_id: str, status: int, path: str, duration_s: float = 0.0) -> None:
@@ -146,27 +148,33 @@ def _count(usage: dict[str, Any], key: str) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
 
-def decision_headers(
-    state: State, request_id: str, routing_s: float, sent: Dispatch | None, debug: bool
-) -> list[tuple[bytes, bytes]]:
+@lru_cache(maxsize=256)
+def _words(policy: str, path: str, flags: tuple[str, ...]) -> Headers:
+    return [
+        (b"x-pika-policy", policy.encode()),
+        (b"x-pika-path", path.encode()),
+        (b"x-pika-flags", ",".join(flags).encode()),
+    ]
+
+
+def decision_headers(state: State, request_id: str, routing_s: float, sent: Dispatch | None, debug: bool) -> Headers:
     """The `x-pika-*` headers, sent before the first byte of every answer."""
     headers = [(b"x-request-id", request_id.encode())]
     if sent is None:
         return headers
     decision = sent.decision
     headers += sent.arm.headers
+    headers += _words(decision.policy, decision.path, decision.flags)
     headers += [
-        (b"x-pika-policy", decision.policy.encode()),
-        (b"x-pika-path", decision.path.encode()),
-        (b"x-pika-flags", ",".join(decision.flags).encode()),
         (b"x-pika-expected-cost-usd", b"%.3g" % decision.cost[decision.arm]),
         (b"x-pika-routing-ms", b"%.2f" % (routing_s * 1e3)),
         (b"x-pika-attempts", b"%d" % sent.attempts),
     ]
     if decision.path == "shadow" or decision.policy_arm != decision.arm:
         headers.append((b"x-pika-policy-arm", state.pool.names[decision.policy_arm].encode()))
-    if decision.success_probability is not None:
-        headers.append((b"x-pika-success-probability", b"%.4f" % decision.success_probability))
+    probability = decision.success_probability
+    if probability is not None:
+        headers.append((b"x-pika-success-probability", b"%.4f" % probability))
     if debug:
         known = zip(state.pool.names, decision.prediction.success, strict=True)
         text = ",".join(f"{name}={value:.4f}" for name, value in known if not np.isnan(value))

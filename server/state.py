@@ -19,7 +19,7 @@ from server.http.watch import Watch
 from server.keys.account import Account
 from server.keys.known import Key, Keyring
 from server.keys.rate_limit import Buckets
-from server.metrics import ArmSeries, Metrics
+from server.metrics import Metrics
 from server.pool import Pool
 from server.predictor import Predictor
 from server.routing.experiment import Canary
@@ -87,14 +87,9 @@ class State:
         return len(self.admitted)
 
     @cached_property
-    def series(self) -> list[ArmSeries]:
-        """By arm; once requests come."""
-        return [self.metrics.arms[name] for name in self.pool.names]
-
-    @cached_property
     def tallies(self) -> list[Tally]:
         """By arm; once requests come."""
-        return [Tally(i, self.pool.arms, self.series) for i in range(len(self.pool.arms))]
+        return [Tally(i, self.pool.arms, self.metrics) for i in range(len(self.pool.arms))]
 
     def pass_on(self) -> None:
         """Have the metrics say all that has been counted."""

@@ -38,7 +38,7 @@ class Known:
     policies: Policies
 
     def policy(self, name: str, **knobs: Any) -> Policy:
-        return self.policies.get({"policy": name, **knobs})[1]
+        return self.policies.get({"policy": name, **knobs}).policy
 
 
 @pytest.fixture(scope="module")

@@ -92,11 +92,11 @@ def test_the_gateway_reads_what_tune_wrote(tmp_path: Path, rollouts: Path, capsy
     policies = Policies(load(pool), TIER, {})
     assert policies.name == written["policy"] == "utility"
     assert not policies.stale
-    assert policies.get({"policy": "target_accuracy", "accuracy": 0.9})[0] == "target_accuracy"
+    assert policies.get({"policy": "target_accuracy", "accuracy": 0.9}).name == "target_accuracy"
     # A request for another policy gets that policy at its own tuned knob.
     for candidate in written["candidates"]:
-        tuned = policies.get({"policy": candidate["policy"]})[1]
-        assert tuned == policies.get({"policy": candidate["policy"], **candidate["knobs"]})[1]
+        tuned = policies.get({"policy": candidate["policy"]}).policy
+        assert tuned == policies.get({"policy": candidate["policy"], **candidate["knobs"]}).policy
 
 
 def test_a_tuning_of_another_pool_is_noticed(
@@ -135,7 +135,7 @@ def test_the_gateway_holds_what_was_guaranteed(
     policies = Policies(load(pool), TIER, {})
     success, cost = np.array([list(ARMS.values())]), np.array([TIER])
     for asked, arm, infeasible in ((0.6, 1, False), (0.595, 1, False), (0.9, 2, True)):
-        policy = policies.get({"policy": "min_success", "min_success": asked})[1]
+        policy = policies.get({"policy": "min_success", "min_success": asked}).policy
         arms = policy.choose(success, cost)
         assert (arms.tolist(), policy.infeasible(success, arms).tolist()) == ([arm], [infeasible])
 
@@ -254,7 +254,7 @@ def test_tuned_routing_saves_half_on_problems_that_nothing_was_chosen_on() -> No
     usd = frame.pivot(index="problem_id", columns="arm", values="usd").loc[outcomes.problem_ids, list(settings.arms)]
     spent: FloatArray = usd.to_numpy()
 
-    arms = policies.default.choose(data.success, data.cost)
+    arms = policies.default.policy.choose(data.success, data.cost)
     best = np.full(len(arms), outcomes.success_rate.mean(axis=0).argmax())
     routed_usd = of_chosen(spent, arms).mean() + data.prefill_usd
     right, right_best = of_chosen(outcomes.success_rate, arms), of_chosen(outcomes.success_rate, best)

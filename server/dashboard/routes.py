@@ -166,7 +166,7 @@ async def mix(request: Request, period: Asked) -> Response:
 @data.get("/frontier")
 async def frontier(request: Request, period: Asked) -> Response:
     """Cost and accuracy of other lambdas and of each arm alone."""
-    policy = current(request.scope).policies.default
+    policy = current(request.scope).policies.default.policy
     lam = policy.lam if isinstance(policy, Utility) and policy.variant == "lambda" else None
     return _json({"lam": lam, **asdict(await _figures(request).frontier(period))})
 
@@ -229,7 +229,7 @@ async def route(request: Request) -> Response:
 def _knobs(policies: Policies) -> dict[str, Any]:
     """The knob of the configured policy, as far as somebody would read it."""
     name = load(policies.name).knob
-    value = getattr(policies.default, "lam", None) if name == "lambda" else policies.knobs.get(name or "")
+    value = getattr(policies.default.policy, "lam", None) if name == "lambda" else policies.knobs.get(name or "")
     return {} if name is None or value is None else {name: value}
 
 

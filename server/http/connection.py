@@ -246,10 +246,8 @@ class Connection(RequestParser, asyncio.Protocol):
     # Within
 
     def _start(self, cycle: Cycle) -> None:
-        tasks: set[asyncio.Task[None]] = self.server_state.tasks
-        task = self._loop.create_task(cycle.run())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        cycle.task = self._loop.create_task(cycle.run())
+        self.server_state.tasks.add(cycle.task)
 
     def _too_slow(self) -> None:
         if self._ended:

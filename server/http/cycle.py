@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
-STATUS_LINES = {status: f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode() for status in range(100, 600)}
+STATUS_LINES = {status: f"HTTP/1.1 {status} {PHRASES.get(status, '')}".encode() for status in range(100, 600)}
+FRAMING = frozenset((b"content-length", b"connection", b"transfer-encoding"))
+"""Headers by which the client knows where the answer ends, and whether another may follow: ours to say."""
 BODILESS = (204, 304)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 TOGETHER_BYTES = 2**16
@@ -38,10 +40,13 @@ class Framing(Enum):
 def head_bytes(status: int, lines: list[bytes]) -> bytes:
     """The head of an answer.
 
+    Args:
+        lines: its headers.
+
     Raises:
         ValueError: a header has a line's end in it, and could pass for several.
     """
-    head = b"".join((STATUS_LINES[status], *lines, b"\r\n"))
+    head = b"\r\n".join((STATUS_LINES[status], *lines, b"\r\n"))
     ends = len(lines) + 2
     if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
         raise ValueError("a header has a line's end in it")
@@ -56,8 +61,8 @@ def last_answer(error: GatewayError, headers: list[tuple[bytes, bytes]]) -> byte
     """
     body = error.body()
     headers = [*headers, *error.headers(), (b"content-length", b"%d" % len(body))]
-    lines = [b"%b: %b\r\n" % header for header in headers if header[0] != b"connection"]
-    return head_bytes(error.status, [*lines, b"connection: close\r\n"]) + body
+    lines = [b": ".join(header) for header in headers if header[0] != b"connection"]
+    return head_bytes(error.status, [*lines, b"connection: close"]) + body
 
 
 class Cycle:
@@ -70,7 +75,7 @@ class Cycle:
 
     __slots__ = (
         "_body", "_connection", "_expected", "_framing", "_head", "_is_head", "_read", "_refusal", "_size", "_waiter",
-        "complete", "expects_continue", "keep_alive", "more_body", "scope", "started",
+        "complete", "expects_continue", "keep_alive", "more_body", "scope", "started", "task",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", scope: dict[str, Any], keep_alive: bool) -> None:
@@ -83,6 +88,8 @@ class Cycle:
         """Whether the application has begun to answer."""
         self.complete = False
         """Whether it has ended."""
+        self.task: asyncio.Task[None]
+        """That runs it."""
         self._connection = connection
         self._is_head = scope["method"] == "HEAD"  # the application may be asked for a GET instead
         self._body: list[bytes] = []
@@ -104,6 +111,8 @@ class Cycle:
         except Exception:
             logger.exception("the application failed")
         finally:
+            # Not by a callback, which would be one more turn of the event loop.
+            connection.server_state.tasks.discard(self.task)
             if not self.complete and not connection.gone:
                 if self.started:
                     connection.close()  # half an answer is out, and nothing can be added to it
@@ -194,31 +203,28 @@ class Cycle:
         if self.started:
             raise RuntimeError("a second head")
         self.started = True
-        lines = [b"%b: %b\r\n" % header for header in self._connection.own_headers]
+        lines = [b": ".join(header) for header in self._connection.own_headers]
         framing = Framing.CHUNKS
         for header in headers:
             name, value = header
-            if name == b"content-length":
-                if status == 204:
-                    continue
-                self._expected, framing = int(value), Framing.LENGTH
+            if name not in FRAMING:
+                lines.append(b": ".join(header))
             elif name == b"connection":
                 self.keep_alive = self.keep_alive and b"close" not in value.lower()
-                continue
-            elif name == b"transfer-encoding":
-                continue
-            lines.append(b"%b: %b\r\n" % header)
+            elif name == b"content-length" and status != 204:
+                self._expected, framing = int(value), Framing.LENGTH
+                lines.append(b": ".join(header))
         if self._is_head or status in BODILESS:
             framing = Framing.NONE
         elif framing is Framing.CHUNKS:
             if self.scope["http_version"] == "1.1":
-                lines.append(b"transfer-encoding: chunked\r\n")
+                lines.append(b"transfer-encoding: chunked")
             else:
                 framing, self.keep_alive = Framing.CLOSE, False
         if self.expects_continue and self.more_body:
             self.keep_alive = False  # it may send the body now, or leave it out: nobody could tell
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
+            lines.append(b"connection: close")
         self._framing = framing
         self._head = head_bytes(status, lines)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MAX_HEADERS = 128
 HIGH_WATER_BYTES = 2**16
 """Where so much of a body waits to be read, no more is taken in."""
+OF_MEANING = frozenset((b"host", b"expect", b"transfer-encoding"))
+"""Headers that say how the rest of a request is to be read."""
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
@@ -110,13 +112,8 @@ class RequestParser:
         if self._part is not Part.HEAD:
             return  # a trailer
         name = name.lower()
-        if name == b"host":
-            self._hosts += 1
-        elif name == b"expect":
-            self._expects_continue = value.lower() == b"100-continue"
-        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            # Of other codings llhttp takes the last for the framing, and who reads the body would not undo the first.
-            self._refuse_head(InvalidHTTPError("transfer-encoding is chunked, and nothing else"))
+        if name in OF_MEANING:
+            self._heed(name, value)
         self._headers.append((name, value))
         if len(self._headers) > MAX_HEADERS:
             self._refuse_head(HeadTooLargeError(self._limits.head_kb, MAX_HEADERS))
@@ -159,6 +156,19 @@ class RequestParser:
         self._incoming.end_of_body()
         self._incoming = None
         self.go_on_reading()
+
+    def _heed(self, name: bytes, value: bytes) -> None:
+        """
+        Raises:
+            RefusedError: the body's framing is another than ours.
+        """
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"expect":
+            self._expects_continue = value.lower() == b"100-continue"
+        elif value.strip().lower() != b"chunked":
+            # Of other codings llhttp takes the last for the framing, and who reads the body would not undo the first.
+            self._refuse_head(InvalidHTTPError("transfer-encoding is chunked, and nothing else"))
 
     def _check_head(self, version: str) -> None:
         """

@@ -18,8 +18,8 @@ from server.routing.audit import audited
 from server.routing.capability import only, servable, surely_fits
 from server.routing.decision import Decision, expected_costs, flags_of
 from server.routing.knobs import parse_knobs
-from server.routing.policies import Policies
-from server.routing.precedence import Case, Course, by_policy, canary, safe, shadow, sticky, tool_result
+from server.routing.policies import Course, Policies
+from server.routing.precedence import Case, by_policy, canary, safe, shadow, sticky, tool_result
 from server.routing.session import Conversation, conversation_of
 from server.sections.routing import Session
 from server.state import State
@@ -112,10 +112,10 @@ async def _route(state: State, request: ChatRequest, knobs: dict[str, Any], dry:
 
 def _course(policies: Policies, knobs: Mapping[str, Any], max_cost_usd: float | None) -> Course:
     try:
-        name, policy = policies.get(knobs)
+        course = policies.get(knobs)
     except PolicyError as error:
         raise BadRequestError(str(error), "routing") from error
-    return Course(name, policy, policies.knobs.get("max_cost_usd") if max_cost_usd is None else max_cost_usd)
+    return course if max_cost_usd is None else replace(course, max_cost_usd=max_cost_usd)
 
 
 async def _conversation(state: State, request: ChatRequest) -> Conversation:

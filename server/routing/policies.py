@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ class Tuning(BaseModel):
     """(mean accuracy, mu) pairs, for any target of `target_accuracy`."""
     guarantee: Guarantee | None = None
     """For any target of `min_success`."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """A policy, with the bound on cost that goes with it."""
+
+    name: str
+    policy: Policy
+    max_cost_usd: float | None
 
 
 class Policies:
@@ -79,20 +89,20 @@ class Policies:
         self.tier_cost = tier_cost
         self._cached = lru_cache(maxsize=256)(self._build)
         try:
-            self.default = build(name, self.knobs, self.tier_cost)
+            self.default = Course(name, build(name, self.knobs, self.tier_cost), self.knobs.get("max_cost_usd"))
         except PolicyError as error:
             raise ConfigError(f"{where}: {error}") from error
 
-    def get(self, knobs: Mapping[str, Any]) -> tuple[str, Policy]:
-        """The policy that a request asks for.
+    def get(self, knobs: Mapping[str, Any]) -> Course:
+        """The policy that a request asks for, under the configuration's own bound on cost.
 
         Raises:
             PolicyError: a knob is out of range.
         """
         if not knobs:
-            return self.name, self.default
+            return self.default
         key = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(knobs.items()))
-        return knobs.get("policy", self.name), self._cached(key)
+        return Course(knobs.get("policy", self.name), self._cached(key), self.default.max_cost_usd)
 
     def _build(self, key: tuple[tuple[str, Any], ...]) -> Policy:
         asked: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value for name, value in key}

@@ -14,6 +14,7 @@ from server.predictor import Prediction
 from server.routing.capability import affordable
 from server.routing.decision import Decision, choose, flags_of
 from server.routing.experiment import Canary
+from server.routing.policies import Course
 from server.routing.session import Conversation, Group
 from server.state import State
 
@@ -43,15 +44,6 @@ class Case:
         kept = self.conversation.kept
         arm = self.state.pool.index(kept.last if self.conversation.tool_result else kept.arm)
         return None if arm is None or not self.servable[arm] else arm
-
-
-@dataclass(slots=True)
-class Course:
-    """A policy, with the bound on cost that goes with it."""
-
-    name: str
-    policy: Policy
-    max_cost_usd: float | None
 
 
 def by_policy(case: Case, course: Course, path: str = "routed") -> Decision:

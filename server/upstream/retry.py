@@ -61,14 +61,14 @@ class Dispatch:
         self.replica = replica
         self.era = replica.breaker.enter(time.monotonic())
         replica.in_flight += 1
-        self.state.series[self.decision.arm].in_flight.inc()
+        self.state.tallies[self.decision.arm].in_flight += 1
 
     def release(self) -> None:
         """The exchange is over: the replica has room again."""
         if self.replica is not None:
             self.replica.in_flight -= 1
             self.replica = None
-            self.state.series[self.decision.arm].in_flight.dec()
+            self.state.tallies[self.decision.arm].in_flight -= 1
 
     def succeeded(self) -> None:
         """The replica answers."""
@@ -209,7 +209,7 @@ async def _attempt(sent: Dispatch, replica: Replica, request_id: str, watch: Wat
         outcome = "timeout" if isinstance(watch.reason, TotalTimeError) else "cancelled"
         raise
     finally:
-        sent.state.series[sent.decision.arm].attempts[outcome].inc()
+        sent.state.tallies[sent.decision.arm].attempts[outcome] += 1
 
 
 def _judge(sent: Dispatch, replica: Replica, error: AttemptError, stream: bool) -> None:
