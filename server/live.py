@@ -91,6 +91,8 @@ class Live:
         self._follow(self.state)
 
     async def close(self) -> None:
+        for state in (self.state, *self._leaving.values()):
+            state.pass_on()  # workers that go on say it too
         for task in self._leaving:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
