@@ -31,8 +31,8 @@ KEEP_ALIVE_S = 60
 SWITCH_S = 0.0005
 """A thread that renders prompts gives way to the event loop after so long; Python's own 5 ms would be felt."""
 YOUNG_OBJECTS = 20_000
-"""So many new objects have Python look for garbage among them; with its own 700 that takes a thirtieth of every
-request, which leaves none."""
+"""So many new objects have Python look for garbage among them. Requests leave none, however they end; with Python's own
+700, looking takes a thirtieth of each."""
 LAST_WORDS_S = 6
 """Requests that are cut short have so long to say so."""
 

@@ -91,13 +91,15 @@ class Live:
         self._follow(self.state)
 
     async def close(self) -> None:
-        for state in (self.state, *self._leaving.values()):
-            state.pass_on()  # workers that go on say it too
-        for task in self._leaving:
-            task.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
-        await self._opened.aclose()
-        self.buckets.close()
+        try:
+            for state in (self.state, *self._leaving.values()):
+                state.pass_on()  # workers that go on say it too
+        finally:
+            for task in self._leaving:
+                task.cancel()
+            await asyncio.gather(*self._leaving, return_exceptions=True)
+            await self._opened.aclose()
+            self.buckets.close()
 
     async def reload(self, read: Callable[[], Settings]) -> bool:
         """Read settings and probes again and serve with them; False where they fail a check and the old ones stay."""

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import select
+import stat
 import threading
 import time
 from collections import deque
@@ -29,7 +30,7 @@ MAX_WAITING = 10_000
 GATHER_S = 0.05
 """Lines that come within this time are written together: waking a thread for each would cost the loop more."""
 MOST_BYTES = 2**16
-"""That are written at once."""
+"""That are written to a file at once, which takes them in one piece; a pipe takes only `select.PIPE_BUF` so."""
 CLOSE_S = 2.0
 STDERR = 2
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
@@ -69,6 +70,7 @@ class QueueHandler(logging.Handler):
     def __init__(self, descriptor: int, form: Format, fields: dict[str, Any] | None = None) -> None:
         super().__init__()
         self._descriptor = descriptor
+        self._most = MOST_BYTES if stat.S_ISREG(os.fstat(descriptor).st_mode) else select.PIPE_BUF
         self._line = json_line if form == "json" else console_line
         self._fields = fields or {}
         self._waiting: deque[logging.LogRecord] = deque()
@@ -108,13 +110,11 @@ class QueueHandler(logging.Handler):
         os.close(self._descriptor)
 
     def _write_waiting(self) -> None:
-        """Whole lines at once; beside other workers few enough that theirs do not come in between: a pipe takes so much
-        in one piece. Each writing may have this thread wait for the event loop's."""
-        most = select.PIPE_BUF if self._fields else MOST_BYTES
+        """Whole lines at once, few enough that no other process's come in between."""
         lines = bytearray()
         while self._waiting:
             line = self._bytes(self._waiting.popleft())
-            if len(lines) + len(line) > most:
+            if len(lines) + len(line) > self._most:
                 write_all(self._descriptor, lines)
                 lines = bytearray()
             lines += line

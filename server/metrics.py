@@ -36,7 +36,7 @@ MIN_PROMPTS = 100
 """Fewer tell nothing of drift."""
 ATTEMPT_OUTCOMES = ("ok", "client_error", "server_error", "connect_error", "timeout", "broken", "cancelled")
 JUDGEMENTS = ("true", "false", "partly")
-REFUSALS = (400, 408, 431, 503, 505)
+REFUSALS = (400, 408, 431, 500, 503, 505)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 PROBABILITIES = tuple(i / 20 for i in range(1, 21))

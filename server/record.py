@@ -19,6 +19,9 @@ from server.upstream.retry import Dispatch
 
 logger = logging.getLogger(__name__)
 
+MAX_TOKENS = 2**31
+"""An upstream that claims more for one answer is not believed."""
+
 
 class Record:
     """Counts one request once, at its end."""
@@ -145,7 +148,7 @@ def _output_tokens(usage: dict[str, Any]) -> int:
 
 def _count(usage: dict[str, Any], key: str) -> int:
     value = usage.get(key)
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if isinstance(value, int) and 0 <= value <= MAX_TOKENS else 0
 
 
 @lru_cache(maxsize=256)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # they bring SQLAlchemy
     from server.outcomes.recorder import OutcomeRecorder
 
 TICK_S = 0.1
-"""Requests' time limits are kept to that precision, and metrics that are counted elsewhere first are no older."""
+"""Requests' time limits are kept to that precision, and what a worker tells the others' scrapes is no older."""
 
 
 @dataclass
@@ -121,10 +121,10 @@ class State:
         now = loop.time()
         for admission in list(self.admitted):
             admission.check(now)
-        self.pass_on()
         self._ticking = bool(self.admitted)
         if self._ticking:
             loop.call_later(TICK_S, self.tick)
+        self.pass_on()
 
     def watch_time(self) -> None:
         """There is a request in flight."""

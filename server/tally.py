@@ -1,7 +1,7 @@
-"""What every request counts on the event loop, in plain numbers, and passed to the metrics now and then.
+"""What every answered request counts, in plain numbers, and passed to the metrics now and then.
 
 The library's counters take a lock each, and its histograms go through their buckets one by one: for all that a request
-counts, a tenth of its time.
+counts, a twentieth of its time. What few requests count, counts there at once.
 """
 
 from bisect import bisect_left

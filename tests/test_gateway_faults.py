@@ -11,7 +11,8 @@ from server.app import create_app
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, serving
 from tests.support.gateway_client import MESSAGES, PATH, chat, gateway, metric
-from tests.support.upstream import Handler
+from tests.support.processes import until
+from tests.support.upstream import Connection, Handler, Request
 
 
 def test_requests_in_flight_are_bounded() -> None:
@@ -27,7 +28,14 @@ def test_requests_in_flight_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [faults.fails_with(500), faults.fails_with(503), faults.fails_with(429), faults.drops_at_once]
+    "fault",
+    [
+        faults.fails_with(500),
+        faults.fails_with(502),
+        faults.fails_with(503),
+        faults.fails_with(429),
+        faults.drops_at_once,
+    ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_another_replica_answers(fault: Handler, stream: bool) -> None:
@@ -50,6 +58,49 @@ def test_then_the_policys_next_choice(fault: Handler) -> None:
         pinned = chat(client, model="large", stream=True)
         assert pinned.status_code in (500, 502)
         assert pinned.headers["x-pika-arm"] == "large"
+
+
+def test_all_replicas_of_an_arm_are_tried_before_another_arm() -> None:
+    with gateway({"small": [faults.answers], "large": [faults.drops_at_once] * 2}) as (client, upstreams):
+        answer = chat(client)
+        assert (answer.status_code, answer.headers["x-pika-arm"]) == (200, "small")
+        assert (answer.headers["x-pika-path"], answer.headers["x-pika-attempts"]) == ("fallback", "3")
+        assert [len(one.requests) for one in upstreams] == [1, 1, 1]
+
+
+def test_replicas_that_are_all_unhealthy_are_asked_all_the_same() -> None:
+    with gateway({"small": [faults.answers] * 2}) as (client, upstreams):
+        for one in upstreams:
+            one.health = 503
+        until(lambda: client.get("/ready").status_code == 503, 20, "health checks find it")
+        assert chat(client).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nobody_follows_a_redirect(stream: bool) -> None:
+    with faults.running(faults.answers) as inner:
+        away = faults.fails_with(302, f"location: {inner.url}/chat/completions")
+        with gateway({"small": [away]}) as (client, _):
+            assert chat(client, stream=stream).status_code == 302
+        assert inner.requests == []
+
+
+def test_a_usage_beyond_belief_costs_nothing_and_stops_nothing() -> None:
+    usage = b'{"prompt_tokens":1' + b"0" * 400 + b',"completion_tokens":1}'
+    last = b'data: {"id":"c","choices":[],"usage":' + usage + b"}\n\ndata: [DONE]\n\n"
+
+    async def streams(request: Request, to: Connection) -> None:
+        if request.body.get("user") == "endless":
+            await faults.streams_on(request, to)
+        else:
+            await to.send(faults.EVENTS + faults.chunk(faults.CHUNK) + faults.chunk(last) + faults.chunk(b""))
+
+    with gateway({"small": [streams]}, limits={"total_s": 1}) as (client, _):
+        assert "[DONE]" in chat(client, stream=True).text
+        assert metric(client, "pika_tokens_total") == 1
+        # Time limits are kept, which what counts tokens also looks after.
+        assert '"error"' in chat(client, stream=True, user="endless").text
+        assert metric(client, 'pika_requests_total{arm="small",code="200"') == 1
 
 
 def test_a_dead_upstream_is_one_clear_error() -> None:
@@ -132,7 +183,7 @@ def test_a_client_that_leaves_cancels_upstream(stream: bool) -> None:
         with suppress(httpx.ReadTimeout), client.stream("POST", PATH, json=body, timeout=0.5) as answer:
             for _ in zip(range(3), answer.iter_raw(), strict=False):
                 pass
-        assert upstreams[0].left.wait(5)
+        assert upstreams[0].left.wait(1), "it is promised within a second"
         assert metric(client, 'pika_requests_total{arm="small",code="499"') == 1
 
 

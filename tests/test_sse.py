@@ -56,3 +56,15 @@ def test_usage_of_a_whole_answer() -> None:
     assert parse_usage(b'{"usage":null}') is None
     assert parse_usage(b'{"usage":{"prompt') is None
     assert parse_usage(b"") is None
+
+
+@pytest.mark.parametrize("comment", [b":\n\n", b"\n\n", b":\r\n\r\n", b":\r\r", b": still here\n\n"])
+def test_the_shortest_event_passes_at_once(comment: bytes) -> None:
+    events = EventRelay(drop_usage=True)
+    assert events.feed(comment) == comment
+    assert events.feed(b"data") == b""
+    assert events.feed(b": 1\n\n" + comment) == b"data: 1\n\n" + comment
+
+
+def test_usage_that_is_nested_too_deeply_is_none() -> None:
+    assert parse_usage(b'{"usage":' + b"[" * 100_000 + b"}") is None

@@ -32,7 +32,7 @@ Half of the clients ask for streams; 2 in 100 requests are given up by the clien
 neither a whole answer nor a clean error, wrong got another question's answer, hung got nothing within a minute.
 rss_growth and fd_growth are shares, between a quarter of the run and its end. When all is over, in_flight_left is what
 the gateway's own gauges say, fd_left how many more files it has open than before. The upstreams take 2,000 ms of each
-answer; p99_ms has faults in it that were mended.
+answer; p99_ms has faults in it that were mended. Ends with 1 where something was lost, wrong or hung.
 """
 ARMS = {"cheap": 0.1, "dear": 2.0}
 """USD per million output tokens."""
@@ -114,8 +114,9 @@ def main(argv: list[str]) -> int:
         Console().print(f"{times:,} clean errors: {message}", markup=False, highlight=False)
     for example in soaked.found.examples:
         Console(stderr=True).print(example, markup=False, highlight=False)
-    print(json.dumps(soaked.summary()))
-    return 0
+    summary = soaked.summary()
+    print(json.dumps(summary))
+    return 1 if summary["lost"] or summary["wrong"] or summary["hung"] else 0
 
 
 def soak(clients: int, seconds: float, faults: float, seed: int) -> Soaked:

@@ -75,7 +75,11 @@ class Watch:
         if self._client is not None:
             self._client.on_left = None
         if self.reason is not None and kind is asyncio.CancelledError and not self._task.uncancel():
-            raise self.reason from error
+            reason, self.reason = self.reason, None
+            try:
+                raise reason from error
+            finally:
+                del reason, error  # they refer to this very frame, which would stay until garbage is looked for
 
     def end(self, error: GatewayError) -> None:
         """Now, for this reason."""

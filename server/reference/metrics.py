@@ -13,10 +13,11 @@ HEAD = """\
 
 <!-- Written by `python -m server.reference` from the code: change the series there, these words beside it. -->
 
-`GET /metrics` is in Prometheus' text format; with several workers any of them tells the sum over all. Labels are
-bounded by the configuration, counters exist at zero from the start and go on over a reload. A histogram's series end in
-`_bucket`, `_sum` and `_count`. [docker/prometheus](../docker/prometheus/alerts.yml) has alerts on these, with unit
-tests, and [docker/grafana](../docker/grafana/dashboards/pika.json) a dashboard.
+`GET /metrics` is in Prometheus' text format; with several workers any of them tells the sum over all, that
+of the others a tenth of a second old; so much of its counts a killed worker takes with it. Labels are bounded by the
+configuration, counters exist at zero from the start and go on over a reload. A histogram's series end in `_bucket`,
+`_sum` and `_count`. [docker/prometheus](../docker/prometheus/alerts.yml) has alerts on these, with unit tests, and
+[docker/grafana](../docker/grafana/dashboards/pika.json) a dashboard.
 
 ## Queries worth a panel
 

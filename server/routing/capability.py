@@ -5,6 +5,7 @@ from collections.abc import Collection
 import numpy as np
 
 from probes.base import FloatArray
+from probes.prompt import text_of
 from routing_policies.base import BoolArray
 from server.chat_request import ChatRequest
 from server.errors import BadRequestError, ContextLengthError
@@ -14,6 +15,8 @@ from server.state import State
 
 CHAT_OVERHEAD_TOKENS = 64
 """A template's own tokens are assumed to stay below this where a prompt is not rendered."""
+CHARACTERS_PER_TOKEN = 6
+"""More than in most texts, so that few are kept from an arm that could take them."""
 
 
 def surely_fits(state: State, request: ChatRequest) -> bool:
@@ -45,9 +48,12 @@ def servable(
         needs = " and ".join(sorted(needed))
         raise BadRequestError(f"no arm that may be chosen supports {needs}: add `supports` to its model, or pin an arm")
     counts = dict(zip(state.pool.names, prediction.prompt_tokens, strict=True))
-    fitting = [arm for arm in able if _fits(arm, request, counts[arm.name])]
+    estimate = None if surely_fits(state, request) else _estimated_tokens(request)
+    fitting = [arm for arm in able if _fits(arm, request, counts[arm.name] or estimate)]
     if not fitting:
-        longest = max(able, key=lambda arm: arm.model.max_context_tokens)
+        longest = max(able, key=lambda arm: (counts[arm.name] is None, arm.model.max_context_tokens))
+        fitting = [longest] if counts[longest.name] is None else []  # an estimate refuses nobody: its server will
+    if not fitting:
         count = counts[longest.name]
         raise ContextLengthError(
             f"the prompt has {count} tokens, with max_tokens {longest.max_tokens(request.body) or 0} more than any "
@@ -55,6 +61,11 @@ def servable(
             "messages",
         )
     return np.array([arm in fitting for arm in pool], dtype=np.bool_)
+
+
+def _estimated_tokens(request: ChatRequest) -> int:
+    """Of a prompt, where an arm has no tokenizer to count: few have fewer."""
+    return sum(len(text_of(message.get("content"))) for message in request.messages) // CHARACTERS_PER_TOKEN
 
 
 def _fits(arm: Arm, request: ChatRequest, prompt_tokens: int | None) -> bool:

@@ -160,6 +160,7 @@ class Connection(asyncio.Protocol):
         self._chunks.clear()
         if not (self._complete and self._keep and self._failure is None and self._returned(self)):
             self.abort()
+        self._failure = None  # once it was raised it refers to who raised it, and so to us
 
     def abort(self) -> None:
         """Close at once."""

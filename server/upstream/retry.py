@@ -134,8 +134,9 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
             sent.release()
             if account is not None:
                 account.failed(error.outcome)
-            failure, now = error, time.monotonic()
             logger.warning("request %s: %s", request_id, error)
+            # Its traceback refers to this very frame, and a failed request would stay until garbage is looked for.
+            failure, now = error.with_traceback(None), time.monotonic()
     if failure is None:
         down = UpstreamDownError("every server of the arm fails; it is tried again shortly")
         down.retry_after_s = max(1, math.ceil(min(replica.breaker.wait_s(now) for replica in considered)))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 USAGE = b'"usage":'
-BLANK_LINES = (b"\n\n", b"\r\n\r\n")
+BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
 RAW_DECODE = json.JSONDecoder().raw_decode
 MAX_EVENT_BYTES = 8 * 1024 * 1024
@@ -25,8 +25,10 @@ class EventRelay:
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to pass on now."""
         data = self._rest + chunk if self._rest else chunk
-        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4)
-        if end < 4:
+        end = data.rfind(b"\n\n") + 2
+        if b"\r" in data:
+            end = max(_ends(data.rfind, 0, len(data)), default=1)
+        if end == 1:
             # No whole event. A client must not wait for ever for one that never ends.
             self._rest = b"" if len(data) > MAX_EVENT_BYTES else data
             return data if not self._rest else b""
@@ -57,7 +59,7 @@ class EventRelay:
 
 
 def _ends(find: Callable[[bytes, int, int], int], start: int, stop: int) -> list[int]:
-    """Where an event ends, as `find` finds it, by each of the two ways to spell a line's end."""
+    """Where an event ends, as `find` finds it, by each of the three ways to spell a line's end."""
     return [place + len(blank) for blank in BLANK_LINES if (place := find(blank, start, stop)) >= 0]
 
 
@@ -71,7 +73,7 @@ def parse_usage(data: bytes) -> dict[str, Any] | None:
         return None
     try:
         usage, _ = RAW_DECODE(data[start + len(USAGE) :].decode().lstrip())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return usage if isinstance(usage, dict) else None
 
