@@ -199,7 +199,7 @@ def test_a_worker_that_cannot_take_a_reload_keeps_all_as_they_were(tmp_path: Pat
         os.kill(victim, signal.SIGKILL)
         until(lambda: "reload refused" in "".join(one.log[before:]), 60, "the reload is refused")
         until(lambda: len(named(one, "probes.engine.worker")) == 1, 30, "its engine ends")
-        until(lambda: len(workers(one)) == 2, 30, "another takes the dead worker's place")
+        until(lambda: len(workers(one)) == 2, 60, "another takes the dead worker's place")
         assert {ask(one).headers["x-pika-policy"] for _ in range(20)} == {"max_success"}
 
 
