@@ -10,13 +10,16 @@ import pytest
 import yaml
 
 from server.config import Settings, load, pool_sha256
-from tests.support.deploy_tools import NEEDS_TOOLS, composed
+from tests.support.deploy_tools import NEEDS_TOOLS, ComposeError, composed
 
 pytestmark = NEEDS_TOOLS
 
 DOCKER = Path(__file__).parents[1] / "docker"
 NANO_POOL = DOCKER.parent / "offline/nano_pool"
+COMPOSE = DOCKER / "compose.yaml"
 PROFILES = ("nano", "gpu")
+SECRETS = {"PIKA_ADMIN_KEY": "0123456789abcdef"}
+"""Without which no profile starts."""
 Services = dict[str, dict[str, Any]]
 
 
@@ -27,7 +30,7 @@ def profile(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def services(profile: str) -> Services:
-    found: Services = composed(DOCKER / "compose.yaml", profile)["services"]
+    found: Services = composed(COMPOSE, profile, SECRETS)["services"]
     return found
 
 
@@ -62,13 +65,37 @@ def test_what_is_published_is_published_on_loopback(services: Services) -> None:
 def test_no_secret_stands_in_the_file(services: Services) -> None:
     for service in services.values():
         for variable, value in service.get("environment", {}).items():
-            assert value is None or not re.search("TOKEN|SECRET|PASSWORD|KEY", variable), variable
+            if re.search("TOKEN|SECRET|PASSWORD|KEY", variable):
+                assert value == SECRETS.get(variable), variable  # as the environment has it
+
+
+def test_whoever_comes_through_a_published_port_can_open_the_dashboard(
+    profile: str, services: Services, pool: Settings
+) -> None:
+    gateway = services[f"gateway-{profile}"]
+    assert gateway["ports"]
+    assert pool.admin is not None, "from the bridge's address nobody is let in without a key"
+    assert gateway["environment"][pool.admin.key_env] == SECRETS[pool.admin.key_env]
+
+
+@pytest.mark.parametrize("environment", [{}, {"PIKA_ADMIN_KEY": ""}])
+def test_without_an_admin_key_it_says_how_to_make_one(profile: str, environment: dict[str, str]) -> None:
+    with pytest.raises(ComposeError, match=r"PIKA_ADMIN_KEY.*openssl rand -hex 32"):
+        composed(COMPOSE, profile, environment)
+
+
+def test_the_ledger_is_kept_in_a_volume_that_can_be_written(profile: str, services: Services, pool: Settings) -> None:
+    assert pool.ledger is not None
+    assert pool.ledger.url is not None
+    folder = str(Path(urlsplit(pool.ledger.url).path.removeprefix("/")).parent)
+    [volume] = [one for one in services[f"gateway-{profile}"]["volumes"] if one["target"] == folder]
+    assert volume["type"] == "volume"
+    assert not volume.get("read_only")
 
 
 def test_what_may_be_set_is_documented() -> None:
-    used = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text())) | {
+    used = set(re.findall(r"\$\{(\w+)", COMPOSE.read_text())) | {
         "HF_TOKEN",
-        "PIKA_ADMIN_KEY",
         "PIKA_LEDGER_URL",
     }
     rows = [line for line in (DOCKER / "README.md").read_text().splitlines() if line.startswith("| `")]
@@ -120,7 +147,7 @@ def test_the_nano_pool_is_the_demos_but_for_where_it_is_served() -> None:
 
 
 def test_the_nano_servers_are_started_as_pika_up_starts_them() -> None:
-    servers = vllm_servers(composed(DOCKER / "compose.yaml", "nano")["services"])
+    servers = vllm_servers(composed(COMPOSE, "nano", SECRETS)["services"])
     for name, model in load(NANO_POOL / "pool.yaml").models.items():
         [launch] = [replica.launch for replica in model.replicas]
         assert launch is not None

@@ -47,6 +47,10 @@ class ChartError(Exception):
     """Helm or Kubernetes' schemas refuse it."""
 
 
+class ComposeError(Exception):
+    """Compose refuses it."""
+
+
 def rendered(chart: Path, values: dict[str, Any], kubernetes: str) -> tuple[dict[str, dict[str, Any]], str]:
     """A chart's manifests by kind, each valid by Kubernetes' own schemas, and its notes.
 
@@ -61,13 +65,19 @@ def rendered(chart: Path, values: dict[str, Any], kubernetes: str) -> tuple[dict
     return {manifest["kind"]: manifest for manifest in answer["manifests"]}, answer["notes"]
 
 
-def composed(file: Path, profile: str) -> dict[str, Any]:
-    """A compose file as Compose itself understands it, checked against the Compose specification."""
-    # The package's own command of that name hides the exit code.
+def composed(file: Path, profile: str, environment: dict[str, str]) -> dict[str, Any]:
+    """A compose file as Compose itself understands it, checked against the Compose specification.
+
+    Raises:
+        ComposeError: Compose refuses it, or has something to say about it.
+    """
+    # The package's own command of that name hides the exit code. A file .env of whoever works here is not read.
     [compose] = BIN.parent.glob("lib/*/site-packages/compose/docker-compose")
-    command = [compose, "--file", file, "--profile", profile, "config", "--format", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin"})
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "", done.stderr
+    command = [compose, "--env-file", "/dev/null", "--file", file, "--profile", profile, "config", "--format", "json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin", **environment}
+    )
+    if done.returncode or done.stderr:
+        raise ComposeError(done.stderr)
     configuration: dict[str, Any] = json.loads(done.stdout)
     return configuration
