@@ -1,6 +1,7 @@
 """The Helm chart, rendered by Helm, judged by its linter and by the schemas that Kubernetes publishes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ pytestmark = NEEDS_TOOLS
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "docker/helm/pika-router"
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
-POOL = (ROOT / "docker/gpu/pool.yaml").read_text()
+ONE_PODS = (ROOT / "docker/gpu/pool.yaml").read_text()
+"""Its ledger is SQLite."""
+SQLITE = 'ledger: {url: "sqlite:////var/lib/pika/ledger.sqlite"}'
+POOL = ONE_PODS.replace(SQLITE, "ledger: {url_env: PIKA_LEDGER_URL}")
+"""What any number of pods may have."""
 OLDEST, NEWEST = "1.25", "1.37"
 EVERYTHING: dict[str, Any] = {
     "pool": POOL + "\nserver: {drain_s: 90.5, workers: 2}\n",
@@ -28,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
     "cache": {"existingClaim": "probes"},
+    "ledger": {"sizeLimit": "500Mi"},
     "podAnnotations": {"a": "b"},
     "podLabels": {"team": "ml"},
     "nodeSelector": {"disk": "ssd"},
@@ -85,7 +91,10 @@ def test_pods_run_without_rights_on_a_root_that_cannot_be_written(least: Manifes
     assert f"USER {pod(least)['securityContext']['runAsUser']}:" in DOCKERFILE
     volumes = {volume["name"]: volume for volume in pod(least)["volumes"]}
     writable = {one["mountPath"] for one in container["volumeMounts"] if "emptyDir" in volumes[one["name"]]}
-    assert writable == {"/tmp", "/var/cache/pika"}
+    assert writable == {
+        "/tmp",
+        *re.findall(r"/var/\S+", DOCKERFILE.partition("install --directory")[2].splitlines()[0]),
+    }
 
 
 def test_it_is_asked_for_its_life_and_its_readiness(least: Manifests) -> None:
@@ -143,6 +152,62 @@ def test_who_lets_everybody_ask_is_told() -> None:
     assert "nothing asks for a key" in notes
 
 
+def test_where_the_dashboard_is_is_told() -> None:
+    assert POOL.count("\nadmin:") == 1
+    for pool, asks in [(POOL, True), (POOL.replace("\nadmin:", "\n# admin:"), False)]:
+        _, notes = rendered(CHART, {"pool": pool}, NEWEST)
+        assert "http://127.0.0.1:8000/dashboard" in notes
+        assert ("asks for the admin key" in notes) == asks
+
+
+@pytest.mark.parametrize(
+    ("claim", "source", "strategy"),
+    [
+        ("", {"emptyDir": {"sizeLimit": "10Gi"}}, {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}),
+        ("decisions", {"persistentVolumeClaim": {"claimName": "decisions"}}, {"type": "Recreate"}),
+    ],
+)
+def test_one_pod_keeps_a_ledger_in_sqlite(claim: str, source: dict[str, Any], strategy: dict[str, Any]) -> None:
+    values = {"pool": ONE_PODS, "replicaCount": 1, "ledger": {"existingClaim": claim}}
+    manifests, notes = rendered(CHART, values, NEWEST)
+    assert {"name": "ledger", **source} in pod(manifests)["volumes"]
+    [mount] = [one for one in pod(manifests)["containers"][0]["volumeMounts"] if one["name"] == "ledger"]
+    assert yaml.safe_load(ONE_PODS)["ledger"]["url"].startswith(f"sqlite:///{mount['mountPath']}/")
+    assert not mount.get("readOnly")
+    # Two pods on two nodes would wait for one another.
+    assert manifests["Deployment"]["spec"]["strategy"] == strategy
+    assert ("goes with its pod" in notes) == (claim == "")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"replicaCount": 3},
+        {"replicaCount": 1, "autoscaling": {"enabled": True}},
+        {"ledger": {"existingClaim": "decisions"}},
+    ],
+)
+@pytest.mark.parametrize("ledger", [SQLITE, "ledger: {}", "ledger: {keep_days: 7}"])
+def test_pods_that_would_not_share_their_ledger_are_refused(values: dict[str, Any], ledger: str) -> None:
+    with pytest.raises(ChartError, match=r"PIKA_LEDGER_URL.*replicaCount=1"):
+        rendered(CHART, {"pool": ONE_PODS.replace(SQLITE, ledger), **values}, NEWEST)
+
+
+@pytest.mark.parametrize("ledger", ["ledger: {}", "ledger: {url: 'sqlite:///near.sqlite'}"])
+def test_a_ledger_beside_the_pool_which_cannot_be_written_is_refused(ledger: str) -> None:
+    with pytest.raises(ChartError, match=r"sqlite:////var/lib/pika/ledger\.sqlite"):
+        rendered(CHART, {"pool": ONE_PODS.replace(SQLITE, ledger), "replicaCount": 1}, NEWEST)
+
+
+@pytest.mark.parametrize("ledger", ["", "ledger:", "ledger: {url: 'postgresql://pika@postgres/pika'}"])
+def test_any_number_of_pods_may_share_what_is_not_sqlite(ledger: str) -> None:
+    values = {"pool": ONE_PODS.replace(SQLITE, ledger), "autoscaling": {"enabled": True}}
+    manifests, notes = rendered(CHART, values, NEWEST)
+    assert "HorizontalPodAutoscaler" in manifests
+    assert "goes with its pod" not in notes
+
+
 def test_all_of_them_find_the_pods(everything: tuple[Manifests, str]) -> None:
     manifests, _ = everything
     labels = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
@@ -163,6 +228,7 @@ def test_all_of_them_find_the_pods(everything: tuple[Manifests, str]) -> None:
         ({"pool": "models"}, "pool.yaml"),
         ({"pool": "a: ["}, "pool.yaml"),
         ({"pool": POOL, "replicaCounts": 3}, "replicaCounts"),
+        ({"pool": POOL, "ledger": {"existingClaims": "a"}}, "existingClaims"),
         ({"pool": POOL, "replicaCount": "three"}, "replicaCount"),
         ({"pool": POOL, "autoscaling": {"enabled": True, "min": 1}}, "min"),
         ({"pool": POOL, "service": {"port": 99999}}, "port"),
