@@ -15,33 +15,17 @@ import pytest
 from server.launch.vllm_server import free_port
 from tests.support import upstream as faults
 from tests.support.deploy_tools import BIN, NEEDS_TOOLS
+from tests.support.dockerfile import DOCKERFILE, STAGES
 from tests.support.gateway import write_pool
 from tests.support.processes import no_process_left, until
 
 ROOT = Path(__file__).parents[1]
-LINES = (ROOT / "docker/Dockerfile").read_text().replace("\\\n", " ").splitlines()
-INSTRUCTIONS = [line.split(maxsplit=1) for line in LINES if line and line[0].isupper()]
-
-
-def stages() -> dict[str, dict[str, list[str]]]:
-    """Arguments of each instruction of each stage, by the stage's name; those before the first stand under ''."""
-    found: dict[str, dict[str, list[str]]] = {"": {}}
-    name = ""
-    for word, rest in INSTRUCTIONS:
-        if word == "FROM":
-            name = rest.split()[-1]
-            found[name] = {}
-        found[name].setdefault(word, []).append(rest)
-    return found
-
-
-STAGES = stages()
 SERVED = ("gateway", "vllm-cpu")
 
 
 @NEEDS_TOOLS
 def test_hadolint_finds_nothing() -> None:
-    command = [BIN / "hadolint", "--failure-threshold", "style", ROOT / "docker/Dockerfile"]
+    command = [BIN / "hadolint", "--failure-threshold", "style", DOCKERFILE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
@@ -106,6 +90,17 @@ def name(requirement: str) -> str:
 @pytest.mark.parametrize("stage", SERVED)
 def test_its_health_command_is_that_of_both(stage: str) -> None:
     assert STAGES[stage]["HEALTHCHECK"] == STAGES["gateway"]["HEALTHCHECK"]
+
+
+def test_all_documented_starts_mount_what_it_writes_to() -> None:
+    [folders] = re.findall(r"install --directory --owner=10001 --group=10001 (.*)", STAGES["gateway"]["RUN"][0])
+    assert folders.split() == ["/var/cache/pika", "/var/lib/pika"]
+    for page in (DOCKERFILE, ROOT / "docker/README.md"):
+        text = re.sub(r"\\\n#?", " ", page.read_text())
+        [start] = re.findall(r"^[# ]+(docker run .*--read-only.*)$", text, flags=re.MULTILINE)
+        words = shlex.split(start)
+        assert words[words.index("--tmpfs") + 1] == "/tmp"
+        assert {word.partition(":")[2] for word in words} >= set(folders.split())
 
 
 def test_its_own_commands_start_a_gateway_find_it_healthy_and_stop_it(tmp_path: Path) -> None:
