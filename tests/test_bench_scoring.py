@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoModel
 
-from offline.bench import scoring
+from offline.bench import scoring, scoring_ways
 from offline.bench.scoring_load import ideal_queue
-from offline.bench.scoring_model import LENGTHS, make, prompts
+from offline.bench.scoring_model import LENGTHS, NANO, make, prompts
+from tests.support.architectures import ARCHITECTURES
 
 KEYS = {
     "ratio_vs_reference", "ratio_vs_floor", "capacity_prompts_s", "p99_vs_ideal_queue", "goodput_at_120_percent",
@@ -18,8 +20,21 @@ KEYS = {
 
 def test_the_last_line_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert scoring.main(["--shape", "nano", "--quick", "--plot", str(tmp_path / "plot.png")]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
     assert set(found) == KEYS
+    for row in (
+        "research code",
+        "plain Transformers",
+        "this engine",
+        "bare matrix",
+        "25%",
+        "50%",
+        "70%",
+        "90%",
+        "120%",
+    ):
+        assert row in printed
     assert all(value > 0 for value in found.values())
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -35,6 +50,30 @@ def test_prompts_are_of_the_lengths_that_are_stated(tmp_path: Path) -> None:
     assert (min(lengths), max(lengths)) == LENGTHS
     assert abs(np.mean(lengths) - np.mean(LENGTHS)) < 5
     assert model.artifact.probe.sites[0].layer == model.layer
+
+
+def test_the_loads_have_as_many_arrivals_as_their_figures_need() -> None:
+    assert scoring.LOADS == (0.25, 0.5, 0.7, 0.9, 1.2)
+    for plan, judged in ((scoring.PLANS["nano"], 2000), (scoring.LARGE, 500)):
+        assert [plan.arrivals(load) for load in scoring.LOADS] == [100, 100, judged, 100, 200]
+
+
+def test_a_checkpoints_folder_is_read_at_half_its_depth(tmp_path: Path) -> None:
+    model = make(str(NANO), None, "float32", tmp_path)
+    depth = json.loads((NANO / "config.json").read_text())["num_hidden_layers"]
+    assert model.layer == depth // 2
+    (prompt,) = prompts(model, 1, seed=0)
+    [seconds] = scoring_ways.batch_1(model, [prompt])
+    assert seconds > 0
+
+
+def test_the_floor_multiplies_with_the_experts_that_a_token_goes_to() -> None:
+    config = ARCHITECTURES["gpt_oss"]()
+    block = AutoModel.from_config(config).layers[0]
+    counted = sum(weight.numel() for weight in scoring_ways._products(block, config))
+    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    expert = 3 * config.hidden_size * config.intermediate_size
+    assert counted == config.hidden_size * heads + config.num_experts_per_tok * expert
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

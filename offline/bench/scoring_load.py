@@ -35,6 +35,7 @@ class Point:
     """Mean prompts of a micro-batch."""
     arrivals_s: FloatArray
     cpu_s: float
+    wall_s: float
     ideal_s: FloatArray = field(default_factory=lambda: np.empty(0))
     """Latencies of the ideal queue on the same arrivals."""
 
@@ -115,6 +116,7 @@ async def offer(at: Running, prompts: Prompts, share: float, capacity: float, se
         float(np.mean(at.batches or [1])),
         arrivals,
         used,
+        seconds,
     )
 
 

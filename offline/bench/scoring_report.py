@@ -28,14 +28,17 @@ def table(measured: "Measured") -> Group:
         ratio = cost.seconds / measured.engine.seconds
         ways.add_row(name, f"{cost.cpu_s:.2f}", f"{cost.wall_s:.2f}", f"{ratio:.2f}")
     load = Table(title=f"under load; capacity {measured.capacity:.1f} prompts/s")
-    for column in ("offered", "prompts/s", "p50 ms", "p95 ms", "p99 ms", "ideal p99 ms", "refused", "batch", "CPU s"):
+    for column in (
+        "offered", "per s", "p50 ms", "p95 ms", "p99 ms", "ideal p99", "refused", "in p99 ms", "batch", "CPU s", "wall s",
+    ):  # fmt: skip
         load.add_column(column, justify="right")
     for point in measured.points:
         latencies = [f"{1000 * value:.1f}" for value in np.percentile(point.latency_s, (50, 95, 99))]
         ideal = f"{1000 * np.percentile(point.ideal_s, 99):.1f}"
         refused = f"{len(point.refused_s) / (len(point.refused_s) + len(point.latency_s)):.0%}"
-        row = (f"{point.share:.0%}", f"{point.achieved:.1f}", *latencies, ideal, refused)
-        load.add_row(*row, f"{point.batch_prompts:.1f}", f"{point.cpu_s:.1f}")
+        at_once = f"{1000 * np.percentile(point.refused_s, 99):.1f}" if len(point.refused_s) else ""
+        row = (f"{point.share:.0%}", f"{point.achieved:.1f}", *latencies, ideal, refused, at_once)
+        load.add_row(*row, f"{point.batch_prompts:.1f}", f"{point.cpu_s:.1f}", f"{point.wall_s:.1f}")
     p50, p99 = np.percentile(1000 * measured.health_s, (50, 99))
     return Group(ways, load, f"/health of a gateway whose engine is saturated: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
 

@@ -5,7 +5,7 @@ Run in a process of their own, with the threads and the waiting policy that the 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,7 @@ def floor(model: Model, prompts: Prompts) -> Cost:
     cut(config, model.layer)
     first = _load(AutoModel, model, config=config)
     _use_threads(first)
-    weights: list[Tensor] = [
-        module.weight for block in first.layers for module in block.modules() if isinstance(module, torch.nn.Linear)
-    ]
+    weights = [weight for block in first.layers for weight in _products(block, config)]
     pack = PACK[torch.device(model.device).type]
     longest = max(pack, *map(len, prompts))
     inputs = {
@@ -103,6 +101,17 @@ def floor(model: Model, prompts: Prompts) -> Cost:
 
     costs = [_measure(model, lambda rows=rows: run(rows)) for rows in (list(map(len, prompts)), packs)]  # type: ignore[misc]  # a lambda's default has no type
     return min(costs, key=lambda cost: cost.seconds)
+
+
+def _products(block: torch.nn.Module, config: Any) -> Iterator[Tensor]:
+    """The weights that a block multiplies one token with; of experts as many as a token goes to."""
+    chosen = getattr(config, "num_experts_per_tok", 0)
+    for module in block.modules():
+        if isinstance(module, torch.nn.Linear):
+            yield module.weight
+        for weight in module.parameters(recurse=False):
+            if weight.dim() == 3:  # (experts, from, to), or (experts, to, from), which costs the same
+                yield from weight[:chosen]
 
 
 def batch_1(model: Model, prompts: Prompts) -> list[float]:
