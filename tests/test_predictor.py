@@ -1,6 +1,7 @@
 """What the gateway knows of a prompt: text as probes read it, and how unlike the training prompts it is."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,39 @@ async def test_dozens_of_conversations_of_several_requests_are_rendered_one_a_ro
         [f"{i} of {size}" for i in range(size)] for size in (1, 20, 30)
     ]
     assert len(set(rendered_in)) == 51
+
+
+TEXT = {"type": "text", "text": ""}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("messages", "on_the_loop"),
+    [
+        ([{"role": "user", "content": "three " * 600}], True),
+        ([{"role": "user", "content": "three"}, {"role": "assistant", "content": None}] * 20, True),
+        ([{"role": "user", "content": [{**TEXT, "text": "three"}, {"type": "image_url", "image_url": LONG}]}], True),
+        ([{"role": "user", "content": LONG}], False),
+        ([{"role": "user", "content": ""}] * 49_000, False),
+        ([{"role": LONG, "content": ""}], False),
+        ([{"role": "user", "content": [TEXT] * 49_000}], False),
+        ([{"role": "user", "content": [{**TEXT, "text": LONG}]}], False),
+    ],
+    ids=["short", "turns", "image", "text", "many-messages", "role", "many-parts", "part"],
+)
+async def test_what_takes_long_to_render_is_rendered_beside_the_event_loop(
+    messages: Messages, on_the_loop: bool, tmp_path: Path
+) -> None:
+    found, threads = predictor(tmp_path), []
+    render = found._render
+
+    def noted(messages: Messages) -> Rendered:
+        threads.append(threading.get_ident())
+        return render(messages)
+
+    found._render = noted  # type: ignore[method-assign]  # for as long as this test runs
+    await found.render(messages)
+    assert [thread == threading.get_ident() for thread in threads] == [on_the_loop]
 
 
 def test_training_reads_long_texts_as_serving_does(tmp_path: Path) -> None:
