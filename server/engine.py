@@ -77,5 +77,6 @@ def observe(report: Report, metrics: Metrics) -> None:
         metrics.batch_prompts.observe(batch.prompts)
         metrics.batch_tokens.observe(batch.tokens)
         metrics.padding.inc(batch.padding_tokens)
+        metrics.reused.inc(batch.reused_tokens)
     for found, prompts in zip(LOOKUPS, report.lookups, strict=True):
         metrics.cache.labels(found).inc(prompts)

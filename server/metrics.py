@@ -116,9 +116,12 @@ class Metrics:
         )
         self.batch_prompts = self._histogram("pika_probe_batch_prompts", "Prompts per micro-batch.", COUNTS)
         self.batch_tokens = self._histogram(
-            "pika_probe_batch_tokens", "Tokens per micro-batch, padding left out.", TOKENS
+            "pika_probe_batch_tokens", "Tokens computed per micro-batch, padding left out.", TOKENS
         )
         self.padding = self._counter("pika_probe_padding_tokens", "Padding computed for nothing.")
+        self.reused = self._counter(
+            "pika_probe_reused_tokens", "Prompts' tokens not computed, since earlier prompts begin with them."
+        )
         self.cache = self._counter(
             "pika_probe_cache", "Prompts whose scores were kept (hit), on their way (shared), or neither (miss).",
             ("result",),

@@ -22,7 +22,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 OUT_OF_DISTRIBUTION = "out-of-distribution"
 INLINE_CHARACTERS = 4096
-"""Shorter conversations are tokenised on the event loop, in 2 ms at most: a thread's hop costs more than most of them."""
+"""Shorter conversations are tokenised on the event loop, in 2 ms at most: for most, a thread's hop would cost more."""
 PIECE_CHARACTERS = 32
 """What a message, or a part of its content, counts beside its text: templates take time for empty ones too."""
 

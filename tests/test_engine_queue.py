@@ -113,6 +113,25 @@ def test_what_would_be_late_is_refused_at_once_but_not_by_an_idle_engine() -> No
         found.admit(long, 2.4, 0.9)
 
 
+def test_reused_tokens_make_micro_batches_larger_and_deadlines_no_looser() -> None:
+    """Four tokens in five are a system prompt that is computed no more."""
+    pace = replace(NANO)
+    alone_s = pace.slowdown * pace.batch_s(400)
+    for _ in range(40):
+        pace.observe(400, pace.batch_s(400), reused=1600)
+    assert pace.batch_tokens == pytest.approx(5 * NANO.batch_tokens, rel=0.01)
+    assert pace.slowdown * pace.batch_s(400) == pytest.approx(alone_s)
+    for _ in range(40):
+        pace.observe(400, pace.batch_s(400))
+    assert pace.batch_tokens == pytest.approx(NANO.batch_tokens, rel=0.01)
+
+
+def test_texts_too_short_to_count_are_observed() -> None:
+    pace = Pace(fixed_s=0.0, token_s=1e-5)
+    pace.observe(0, 1e-5)
+    assert pace.slowdown == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("load", [1.2, 3.0])
 @pytest.mark.parametrize("measured", [LARGE, NANO], ids=["large", "nano"])
 def test_overload_costs_no_goodput(measured: Pace, load: float) -> None:

@@ -82,6 +82,6 @@ def test_scores_travel_whole() -> None:
 
 
 def test_reports_travel_whole() -> None:
-    for batches in ((), (BatchReport(3, 100, 7, 0.25), BatchReport(1, 2**40, 0, 0.0))):
+    for batches in ((), (BatchReport(3, 100, 7, 60, 0.25), BatchReport(1, 2**40, 0, 0, 0.0))):
         report = Report(batches, (1, 2, 3))
         assert decode_report(encode_report(report)) == report

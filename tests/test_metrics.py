@@ -9,6 +9,7 @@ import pytest
 from server.app import create_app
 from tests.support import upstream as faults
 from tests.support.gateway import nano_pool, serving
+from tests.support.processes import until
 
 SERIES = (
     "pika_requests_total", "pika_flags_total", "pika_tokens_total", "pika_cost_usd_total", "pika_probe_cost_usd_total",
@@ -17,7 +18,7 @@ SERIES = (
     "pika_probe_batch_tokens_bucket", "pika_probe_padding_tokens_total", "pika_time_to_first_token_seconds_bucket",
     "pika_request_seconds_bucket", "pika_replica_up", "pika_upstream_attempts_total", "pika_in_flight",
     "pika_probe_info", "pika_probe_cache_total", "pika_refused_total", "pika_log_dropped_total", "pika_reloads_total",
-    "pika_ledger_dropped_total", "pika_outcomes_total",
+    "pika_ledger_dropped_total", "pika_outcomes_total", "pika_probe_reused_tokens_total",
 )  # fmt: skip
 
 
@@ -36,6 +37,20 @@ def expositions() -> tuple[str, str]:
 @pytest.mark.parametrize("series", SERIES)
 def test_every_series_exists_before_the_first_request(expositions: tuple[str, str], series: str) -> None:
     assert any(line.startswith((series + "{", series + " ")) for line in expositions[0].splitlines())
+
+
+def test_a_system_prompt_that_requests_share_is_counted_as_reused() -> None:
+    system = {"role": "system", "content": "Find the final number. " * 20}
+    with faults.running(faults.answers) as upstream, serving(create_app(nano_pool(upstream.url))) as base:
+
+        def reused() -> float:
+            lines = httpx.get(f"{base}/metrics", timeout=10).text.splitlines()
+            return next(float(line.split()[1]) for line in lines if line.startswith("pika_probe_reused_tokens_total "))
+
+        for n in range(4):
+            conversation = [system, {"role": "user", "content": f"Begin with {n}. Add 1."}]
+            assert httpx.post(f"{base}/score", json={"input": [conversation]}, timeout=30).status_code == 200
+        until(lambda: reused() > 200, 10, "the engine's reports arrive")
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")

@@ -82,6 +82,22 @@ async def test_scores_equal_those_in_process(tmp_path: Path) -> None:
     assert not any(batch.padding_tokens for batch in batches), "prompts are packed"
 
 
+async def test_beginnings_that_are_reused_count_as_that_and_not_as_computed(tmp_path: Path) -> None:
+    artifact(tmp_path / "a")
+    system, questions = prompts(1)[0].token_ids[0] * 3, prompts(6, seed=1)
+    asked = [Prompt((system[:100] + question.token_ids[0],)) for question in questions]
+    reports: list[Report] = []
+    async with running_engine([tmp_path / "a"], on_report=reports.append) as engine:
+        for prompt in asked:
+            await engine.score([prompt], soon())
+        await asyncio.sleep(1.5 * REPORT_S)
+    batches = [batch for report in reports for batch in report.batches]
+    # The second tells that they are shared, and computes for all who come what is.
+    assert [batch.reused_tokens for batch in batches[:2]] == [0, 0]
+    assert all(batch.reused_tokens >= 100 for batch in batches[2:])
+    assert [batch.tokens + batch.reused_tokens for batch in batches] == [prompt.tokens for prompt in asked]
+
+
 @pytest.mark.parametrize("bad", [(10**6,), (5, -1), ()])
 async def test_a_prompt_that_cannot_be_computed_does_not_take_the_engine_down(
     bad: tuple[int, ...], engine: ProcessEngine

@@ -222,13 +222,15 @@ class BatchingEngine:
             return
         self._tell(_end, started, None)
         while batch := self._take():
-            taken, padded = time.monotonic(), self._computes.padding_tokens
+            taken, padded, saved = time.monotonic(), self._computes.padding_tokens, self._computes.reused_tokens
             rows = self._rows([one.prompt for one in batch])
             tokens, padding = sum(one.tokens for one in batch), self._computes.padding_tokens - padded
+            # Where a pass has failed and is repeated, both count.
+            reused = min(tokens, max(0, self._computes.reused_tokens - saved))
             with self._change:
-                self._queue.pace.observe(tokens, time.monotonic() - taken)
+                self._queue.pace.observe(tokens - reused, time.monotonic() - taken, reused)
                 self._overdue = math.inf
-            report = BatchReport(len(batch), tokens, padding, taken - batch[0].arrived)
+            report = BatchReport(len(batch), tokens - reused, padding, reused, taken - batch[0].arrived)
             self._tell(self._computed, batch, rows, report)
 
     def _take(self) -> list[_Waiting]:

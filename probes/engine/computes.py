@@ -23,6 +23,9 @@ class Computes(Protocol):
     @property
     def padding_tokens(self) -> int: ...
 
+    @property
+    def reused_tokens(self) -> int: ...
+
     def score(self, prompts: Sequence[Prompt], *, partial: bool = False) -> Scores: ...
 
 

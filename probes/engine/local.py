@@ -60,6 +60,11 @@ class LocalEngine:
         """Computed for nothing so far, by all passes."""
         return sum(model.padding_tokens for model in self._models if model is not None)
 
+    @property
+    def reused_tokens(self) -> int:
+        """Not computed so far, since earlier prompts begin with them, by all passes."""
+        return sum(model.reused_tokens for model in self._models if model is not None)
+
     def render(self, conversations: Sequence[Messages | str]) -> list[Prompt]:
         """Conversations, or texts that stand for one user turn each, as `score` takes them."""
         if self._renderers is None:

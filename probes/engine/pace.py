@@ -26,12 +26,15 @@ class Pace:
     token_s: float
     slowdown: float = 1.0
     """Of late, beside when it was measured: other processes take from the same cores."""
+    computed: float = 1.0
+    """Share of prompts' tokens that were computed of late; earlier prompts began with the others."""
 
     @property
     def batch_tokens(self) -> int:
-        """Of a micro-batch: `BATCH_S` of work, or as much as a pass costs anyway, which nearly halves its price."""
+        """Of a micro-batch, reused ones included: `BATCH_S` of work, or as much as a pass costs anyway, which nearly
+        halves its price. When a prompt would be ready, in contrast, is told as if none of its tokens were reused."""
         faster = min(1.0, self.slowdown)  # than when it was measured, on a busy machine say
-        tokens = max(BATCH_S / faster, self.fixed_s) / self.token_s
+        tokens = max(BATCH_S / faster, self.fixed_s) / (self.token_s * self.computed)
         return max(1, min(MICRO_BATCH_TOKENS, round(tokens)))
 
     def batch_s(self, tokens: int) -> float:
@@ -43,10 +46,16 @@ class Pace:
         micro-batch's fixed costs."""
         return min(1.0, tokens / self.batch_tokens) * self.fixed_s + tokens * self.token_s
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Learn from a computed micro-batch."""
+    def observe(self, tokens: int, seconds: float, reused: int = 0) -> None:
+        """Learn from a computed micro-batch.
+
+        Args:
+            tokens: that were computed, beside the reused ones.
+        """
+        tokens = max(1, tokens)  # of a short text none counts
         ratio = seconds / self.batch_s(tokens)
         self.slowdown += ADAPTS_BY * (min(MOST, max(LEAST, ratio)) - self.slowdown)
+        self.computed += ADAPTS_BY * (tokens / (tokens + reused) - self.computed)
 
 
 def measure(compute: Callable[[int, int], int], clock: Callable[[], float] = time.perf_counter) -> Pace:

@@ -38,8 +38,6 @@ class Prefixes:
         self._tail = tail
         self._families: OrderedDict[bytes, _Family] = OrderedDict()
         self._tokens = 0
-        self.reused_tokens = 0
-        """Of all prompts so far."""
 
     def span(self, prompt: Ids) -> Span:
         """What of the prompt is to be computed."""
@@ -66,7 +64,6 @@ class Prefixes:
                 self._forget()
         if best is None or reused < LEAST:
             return Span(prompt)
-        self.reused_tokens += reused
         return Span(prompt[reused:], best, reused)
 
     def _forget(self) -> None:

@@ -85,6 +85,8 @@ class ProbeModel:
         """Tokens up to which prompts may be read together; None: all may."""
         self.padding_tokens = 0
         """Computed for nothing so far; none where prompts are packed."""
+        self.reused_tokens = 0
+        """Of all prompts so far, those that were not computed because earlier prompts begin with them."""
         self._prefixes: Prefixes | None = None
         if reuse_prefixes and config.model_type in PACKABLE and not reading.whole_layers:
             self._prefixes = Prefixes(self._make_prefix, reading.tail)
@@ -183,16 +185,14 @@ class ProbeModel:
         yield from self._halving(prompts[:middle], rows[:middle])
         yield from self._halving(prompts[middle:], rows[middle:])
 
-    @property
-    def reused_tokens(self) -> int:
-        """Of all prompts so far, those that were not computed because earlier prompts begin with them."""
-        return 0 if self._prefixes is None else self._prefixes.reused_tokens
-
     def _forward(self, prompts: Sequence[Ids]) -> Hidden:
         if not self._forward_pass.packs:
             lengths = [len(prompt) for prompt in prompts]
             self.padding_tokens += max(lengths) * len(lengths) - sum(lengths)
-        return self._forward_pass([self._span(prompt) for prompt in prompts])
+        spans = [self._span(prompt) for prompt in prompts]
+        hidden = self._forward_pass(spans)
+        self.reused_tokens += sum(span.reused for span in spans)
+        return hidden
 
     def _span(self, prompt: Ids) -> Span:
         alone = self.longest_alike is not None and len(prompt) > self.longest_alike
@@ -201,6 +201,7 @@ class ProbeModel:
     def _make_prefix(self, token_ids: Ids) -> Prefix:
         prefix = Prefix()
         self._forward_pass([Span(token_ids)], keep=prefix)
+        self.reused_tokens -= len(token_ids)  # the prompt that it is made for begins with it, and saves nothing yet
         return prefix
 
 

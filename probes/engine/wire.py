@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from probes.base import FloatArray
 from probes.engine.base import Prompt, Scores
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME_BYTES = 2**25
 """Some eight million tokens."""
 MAX_FIRST_FRAME_BYTES = 2**16
@@ -67,8 +67,10 @@ class BatchReport:
 
     prompts: int
     tokens: int
-    """Over all passes, padding left out."""
+    """Computed, over all passes, padding left out."""
     padding_tokens: int
+    reused_tokens: int
+    """Not computed, since earlier prompts begin with them."""
     queue_s: float
     """The longest wait of its prompts."""
 
@@ -194,7 +196,7 @@ def decode_scores(payload: bytes) -> Scores:
 
 
 def encode_report(report: Report) -> bytes:
-    batches = [(one.prompts, one.tokens, one.padding_tokens, one.queue_s) for one in report.batches]
+    batches = [(one.prompts, one.tokens, one.padding_tokens, one.reused_tokens, one.queue_s) for one in report.batches]
     return _REPORT.pack(len(batches), *report.lookups) + np.array(batches, "<f8").tobytes()
 
 
@@ -205,10 +207,10 @@ def decode_report(payload: bytes) -> Report:
     """
     try:
         n, *lookups = _REPORT.unpack_from(payload)
-        rows = np.frombuffer(payload, "<f8", offset=_REPORT.size).reshape(n, 4).tolist()
-    except (ValueError, struct.error) as error:
+        rows = np.frombuffer(payload, "<f8", offset=_REPORT.size).reshape(n, 5).tolist()
+        batches = tuple(BatchReport(*map(int, counts), queue_s) for *counts, queue_s in rows)
+    except (ValueError, struct.error, OverflowError) as error:  # int() of what is no number, or infinite
         raise WireError(f"a report that cannot be read: {error}") from error
-    batches = tuple(BatchReport(int(prompts), int(tokens), int(pad), queue_s) for prompts, tokens, pad, queue_s in rows)
     return Report(batches, (lookups[0], lookups[1], lookups[2]))
 
 

@@ -42,7 +42,7 @@ class Held:
         self._engine = LocalEngine(artifacts)
         self.artifacts: Sequence[Artifact] = self._engine.artifacts
         self.passes: Sequence[Pass] = self._engine.passes
-        self.padding_tokens = 0
+        self.padding_tokens = self.reused_tokens = 0
         self.go = threading.Event()
         self.go.set()
         self.computed: list[list[str]] = []
