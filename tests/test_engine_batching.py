@@ -2,13 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from probes.engine import batching as module
 from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt
@@ -16,8 +17,12 @@ from probes.engine.batching import BatchingEngine, HungError
 from probes.engine.cache import ScoreCache, key_of
 from probes.engine.local import LocalEngine
 from probes.engine.pace import Pace
+from probes.engine.packing import Ids
+from probes.engine.probe_model import ProbeModel
+from probes.engine.reading import Hidden
 from probes.engine.wire import BatchReport
 from tests.support.engines import Held, batching, soon, text, text_artifact
+from tests.support.probes import artifact
 
 pytestmark = pytest.mark.anyio
 
@@ -159,6 +164,39 @@ async def test_a_prompt_whose_batch_fails_is_the_only_one_that_fails(held: Held)
         assert str(refused) == "the engine refuses this prompt: not this one"
         expected = LocalEngine(held.artifacts).score([text(1), text(2)]).success
         np.testing.assert_array_equal([good.success[0], other.success[0]], expected)  # type: ignore[union-attr]
+
+
+async def test_a_machine_out_of_memory_refuses_what_is_too_long_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for a hundred tokens at once: more are what torch says it cannot allocate."""
+    served = LocalEngine([artifact(tmp_path / "a")], "cpu")
+    rng = np.random.default_rng(0)
+    *few, long = [Prompt((tuple(rng.integers(3, 600, size=size).tolist()),)) for size in (40, 50, 60, 70, 150)]
+    expected = served.score(few).success
+    forward, failed = ProbeModel._forward, []
+
+    def too_little(model: ProbeModel, prompts: Sequence[Ids]) -> Hidden:
+        if sum(map(len, prompts)) > 100:
+            failed.append(len(prompts))
+            torch.empty(2**60, dtype=torch.uint8)
+        return forward(model, prompts)
+
+    engine = BatchingEngine(lambda: served, EngineOptions(cache_prompts=0))
+    await engine.start()
+    monkeypatch.setattr(ProbeModel, "_forward", too_little)
+    try:
+        np.testing.assert_allclose((await engine.score(few, soon())).success, expected, atol=1e-6)
+        assert max(failed) > 1
+        for _ in range(2):
+            answers = await asyncio.gather(
+                *(engine.score([one], soon()) for one in (*few, long)), return_exceptions=True
+            )
+            assert "the engine refuses this prompt: cpu has no memory left for a prompt of 150" in str(answers.pop())
+            found = [answer.success[0] for answer in answers]  # type: ignore[union-attr]
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    finally:
+        await engine.close()
 
 
 async def test_a_computation_without_end_ends_the_engine(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:

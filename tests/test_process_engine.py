@@ -7,8 +7,8 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,20 @@ async def test_one_token_is_a_prompt(engine: ProcessEngine) -> None:
     np.testing.assert_allclose(scores.success, expected.success, atol=1e-6)
 
 
-async def test_activations_that_are_no_numbers_fail_their_own_prompt_alone(tmp_path: Path) -> None:
-    model = tmp_path / "nano-small"
+@contextmanager
+def changed_weights(folder: Path) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+    """The tensors of a copy of nano-small, to be changed inside, and how an artifact is loaded that shall read it."""
+    model = folder / "nano-small"
     shutil.copytree(NANO_POOL / "nano-small", model)
     tensors = load_file(model / "model.safetensors")
-    tensors["model.embed_tokens.weight"][2] = torch.inf  # in float16, a model that was made for more
+    yield tensors, {"probe_models": {"nano-small": str(model)}, "allow": ["probe-model"]}
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    options: dict[str, Any] = {"probe_models": {"nano-small": str(model)}, "allow": ["probe-model"]}
+
+
+@pytest.mark.parametrize("weight", [torch.inf, torch.nan])  # infinite in float16, of a model that was made for more
+async def test_activations_that_are_no_numbers_fail_their_own_prompt_alone(weight: float, tmp_path: Path) -> None:
+    with changed_weights(tmp_path) as (tensors, options):
+        tensors["model.embed_tokens.weight"][2] = weight
     folders = [artifact(tmp_path / name, seed=i).folder for i, name in enumerate("abc")]
     loaded = [load_probe(folder, **options) for folder in folders]
     good, bad = prompts(2), Prompt(((5, 2, 6),))
@@ -135,10 +142,12 @@ async def test_activations_that_are_no_numbers_fail_their_own_prompt_alone(tmp_p
     try:
         waiting = [engine.score([one], soon()) for one in (good[0], bad, good[1])]
         first, second, third = await asyncio.gather(*waiting, return_exceptions=True)
+        np.testing.assert_allclose((await engine.score(good, soon())).success, expected, atol=1e-6)
     finally:
         await engine.close()
     assert isinstance(second, EngineUnavailableError)
-    assert "not finite numbers: serve the probe model in float32" in str(second)
+    said = "not finite numbers: serve the probe model in float32 or bfloat16; where it is, its weights have NaN"
+    assert said in str(second)
     assert isinstance(first, Scores)
     assert isinstance(third, Scores)
     np.testing.assert_allclose(np.concatenate([first.success, third.success]), expected, atol=1e-6)
@@ -231,6 +240,15 @@ async def test_what_cannot_be_loaded_is_told_at_start(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     with no_process_left(), pytest.raises(ProbeError, match="no probe folder at"):
         await ProcessEngine([gone]).start()
+
+
+async def test_a_checkpoint_that_lacks_a_tensor_is_told_at_start(tmp_path: Path) -> None:
+    with changed_weights(tmp_path) as (tensors, options):
+        del tensors["model.layers.0.mlp.up_proj.weight"]
+    loaded = load_probe(artifact(tmp_path / "a").folder, **options)
+    said = r"nano-small lacks tensors, layers\.0\.mlp\.up_proj\.weight among them: get its files again"
+    with no_process_left(), pytest.raises(ProbeError, match=said):
+        await ProcessEngine([loaded]).start()
 
 
 async def test_closing_fails_who_waits_and_leaves_no_process() -> None:

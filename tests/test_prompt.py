@@ -225,6 +225,20 @@ def test_a_long_prompt_keeps_the_systems_head_and_the_tail() -> None:
     assert cut.token_ids[-len(renderer.eoi_tokens) :] == renderer.eoi_tokens
 
 
+@pytest.mark.parametrize("over", [0, 1, 2])
+def test_a_prompt_at_its_limit_is_whole_and_one_token_more_is_cut(over: int) -> None:
+    messages = [USER, {"role": "assistant", "content": "12"}, USER]
+    whole = renderer_of(NANO_POOL / "nano-small").render(messages)
+    renderer = renderer_of(NANO_POOL / "nano-small", max_tokens=len(whole.token_ids) - over)
+    found = renderer.render(messages)
+    assert found.flags == (("truncated",) if over else ())
+    assert len(found.token_ids) == len(whole.token_ids) - over
+    assert found.prompt_tokens == len(whole.token_ids)
+    eoi = len(renderer.eoi_tokens)
+    assert eoi > 0
+    assert found.token_ids[-eoi:] == renderer.eoi_tokens == whole.token_ids[-eoi:]
+
+
 def test_a_long_system_message_leaves_most_of_the_prompt_to_the_user() -> None:
     renderer = renderer_of(NANO_POOL / "nano-small", max_tokens=64)
     messages = [{"role": "system", "content": "Add 4. " * 50}, {"role": "user", "content": "Subtract 5. " * 9}]

@@ -11,7 +11,10 @@ from probes.base import FloatArray
 CHARACTERS_PER_TOKEN = 4
 """By which text counts in queues."""
 
-NOT_FINITE = "activations are not finite numbers: serve the probe model in float32 or bfloat16"
+NOT_FINITE = (
+    "activations are not finite numbers: serve the probe model in float32 or bfloat16; where it is, its weights have "
+    "NaN or infinity: get its files again"
+)
 TOO_LATE = "the engine did not answer before the deadline (engine.deadline_ms)"
 CLOSED = "the engine is closed"
 

@@ -169,7 +169,9 @@ class ProbeModel:
         """The micro-batch, by halves where the device has no memory for all of it."""
         try:
             hidden = self._forward(prompts)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             if len(prompts) == 1:
                 raise ProbeError(
                     f"{self.device} has no memory left for a prompt of {len(prompts[0])} tokens: "
@@ -203,6 +205,11 @@ class ProbeModel:
         self._forward_pass([Span(token_ids)], keep=prefix)
         self.reused_tokens -= len(token_ids)  # the prompt that it is made for begins with it, and saves nothing yet
         return prefix
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, or of the machine, for which torch has no class."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 @contextmanager
