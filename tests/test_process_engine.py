@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import stat
@@ -24,7 +25,7 @@ from probes.base import ProbeError
 from probes.engine import process
 from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt, Scores
 from probes.engine.local import LocalEngine
-from probes.engine.process import ProcessEngine
+from probes.engine.process import EngineProcess, ProcessEngine
 from probes.engine.served import decode_artifact, encode_artifact
 from probes.engine.server import REPORT_S
 from probes.engine.wire import Report
@@ -211,6 +212,28 @@ async def test_a_restarted_engine_serves_no_other_weights(tmp_path: Path, caplog
         (tmp_path / "a/probe.safetensors").write_bytes(old)
         await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
         np.testing.assert_array_equal((await engine.score(prompts(1), soon())).success, before)
+
+
+@pytest.mark.parametrize(("steady_s", "waits"), [(60.0, "0.01 0.02 0.04 0.05 0.05"), (0.0, "0.01 0.01 0.01 0.01 0.01")])
+async def test_an_engine_that_dies_again_and_again_is_restarted_less_and_less_often(
+    steady_s: float, waits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless each has lived for long enough. The children are ones that load and end at once."""
+    for name, value in {"FIRST_BACKOFF_S": 0.01, "MAX_BACKOFF_S": 0.05, "STEADY_S": steady_s}.items():
+        monkeypatch.setattr(process, name, value)
+    engine = EngineProcess([artifact(tmp_path / "a")])
+
+    async def short_lived() -> asyncio.subprocess.Process:
+        engine._process = await asyncio.create_subprocess_exec("true")
+        return engine._process
+
+    monkeypatch.setattr(engine, "_spawn", short_lived)
+    await engine.start()
+    try:
+        await anyio.to_thread.run_sync(until, lambda: caplog.text.count("restarting it") >= 5, 30, "five have ended")
+    finally:
+        await engine.close()
+    assert re.findall(r"ended with code 0; restarting it in (\S+) s", caplog.text)[:5] == waits.split()
 
 
 @pytest.mark.parametrize("kind", ["ours", "text", "foreign", "legacy"])

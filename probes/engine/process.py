@@ -10,6 +10,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+STEADY_S = 60.0
+"""A child that has lived for so long was well: when it dies, the next one is not kept waiting for those before it."""
 CHECK_S = 20.0
 HUNG_S = 30.0
 """A child that says nothing to a new connection for so long is taken for dead and restarted."""
@@ -89,7 +92,9 @@ class EngineProcess:
 
     async def _supervise(self, process: asyncio.subprocess.Process) -> None:
         """Start another child whenever one dies or hangs; ends when cancelled."""
+        backoff_s = FIRST_BACKOFF_S
         while True:
+            loaded = time.monotonic()
             while process.returncode is None:
                 try:
                     async with asyncio.timeout(CHECK_S):  # wait_for may swallow a cancellation
@@ -98,9 +103,10 @@ class EngineProcess:
                     if not await _speaks(self._socket):
                         logger.error("the engine process hangs; killing it")
                         process.kill()
-            logger.error("the engine process ended with code %s; restarting it", process.returncode)
+            if time.monotonic() - loaded >= STEADY_S:
+                backoff_s = FIRST_BACKOFF_S
+            logger.error("the engine process ended with code %s; restarting it in %g s", process.returncode, backoff_s)
             self._process = None
-            backoff_s = FIRST_BACKOFF_S
             while self._process is None:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
