@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -73,6 +75,41 @@ def test_a_killed_engine_comes_back(settings: Settings) -> None:
         assert [problem["part"] for problem in client.get("/ready").json()["problems"]] == ["engine"]
         until(lambda: client.get("/ready").status_code == 200, 60, "the engine is restarted")
         assert client.post("/v1/chat/completions", json=BODY).headers["x-pika-path"] == "routed"
+
+
+def test_an_engine_killed_while_clients_wait_for_it_costs_none_of_them_an_answer(settings: Settings) -> None:
+    """Stopped first, so that all of them wait; they go on asking until it is back."""
+    away = settings.engine.model_copy(update={"deadline_ms": 60_000.0, "when_unavailable": "nano-large"})
+    before = descendants(os.getpid())
+    with (
+        serving(create_app(settings.model_copy(update={"engine": away}))) as url,
+        httpx.Client(base_url=url, timeout=90) as client,
+        ThreadPoolExecutor(16) as clients,
+    ):
+
+        def ask_until_it_is_back(number: int) -> list[tuple[int, str, str]]:
+            answers: list[tuple[int, str, str]] = []
+            until_s = time.monotonic() + 60
+            while len(answers) < 2 or (answers[-1][1] != "routed" and time.monotonic() < until_s):
+                question = f"Begin with {number}. Add {len(answers)}."  # no two are equal: each is computed
+                body = {"model": "auto", "messages": [{"role": "user", "content": question}]}
+                answer = client.post("/v1/chat/completions", json=body)
+                answers.append((answer.status_code, answer.headers["x-pika-path"], answer.headers["x-pika-arm"]))
+                time.sleep(0.05)
+            return answers
+
+        [engine] = descendants(os.getpid()) - before
+        os.kill(engine, signal.SIGSTOP)
+        asking = [clients.submit(ask_until_it_is_back, number) for number in range(16)]
+        time.sleep(0.5)
+        assert client.get("/health").status_code == 200
+        os.kill(engine, signal.SIGKILL)
+        for one in asking:
+            *unscored, scored = one.result()
+            assert set(unscored) == {(200, "probe-unavailable", "nano-large")}
+            assert scored[:2] == (200, "routed")
+        assert client.get("/ready").status_code == 200
+        assert len(descendants(os.getpid()) - before) == 1
 
 
 def test_a_departure_from_the_probes_sampling_is_flagged(settings: Settings) -> None:
