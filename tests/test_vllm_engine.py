@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,18 @@ import httpx
 import numpy as np
 import pytest
 
+from offline.label import load_probes, predict
 from probes.artifact import Artifact, load_artifact, save_artifact
 from probes.base import ProbeError, load
 from probes.engine.base import EngineUnavailableError, Prompt, Scores
 from probes.engine.local import LocalEngine
 from probes.engine.vllm_engine import VllmEngine
+from server.app import create_app
 from server.launch.vllm_server import free_port
+from server.sections.policy import Policy
+from tests.support import upstream as faults
 from tests.support.examples import card_of, examples
+from tests.support.gateway import nano_pool, serving
 from tests.support.probes import NANO_POOL, artifact
 from tests.support.processes import until
 
@@ -141,6 +147,37 @@ async def test_what_is_refused_leaves_it_alive(server: Server) -> None:
     finally:
         await engine.close()
     assert not engine.ready
+
+
+def test_a_gateway_routes_by_what_vllm_tells(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIKA_TEST_ENGINE_KEY", KEY)
+    questions = ["Begin with 2. Add 1. Take 9.", "x = 12; x -= 9; x *= 2; what is x?", "7 + 5?"]
+    with faults.running(faults.answers) as upstream:
+        nano = nano_pool(upstream.url)
+        vllm = {"kind": "vllm", "url": server.url, "api_key_env": "PIKA_TEST_ENGINE_KEY", "deadline_ms": 60_000.0}
+        arms = {name: nano.arms[name] for name in ("nano-small", "nano-large")}  # whose probes that server has
+        settings = nano.model_copy(
+            update={
+                "arms": arms,
+                "engine": nano.engine.model_copy(update=vllm),
+                "policy": Policy.model_validate({"name": "max_success"}),
+            }
+        )
+        expected = predict(settings, load_probes(settings), questions, "cpu").success
+        with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=90) as client:
+            assert client.get("/ready").status_code == 200
+            data = client.post("/score", json={"input": questions}).raise_for_status().json()["data"]
+            found = [[one["arms"][arm]["success_probability"] for arm in arms] for one in data]
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+            for question, probabilities in zip(questions, expected, strict=True):
+                body = {"model": "auto", "messages": [{"role": "user", "content": question}]}
+                answer = client.post("/v1/chat/completions", json=body)
+                assert (answer.status_code, answer.headers["x-pika-path"]) == (200, "routed")
+                assert answer.headers["x-pika-arm"] == list(arms)[int(probabilities.argmax())]
+    # What it read is counted there, not in the gateway's own series.
+    counted = httpx.get(f"{server.url}/metrics", timeout=10, trust_env=False).text
+    tokens = re.findall(r"^vllm:prompt_tokens_total\{.*\} (\S+)", counted, re.MULTILINE)
+    assert sum(map(float, tokens)) > 0
 
 
 async def test_a_server_of_other_probes_or_keys_is_not_taken(server: Server, tmp_path: Path) -> None:

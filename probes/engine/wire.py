@@ -208,7 +208,10 @@ def decode_report(payload: bytes) -> Report:
     try:
         n, *lookups = _REPORT.unpack_from(payload)
         rows = np.frombuffer(payload, "<f8", offset=_REPORT.size).reshape(n, 5).tolist()
-        batches = tuple(BatchReport(*map(int, counts), queue_s) for *counts, queue_s in rows)
+        batches = tuple(
+            BatchReport(int(prompts), int(tokens), int(padding), int(reused), queue_s)
+            for prompts, tokens, padding, reused, queue_s in rows
+        )
     except (ValueError, struct.error, OverflowError) as error:  # int() of what is no number, or infinite
         raise WireError(f"a report that cannot be read: {error}") from error
     return Report(batches, (lookups[0], lookups[1], lookups[2]))
