@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 
+from server.launch.vllm_server import free_port
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import MESSAGES, chat, gateway
@@ -18,8 +19,11 @@ from tests.support.keys import new_key
 from tests.support.processes import until
 from tests.support.serve import BODY, ROOT, Served, served
 from tests.test_access import ADMIN, ADMIN_KEY
+from tests.test_dashboard import DATA, OF_LEDGER
 
 PATH = "/v1/chat/completions"
+SHOWN = ("/dashboard", "/dashboard/static/app.js", *(f"{DATA}/{path}" for path in ("summary", "replicas", *OF_LEDGER)))
+"""What the dashboard is made of."""
 
 
 @contextmanager
@@ -153,9 +157,17 @@ def test_no_secret_is_found_anywhere(tmp_path: Path) -> None:
                     ask("GET", path, headers)
                 for model, fields in (("auto", {}), ("small", {"n": 2}), ("large", {"stream": True}), ("none", {})):
                     ask("POST", PATH, headers, model=model, messages=MESSAGES, max_tokens=50, **fields)
-                for path in ("/score", "/route", "/v1/embeddings", "/v1/outcomes"):
+                for path in ("/score", "/route", f"{DATA}/route", "/v1/embeddings", "/v1/outcomes"):
                     ask("POST", path, headers, model="small", messages=MESSAGES, input="x", id="x", correct=1)
             ask("POST", "/admin/reload", admin)
+            until(lambda: client.get(f"{DATA}/decisions/1", headers=admin).status_code == 200, 10, "one is recorded")
+            for headers in (right, wrong, {}, admin):
+                for path in SHOWN:
+                    ask("GET", path, headers)
+            for path in SHOWN:
+                assert client.get(path, headers=admin).status_code == 200
+            for one in client.get(f"{DATA}/decisions", headers=admin).json()["decisions"]:
+                ask("GET", f"{DATA}/decisions/{one['id']}", admin)
             (tmp_path / "keys.yaml").write_text(f"team:\n  sha256: {key}\n")  # pasted in the wrong place
             until(lambda: "keys stay as they were" in "".join(running.log), 5, "the typo is noticed")
             ask("POST", "/admin/reload", admin)
@@ -173,3 +185,31 @@ def test_no_secret_is_found_anywhere(tmp_path: Path) -> None:
         assert secret.encode() not in found
     assert f"{MARKED}-wrong".encode() not in found
     assert f"{MARKED}-other".encode() not in found
+
+
+@pytest.mark.parametrize("url", ["postgresql://pika:{}@{}/pika", "postgresql://pika@{1}/pika?password={0}"])
+def test_the_password_of_a_ledger_that_is_away_is_found_nowhere(tmp_path: Path, url: str) -> None:
+    """It comes with the URL, from the environment; what is wrong with the database is told all the same."""
+    environment = {
+        "PIKA_ADMIN_KEY": ADMIN_KEY,
+        "PIKA_LEDGER": url.format(f"{MARKED}-password", f"127.0.0.1:{free_port()}"),
+    }
+    team = new_key(tmp_path / "keys.yaml", "team")
+    said: list[str] = []
+    with faults.running(faults.answers) as upstream:
+        config = write_pool(
+            tmp_path, {"small": [upstream.url], "large": [upstream.url]}, admin={"key_env": "PIKA_ADMIN_KEY"},
+            keys={"file": "keys.yaml"}, ledger={"url_env": "PIKA_LEDGER"},
+        )  # fmt: skip
+        with served(config, environment, "--log-level", "debug") as running:
+            asked = [("GET", path) for path in (*SHOWN, "/ready", "/metrics", "/admin/config", "/admin/keys")]
+            for method, path in (*asked, ("POST", f"{DATA}/route"), ("POST", PATH), ("POST", "/admin/reload")):
+                headers, body = team if path == PATH else ADMIN, BODY if method == "POST" else None
+                answer = running.client.request(method, path, headers=headers, json=body)
+                said.append(str(answer.headers) + answer.text)
+            assert running.client.post(PATH, headers=team, json=BODY).status_code == 200
+            assert running.client.get(f"{DATA}/mix", headers=ADMIN).status_code == 503
+            until(lambda: "is PostgreSQL up" in running.client.get("/ready").text, 20, "/ready says that it is away")
+        said += running.log
+    assert any("is PostgreSQL up" in line for line in running.log)
+    assert MARKED not in "".join(said)

@@ -57,8 +57,8 @@ class Database:
         self._identity: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        """Without a password."""
-        return str(self.file) if self.file is not None else self.url.render_as_string(hide_password=True)
+        """Without a password, which may stand behind the question mark too."""
+        return str(self.file) if self.file is not None else self.url.set(query={}).render_as_string(hide_password=True)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
