@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from sqlalchemy import func, select
 
 from server.ledger.database import Database
-from server.ledger.tables import decisions, outcomes, pools
+from server.ledger.tables import decisions, outcomes, pools, rollups
 from tests.support.dashboard import ARMS, NEEDS_CHROMIUM, RECORDED, ROUTED, dashboard, fill, opened
 from tests.support.serve import Served
 from tests.support.upstream import Upstream
+from tests.test_dashboard import DATA, OF_LEDGER
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Playwright
+    from playwright.sync_api import Page, Playwright, Route
 
 pytestmark = NEEDS_CHROMIUM
 CHARTS = ["mix", "frontier", "reliability", "drift"]
@@ -164,18 +165,26 @@ def test_the_playground_decides_as_the_gateway_does(
         page.get_by_text("Each arm's probability").wait_for()
 
 
+def test_one_question_is_asked_of_a_word_that_is_typed(playwright: "Playwright", url: str) -> None:
+    """Or two, where typing halts; never one a letter."""
+    word = "antidisestablishmentarianism"
+    with opened(playwright, url) as page:
+        shown(page)
+        asked: list[str] = []
+        page.on("request", lambda one: asked.append(one.post_data or "") if one.url.endswith(f"{DATA}/route") else None)
+        page.get_by_label("Prompt", exact=True).press_sequentially(word, delay=30)
+        page.wait_for_selector("#decision .verdict")
+        assert word in asked[-1]
+        assert len(asked) < len(word) / 2
+
+
 def test_hostile_text_is_text(playwright: "Playwright", tmp_path: Path) -> None:
     """Whatever stands in the ledger, and whatever is typed: shown, cut to a length, never run."""
     ledger = f"sqlite:///{tmp_path}/ledger.sqlite"
     with dashboard(tmp_path, False, ledger={"url": ledger}) as (gateway, _):
-        database = fill(gateway, ledger)
-        with database.write() as connection:
-            long = HOSTILE + "A" * 1_000_000
-            newest = connection.scalar(select(func.max(decisions.c.id)))
-            values = dict.fromkeys(("response_id", "policy", "path", "flags", "key", "prompt"), long)
-            connection.execute(decisions.update().where(decisions.c.id == newest).values(**values))
-            connection.execute(outcomes.update().values(source=HOSTILE))
-            connection.execute(pools.update().values(arms=[HOSTILE, *ARMS[1:]]))
+        spoil(fill(gateway, ledger))
+        for path in ("summary", *OF_LEDGER):
+            assert len(gateway.client.get(f"{DATA}/{path}").content) < 100_000
         with opened(playwright, str(gateway.client.base_url).rstrip("/")) as page:
             shown(page)
             page.locator("#decisions tbody tr").first.click()
@@ -187,12 +196,79 @@ def test_hostile_text_is_text(playwright: "Playwright", tmp_path: Path) -> None:
             assert "\u202e" not in page.locator("body").inner_text()
             assert len(text) < 50_000
             page.keyboard.press("Escape")
+            for part in ("arms", "ways", "mix", "frontier", "reliability", "decisions"):
+                assert "<script>" in page.locator(f"#{part}").inner_text(), part
             page.get_by_label("Prompt", exact=True).fill(HOSTILE)
             page.wait_for_selector("#decision .verdict")
-            assert page.evaluate("typeof hacked") == "undefined"
-            assert page.locator("img[src=x], main script").count() == 0
+            nothing_ran(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= 1280
             assert page.evaluate("document.documentElement.innerHTML.length") < 1_000_000
+
+
+def spoil(database: Database) -> None:
+    """Put hostile text into every field of text, the ledger's largest ones included."""
+    long = HOSTILE + "A" * 1_000_000
+    with database.write() as connection:
+        newest = connection.execute(select(decisions).order_by(decisions.c.id.desc()).limit(1)).one()
+        fields = ("request_id", "response_id", "policy", "path", "key", "prompt")
+        values = {**dict.fromkeys(fields, long), "flags": HOSTILE + "," * 1000 + "flag," * 200_000}
+        connection.execute(decisions.update().where(decisions.c.id == newest.id).values(**values))
+        connection.execute(outcomes.update().values(source=HOSTILE))
+        words = dict.fromkeys(("request_id", "source", "arm", "path"), long)
+        numbers = {"correct": 1, "at": newest.at, "pool": newest.pool, "success_probability": 0.5, "propensity": 1}
+        connection.execute(outcomes.insert().values(**words, **numbers))
+        for span_s in (60, 3600):
+            latest = select(func.max(rollups.c.bucket)).where(rollups.c.span_s == span_s).scalar_subquery()
+            of_it = (rollups.c.span_s == span_s, rollups.c.bucket == latest)
+            connection.execute(rollups.update().where(*of_it).values(policy=long, path=long + rollups.c.path))
+        connection.execute(pools.update().values(arms=[long, *ARMS[1:]]))
+
+
+def nothing_ran(page: "Page") -> None:
+    """Of what was hostile."""
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert page.locator("img[src=x], main script").count() == 0
+
+
+def test_whatever_the_gateway_says_is_text(playwright: "Playwright", url: str) -> None:
+    """Replicas, problems, keys, knobs: what stands in no ledger is made hostile on its way to the page, and so is all
+    the rest."""
+    longest = ("/summary", "/replicas")
+
+    def answer(route: "Route") -> None:
+        body = route.fetch().json()
+        if "/summary" in route.request.url:
+            body |= {"keys": ["team"], "policy": {"name": "policy", "knobs": {"knob": "value"}}}
+        elif "/replicas" in route.request.url:
+            body["problems"] = [{"part": "part", "message": "message"}]
+        length = 1_000_000 if any(path in route.request.url for path in longest) else 10
+        route.fulfill(json=hostile(body, "A" * length))
+
+    with opened(playwright, url) as page:
+        page.route(f"**{DATA}/**", answer)
+        page.reload()
+        shown(page)
+        page.get_by_label("Prompt", exact=True).fill("Begin with 5. Add 8.")
+        page.wait_for_selector("#decision .verdict")
+        page.locator("#decisions tbody tr").first.click()
+        page.wait_for_selector("#detail-body > .facts")
+        page.keyboard.press("Escape")
+        for part in ("policy", "tiles", "arms", "ways", "mix", "replay", "reliability", "decisions", "replicas"):
+            assert "<script>" in page.locator(f"#{part}").inner_text(), part
+        assert "<script>" in page.locator("#replicas .bad").inner_text()
+        assert "<script>" in (page.locator("#key-name option").last.text_content() or "")
+        nothing_ran(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def hostile(value: Any, end: str, of: str = "") -> Any:
+    """With every text in it hostile, and still different from the others; names of arms and knobs too."""
+    if isinstance(value, dict):
+        named = of in ("arms", "mix", "knobs")
+        return {hostile(key, end) if named else key: hostile(one, end, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [hostile(one, end) for one in value]
+    return f"{HOSTILE}{value}{end}" if isinstance(value, str) else value
 
 
 def test_a_replica_that_fails_its_check_is_shown_down(

@@ -102,7 +102,7 @@ def _line(row: Row[Any], pool: PoolRow, correct: float | None) -> Line:
         arm=pool.arms[row.arm],
         policy=row.policy[:MAX_TEXT],
         path=row.path[:MAX_TEXT],
-        flags=[flag[:MAX_TEXT] for flag in row.flags.split(",") if flag],
+        flags=[flag for flag in row.flags[:MAX_TEXT].split(",") if flag],
         code=row.code,
         success_probability=_numbers(row.success)[row.arm],
         expected_cost_usd=_numbers(row.cost)[row.arm],

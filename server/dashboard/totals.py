@@ -23,14 +23,14 @@ MAX_TEXT = 300
 
 
 def read_pools(connection: Connection, ids: Sequence[int]) -> dict[int, PoolRow]:
-    """By id."""
+    """By id; names cut to what is shown."""
     found = connection.execute(select(pools).where(pools.c.id.in_(ids)))
     return {row.id: _pool(row) for row in found}
 
 
 def _pool(row: Row[Any]) -> PoolRow:
     prices, mean_tokens = ([(first, second) for first, second in column] for column in (row.prices, row.mean_tokens))
-    return PoolRow(row.arms, prices, mean_tokens, row.probes, row.policy)
+    return PoolRow([name[:MAX_TEXT] for name in row.arms], prices, mean_tokens, row.probes, row.policy)
 
 
 class Added(NamedTuple):

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from probes import measures
 from probes.base import FloatArray
 from server.dashboard.period import Period
 from server.dashboard.sample import Sample
 from server.dashboard.shares import Share, share
+from server.dashboard.totals import MAX_TEXT
 from server.ledger.tables import outcomes
 from server.metrics import MIN_PROMPTS, drift_of
 
@@ -45,7 +46,7 @@ class Reliability:
 def read_reliability(connection: Connection, since: float, most: int = MOST) -> list[Reliability]:
     """Of each arm with outcomes of scored requests, by name."""
     query = (
-        select(outcomes.c.arm, outcomes.c.success_probability, outcomes.c.correct)
+        select(func.substr(outcomes.c.arm, 1, MAX_TEXT), outcomes.c.success_probability, outcomes.c.correct)
         .where(outcomes.c.at >= since, outcomes.c.success_probability.is_not(None))
         .order_by(outcomes.c.at.desc())
         .limit(most)
