@@ -22,6 +22,7 @@ from server.sections.policy import Policy
 from server.sections.routing import Canary, Shadow
 from server.sections.serving import Keys
 from tests.support import upstream as faults
+from tests.support.dashboard import add_past
 from tests.support.gateway import nano_pool, serving
 from tests.support.keys import new_key
 from tests.support.processes import until
@@ -89,12 +90,14 @@ def ask(client: httpx.Client, query: str) -> list[tuple[dict[str, str], float]]:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, str]]:
-    """Prometheus, and the exposition after it saw requests: routed, streamed, pinned, repeated, refused, judged."""
+    """Prometheus, and the exposition after it saw requests: routed, streamed, pinned, repeated, refused, judged; and
+    audits of the hour before."""
     folder = tmp_path_factory.mktemp("prometheus")
+    ledger = f"sqlite:///{folder}/ledger.sqlite"
     headers = new_key(folder / "keys.yaml", "team", usd_per_day=1)
     sections = {
         "keys": Keys(file=str(folder / "keys.yaml")),
-        "ledger": Ledger(url=f"sqlite:///{folder}/ledger.sqlite"),
+        "ledger": Ledger(url=ledger),
         "canary": Canary(share=0.5, policy=Policy(name="min_cost")),
         "shadow": Shadow(arm="nano-large"),
     }
@@ -112,10 +115,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Clien
             if model == "auto":
                 outcome = {"id": answer.headers["x-request-id"], "correct": number % 3 > 0}
                 httpx.post(f"{base}/v1/outcomes", json=outcome, headers=headers, timeout=30).raise_for_status()
+        add_past(ledger).close()
         exposition = httpx.get(f"{base}/metrics", timeout=10).text
-        seen = (
-            "sum(pika_requests_total) == 20 and sum(pika_probe_batch_prompts_sum) > 0 and sum(pika_outcomes_total) == 8"
-        )
+        seen = " and ".join((
+            "sum(pika_requests_total) == 20",
+            "sum(pika_probe_batch_prompts_sum) > 0",
+            "sum(pika_outcomes_total) == 8",
+            "count(pika_audited_accuracy) == 3",
+        ))  # fmt: skip
         until(lambda: bool(ask(client, seen)), 30, "Prometheus has seen all requests")
         yield client, exposition
 
@@ -127,6 +134,16 @@ def test_every_query_of_every_panel_returns_data(live: tuple[httpx.Client, str],
     assert found, "no data"
     for label in re.findall(r"\{\{(\w+)\}\}", legend):
         assert all(label in labels for labels, _ in found), f"the legend shows {label!r}, which no series has"
+
+
+@NEEDS_PROMETHEUS
+def test_what_marks_alerts_in_the_charts_is_understood(live: tuple[httpx.Client, str]) -> None:
+    """Nothing fires, so there is nothing to mark; `ask` fails where Prometheus cannot read the query."""
+    [annotation] = DASHBOARD["annotations"]["list"]
+    assert ask(live[0], annotation["expr"]) == []
+    [every] = re.findall(r'alertname=~"(.+?)"', annotation["expr"])
+    for name in re.findall(r"- alert: (\w+)", (DOCKER / "prometheus/alerts.yml").read_text()):
+        assert re.fullmatch(every, name)
 
 
 @NEEDS_PROMETHEUS

@@ -76,6 +76,11 @@ def fill(gateway: Served, url: str) -> Database:
     for problem in problems:
         body = {"model": "auto", "messages": [{"role": "user", "content": problem.problem}]}
         assert gateway.client.post(PATH, json=body).status_code == 200
+    return add_past(url)
+
+
+def add_past(url: str) -> Database:
+    """Decisions and outcomes of the hour before, of the pool of a gateway whose ledger this is."""
     database = open_database(url)
 
     def newest() -> PoolRow | None:
