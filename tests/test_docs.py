@@ -1,23 +1,29 @@
 """What the pages say can be done: links lead somewhere, commands are accepted, configurations load, Python compiles."""
 
 import argparse
+import json
 import re
 import shlex
 import textwrap
 import tomllib
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from pydantic import TypeAdapter
+from starlette.routing import Route
 
 from offline import probes_cli
 from offline.bench import cli as bench_cli
 from server.__main__ import COMMANDS, main
+from server.app import create_app
 from server.config import Settings
 from server.sections.pool import Model
+from tests.support.gateway import constant_pool
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "docker", "offline", "probes", "routing_policies", "server", "tests")
@@ -106,6 +112,48 @@ def test_commands_that_are_spoken_of_exist(page: Path) -> None:
         known = SUBCOMMANDS.get(name)
         if known is not None and re.fullmatch("[a-z][a-z-]*", following):
             assert following in known, f"{page}: pika {name} {following}"
+
+
+@pages
+def test_what_containers_are_started_with_exists(page: Path) -> None:
+    """Profiles of the compose file, stages and arguments of the Dockerfile, the files themselves."""
+    text = page.read_text()
+    dockerfile = (ROOT / "docker/Dockerfile").read_text()
+    services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"].values()
+    profiles = {profile for service in services for profile in service.get("profiles", ())}
+    stages = set(re.findall(r"^FROM .* AS (\S+)$", dockerfile, flags=re.MULTILINE))
+    arguments = set(re.findall(r"^ARG (\w+)", dockerfile, flags=re.MULTILINE))
+    assert set(re.findall(r"--profile[ =]([\w-]+)", text)) <= profiles, page
+    assert set(re.findall(r"--target[ =]([\w-]+)(?![\w=-])", text)) <= stages, (
+        page
+    )  # `pika tune` has --target NAME=VALUE
+    assert set(re.findall(r"--build-arg[ =](\w+)", text)) <= arguments, page
+    for file in re.findall(r"(?:docker (?:compose|build) -f|helm (?:install|upgrade|template) \S+) ([^\s`]+)", text):
+        assert (ROOT / file).exists(), f"{page}: {file}"
+
+
+@pages
+def test_values_that_the_chart_is_given_are_in_its_schema(page: Path) -> None:
+    schema = json.loads((ROOT / "docker/helm/pika-router/values.schema.json").read_text())
+    for key in re.findall(r"--set(?:-file|-string|-json)?[ =]['\"]?([\w.]+)", page.read_text()):
+        part = schema
+        for name in key.split("."):
+            assert name in part.get("properties", {name: {}}), f"{page}: {key}"
+            part = part.get("properties", {}).get(name, {})
+
+
+@pages
+def test_curl_asks_for_what_there_is(page: Path) -> None:
+    app = create_app(constant_pool({"small": ["http://127.0.0.1:1/v1"]}))
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^(?: {4})?(curl .*)$", text, flags=re.MULTILINE):
+        words = shlex.split(line, comments=True)
+        [url] = [word for word in words if word.startswith("http://")]
+        assert urlsplit(url).path in paths, f"{page}: {line}"
+        for option, value in pairwise(words):
+            if option in ("-d", "--data"):
+                json.loads(value)
 
 
 @pages
