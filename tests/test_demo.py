@@ -17,7 +17,8 @@ from offline.demo import main
 from offline.demo_pool import with_ledger
 from offline.demo_summary import Answer, Summary, in_words, summarise
 from server.config import load as load_settings
-from tests.support.processes import no_process_left
+from server.launch.vllm_server import free_port
+from tests.support.processes import no_process_left, until
 
 POOL = Path(__file__).parents[1] / "offline/nano_pool"
 SMALL, LARGE = 1e-6, 4e-6
@@ -99,7 +100,9 @@ def test_bad_options_are_refused_before_anything_starts(
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install")
 @pytest.mark.skipif(not (POOL / "policy.tuned.json").exists(), reason="the nano pool has no tuned policy yet")
 def test_demo_adds_up_stays_up_and_leaves_nothing() -> None:
-    command = [sys.executable, "-m", "server", "demo", "--requests", "24", "--policy", "target_accuracy", "--keep"]
+    port = free_port()
+    command = [sys.executable, "-m", "server", "demo", "--requests", "24", "--policy", "target_accuracy", "--keep",
+               "--port", str(port)]  # fmt: skip
     with (
         no_process_left(),
         TemporaryFile("w+") as stderr,
@@ -115,9 +118,19 @@ def test_demo_adds_up_stays_up_and_leaves_nothing() -> None:
             stderr.seek(0)
             assert lines, stderr.read()
             (curl,) = [shlex.split(line.removeprefix("Try: ")) for line in lines if line.startswith("Try: curl ")]
-            base_url = next(word for line in lines for word in line.split() if word.endswith("/v1"))
-            assert httpx.get(base_url.removesuffix("/v1") + "/ready", trust_env=False).is_success
-            metrics = httpx.get(base_url.removesuffix("/v1") + "/metrics", trust_env=False).text
+            base_url = f"http://127.0.0.1:{port}"
+            assert f"{base_url}/v1" in " ".join(lines).split()
+            assert httpx.get(f"{base_url}/ready", trust_env=False).is_success
+            assert f"{base_url}/dashboard" in " ".join(lines)
+            assert "<title>" in httpx.get(f"{base_url}/dashboard", trust_env=False).raise_for_status().text
+
+            def shown() -> tuple[int, int]:
+                """Requests, and outcomes."""
+                answer = httpx.get(f"{base_url}/dashboard/data/summary", trust_env=False).raise_for_status().json()
+                return answer["requests"], answer["observed"]["n"]
+
+            until(lambda: shown() == (24 * 4, 24), 10, "it shows those routed and those put to each arm alone")
+            metrics = httpx.get(f"{base_url}/metrics", trust_env=False).text
             told = [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("pika_outcomes_total")]
             assert sum(told) == 24
             (replay,) = [line for line in lines if "pika replay" in line]
