@@ -233,16 +233,16 @@ def nothing_ran(page: "Page") -> None:
 def test_whatever_the_gateway_says_is_text(playwright: "Playwright", url: str) -> None:
     """Replicas, problems, keys, knobs: what stands in no ledger is made hostile on its way to the page, and so is all
     the rest."""
-    longest = ("/summary", "/replicas")
+    long = "A" * 1_000_000
 
     def answer(route: "Route") -> None:
         body = route.fetch().json()
         if "/summary" in route.request.url:
-            body |= {"keys": ["team"], "policy": {"name": "policy", "knobs": {"knob": "value"}}}
+            body |= {"keys": ["team" + long], "policy": {"name": "policy", "knobs": {"knob": long}}}
         elif "/replicas" in route.request.url:
-            body["problems"] = [{"part": "part", "message": "message"}]
-        length = 1_000_000 if any(path in route.request.url for path in longest) else 10
-        route.fulfill(json=hostile(body, "A" * length))
+            body["problems"] = [{"part": "part", "message": long}]
+            body["models"][0]["replicas"][0]["name"] = long
+        route.fulfill(json=hostile(body))
 
     with opened(playwright, url) as page:
         page.route(f"**{DATA}/**", answer)
@@ -261,14 +261,14 @@ def test_whatever_the_gateway_says_is_text(playwright: "Playwright", url: str) -
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
-def hostile(value: Any, end: str, of: str = "") -> Any:
+def hostile(value: Any, of: str = "") -> Any:
     """With every text in it hostile, and still different from the others; names of arms and knobs too."""
     if isinstance(value, dict):
         named = of in ("arms", "mix", "knobs")
-        return {hostile(key, end) if named else key: hostile(one, end, key) for key, one in value.items()}
+        return {hostile(key) if named else key: hostile(one, key) for key, one in value.items()}
     if isinstance(value, list):
-        return [hostile(one, end) for one in value]
-    return f"{HOSTILE}{value}{end}" if isinstance(value, str) else value
+        return [hostile(one) for one in value]
+    return HOSTILE + value if isinstance(value, str) else value
 
 
 def test_a_replica_that_fails_its_check_is_shown_down(
