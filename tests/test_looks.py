@@ -41,7 +41,7 @@ def test_likelihood_is_that_of_each_answer_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_model_that_is_not_there() -> None:
-    with pytest.raises(ProbeError, match=r"cannot load .*nowhere, whose answers are to be looked at"):
+    with pytest.raises(ProbeError, match=r"configuration of .*nowhere, whose answers are to be looked at"):
         likelihood(SMALL.model_copy(update={"probe_model": "/nowhere"}), [[1, 2]], [1], "cpu")
 
 

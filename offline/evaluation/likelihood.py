@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from probes.base import FloatArray
 from probes.card import Pass
 from probes.engine.batch import micro_batches
-from probes.engine.loading import find_device, from_safetensors
+from probes.engine.loading import find_device, from_safetensors, read_config
 
 FEATURES = 5
 BATCH_TOKENS = 1024
@@ -30,10 +30,10 @@ def likelihood(pass_: Pass, texts: Sequence[Sequence[int]], starts: Sequence[int
         starts: where the answers begin.
 
     Raises:
-        ProbeError: the model cannot be loaded, or a tensor of it is missing; or there is no such device.
+        ProbeError: the model is not causal, cannot be loaded, or a tensor of it is missing; or there is no such device.
     """
     name = f"{pass_.probe_model}, whose answers are to be looked at"
-    model = from_safetensors(AutoModelForCausalLM, pass_, name)
+    model = from_safetensors(AutoModelForCausalLM, pass_, name, read_config(pass_, name))
     nn.Module.to(model, find_device(device))
     found = np.empty((len(texts), FEATURES))
     with torch.inference_mode():

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -44,6 +45,17 @@ class Forward:
             return self._padded([span.token_ids for span in spans])
         packing = Packing(spans, self._device, keep)
         return self._packed(packing) if self._lean is None else self._lean_pass(packing, self._lean)
+
+    def sees_ahead(self) -> bool:
+        """Whether what is read of a token depends on tokens after it, which padding must not."""
+        begin = [1, 2, 3]
+        with torch.inference_mode():
+            one, other = (self._padded([np.array([*begin, *after])]) for after in ([4, 5, 6, 4, 5, 6], [7, 8, 9] * 2))
+        for layer, found in one.layers.items():
+            values, expected = found.values[: len(begin)], other.layers[layer].values[: len(begin)]
+            if (values - expected).norm() > torch.finfo(values.dtype).eps ** 0.5 * expected.norm():
+                return True
+        return False
 
     def _lean_pass(self, packing: Packing, forward: LeanForward) -> Hidden:
         deepest = max(self._layers)

@@ -7,8 +7,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import Mxfp4Config
 
 from probes.base import ProbeError
 from probes.card import Pass
@@ -21,6 +29,12 @@ FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_oss", "olmo2")
 """Model types whose packed activations are tested to equal Transformers' own; others are padded."""
+
+WITHIN = {
+    r"^(?:language_model\.model|model\.language_model)\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""What multimodal checkpoints (Gemma 3 from 4B on) call the language model's tensors, and what it calls them itself."""
 
 
 def n_layers(pass_: Pass) -> int:
@@ -48,21 +62,38 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def read_config(pass_: Pass) -> Any:
-    """
+def read_config(pass_: Pass, name: str | None = None) -> Any:
+    """Of the language model, where the pass's model is more than that.
+
+    Args:
+        name: what errors call it; None: probe model NAME.
+
     Raises:
-        ProbeError: it cannot be read, or names code of its own.
+        ProbeError: it cannot be read, names code of its own, or weights that are quantised in a way that is not read.
     """
+    name = name or f"probe model {pass_.probe_model}"
     try:
         config = AutoConfig.from_pretrained(pass_.probe_model, revision=pass_.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             raise ProbeError(
-                f"probe model {pass_.probe_model} wants its own code run, which is never done: "
-                "use one of an architecture that Transformers has"
+                f"{name} wants its own code run, which is never done: use one of an architecture that Transformers has"
             ) from error
-        raise ProbeError(f"cannot read the configuration of probe model {pass_.probe_model}: {error}") from error
-    return config.get_text_config()
+        raise ProbeError(f"cannot read the configuration of {name}: {error}") from error
+    language: Any = config.get_text_config()
+    method = _quantised(config) or _quantised(language)
+    if method is not None and (method != "mxfp4" or language is not config):
+        raise ProbeError(
+            f"the weights of {name} are quantised ({method}); only mxfp4 is read, as gpt-oss comes in it: use the same "
+            "model without quantisation"
+        )
+    return language
+
+
+def _quantised(config: Any) -> str | None:
+    """By which method; None: not at all."""
+    quantisation = getattr(config, "quantization_config", None)
+    return str(quantisation.get("quant_method", "no method named")) if quantisation else None
 
 
 def cut(config: Any, depth: int) -> None:
@@ -95,35 +126,46 @@ def load(pass_: Pass, config: Any, with_head: bool) -> PreTrainedModel:
             pass_.probe_model,
             config.model_type,
         )
-    model = from_safetensors(loader, pass_, f"probe model {pass_.probe_model}", config=config, **packed)
+    model = from_safetensors(loader, pass_, f"probe model {pass_.probe_model}", config, **packed)
     for module in model.modules():
         if hasattr(module, "original_max_seq_len"):
             module.register_forward_pre_hook(_forget_lengths)
     return model
 
 
-def from_safetensors(loader: Any, pass_: Pass, name: str, **options: Any) -> PreTrainedModel:
-    """A pass's model, whole or as `options` have it, in the pass's dtype.
+def from_safetensors(loader: Any, pass_: Pass, name: str, config: Any, **options: Any) -> PreTrainedModel:
+    """A pass's model, whole or as the configuration has it, in the pass's dtype.
 
     Args:
         loader: Transformers' class that loads it.
         name: what errors call it.
+        options: to the loader.
 
     Raises:
-        ProbeError: it cannot be loaded, or a tensor of it is missing.
+        ProbeError: it is not causal, cannot be loaded, or a tensor of it is missing.
     """
+    _check_causal(config, name)
+    dtype = getattr(torch, pass_.dtype)
+    quantised = _quantised(config) is not None
+    if quantised:
+        # Left to itself, Transformers wants accelerate, or downloads kernels and runs them.
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
     try:
         with quiet():
             # safetensors alone: other weights are pickles.
             model, found = loader.from_pretrained(
                 pass_.probe_model,
                 revision=pass_.revision,
-                dtype=getattr(torch, pass_.dtype),
+                config=config,
+                dtype=dtype,
+                key_mapping=WITHIN,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
                 **options,
             )
+    except ImportError as error:
+        raise ProbeError(f"cannot load {name}: {error}; install what it lacks, or choose another model") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ProbeError(f"cannot load {name}: {error}; it must be a causal language model in safetensors") from error
     if found["missing_keys"]:
@@ -131,7 +173,33 @@ def from_safetensors(loader: Any, pass_: Pass, name: str, **options: Any) -> Pre
         missing = ", ".join(sorted(found["missing_keys"])[:5])
         raise ProbeError(f"{name} lacks tensors, {missing} among them: get its files again")
     loaded: PreTrainedModel = model
+    if quantised:
+        # Transformers leaves these as they come: MXFP4 as bfloat16, which holds it exactly, others as they are stored.
+        for parameter in loaded.parameters():
+            parameter.data = parameter.data.to(dtype)
     return loaded
+
+
+def _check_causal(config: Any, name: str) -> None:
+    """What padded and packed prompts find is right only where no token sees those after it.
+
+    Raises:
+        ProbeError: they do.
+    """
+    kind = type(config)
+    bert_like = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    why = None
+    # "vision", in Gemma 4, leaves text causal.
+    if getattr(config, "use_bidirectional_attention", False) in (True, "all") or not getattr(config, "is_causal", True):
+        why = "with attention in both directions"
+    elif config.is_encoder_decoder or bert_like:
+        why = "which is no decoder"
+    elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        why = "of which Transformers has no causal language model"
+    if why is not None:
+        raise ProbeError(
+            f"{name} is of type {config.model_type}, {why}: use a causal language model, such as Llama, Qwen or gpt-oss"
+        )
 
 
 def remove_final_norm(model: nn.Module) -> None:

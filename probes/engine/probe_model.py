@@ -78,6 +78,11 @@ class ProbeModel:
         on_cpu = self.device.type == "cpu"
         self._batch_tokens = CPU_MICRO_BATCH_TOKENS if on_cpu else MICRO_BATCH_TOKENS
         self._forward_pass = Forward(self._model, reading, self.depth, self.device)
+        if not self._forward_pass.packs and self._forward_pass.sees_ahead():
+            raise ProbeError(
+                f"probe model {pass_.probe_model} is of type {config.model_type}, whose tokens see those after them: "
+                "use a causal language model"
+            )
         self._attends_together = not (on_cpu and self._forward_pass.packs)
         """Whether prompts of a micro-batch may be padded to its longest on the way."""
         self._pooling = Pooling(reading.pooled, self.device) if reading.pooled else None

@@ -1,4 +1,4 @@
-"""A tiny model with random weights of every architecture family that is packed."""
+"""A tiny model with random weights of every architecture family that is packed, and of two that are padded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -52,6 +55,15 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
         query_pre_attn_scalar=24,
     ),
     "gemma3": lambda: Gemma3TextConfig(**SIZES, head_dim=16, layer_types=SLIDING, sliding_window=WINDOW),
+    # As from 4B on: the language model is part of one that reads images too.
+    "gemma3-multimodal": lambda: Gemma3Config(
+        text_config={**SIZES, "head_dim": 16, "layer_types": SLIDING, "sliding_window": WINDOW},
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+        mm_tokens_per_image=4, image_token_index=0,
+    ),
     "phi3": lambda: Phi3Config(**SIZES, sliding_window=WINDOW),
     "phi3-longrope": lambda: Phi3Config(
         **SIZES,
@@ -66,6 +78,8 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
         **SIZES, head_dim=16, layer_types=SLIDING, sliding_window=WINDOW, num_local_experts=4, num_experts_per_tok=2,
     ),
     "olmo2": lambda: Olmo2Config(**SIZES),
+    "granite": lambda: GraniteConfig(**SIZES, residual_multiplier=0.5, attention_multiplier=0.3),
+    "cohere2": lambda: Cohere2Config(**SIZES, layer_types=SLIDING, sliding_window=WINDOW),
 }  # fmt: skip
 
 
