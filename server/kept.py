@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from probes.prompt import conversation_text
 from server.config import ConfigError, Settings
+from server.ledger.jumps import Jumps
 from server.ledger.row import DecisionRow, PoolRow
 from server.metrics import Metrics
 from server.pool import Pool
@@ -42,7 +43,7 @@ def check_ledger(settings: Settings) -> None:
 
 @asynccontextmanager
 async def opened_ledger(
-    settings: Settings, pool: Pool, policies: Policies, metrics: Metrics
+    settings: Settings, pool: Pool, policies: Policies, metrics: Metrics, jumps: Jumps
 ) -> "AsyncIterator[Writer]":
     """The ledger's writer, which writes what waits on the way out."""
     from server.ledger.database import Database, parse_url
@@ -54,7 +55,7 @@ async def opened_ledger(
     minutes = (settings.session or Session()).minutes
     keep = Keep(settings.ledger.keep_days, settings.ledger.max_decisions, minutes)
     database = Database(parse_url(settings.ledger_url))
-    writer = Writer(database, pool_row(pool, policies), keep, metrics.ledger_dropped.inc)
+    writer = Writer(database, pool_row(pool, policies), keep, metrics.ledger_dropped.inc, jumps=jumps)
     try:
         await asyncio.to_thread(writer.opened.wait, OPEN_S)
         yield writer
@@ -63,13 +64,13 @@ async def opened_ledger(
 
 
 @asynccontextmanager
-async def opened_budgets(settings: Settings) -> "AsyncIterator[Budgets]":
+async def opened_budgets(settings: Settings, jumps: Jumps) -> "AsyncIterator[Budgets]":
     """Keys' budgets, in the ledger's database; what has ended is settled on the way out."""
     from server.keys.budget import Budgets
     from server.ledger.database import Database, parse_url
 
     assert settings.ledger_url is not None
-    budgets = Budgets(Database(parse_url(settings.ledger_url)))
+    budgets = Budgets(Database(parse_url(settings.ledger_url)), jumps=jumps)
     try:
         yield budgets
     finally:

@@ -19,6 +19,7 @@ from server.engine import opened
 from server.kept import check_ledger, opened_budgets, opened_ledger, shared_by_others
 from server.keys.known import Keyring
 from server.keys.rate_limit import Buckets
+from server.ledger.jumps import Jumps
 from server.metrics import Metrics
 from server.outcomes.endpoint import opened_recorder
 from server.pool import Pool, build_pool
@@ -70,6 +71,8 @@ class Live:
         self.sessions = Sessions()
         """They go on over a reload; arms that are no more are not looked for."""
         self.buckets = Buckets(None if shared is None else shared.folder / "buckets")
+        self.jumps = Jumps()
+        """Of the clock; a reload forgets none."""
         self.state: State
         self.draining = False
         """Whether the gateway goes down: what is open ends, and nothing new should come."""
@@ -163,7 +166,7 @@ class Live:
             ledger = outcomes = None
             if order.settings.ledger is not None:
                 ledger = await stack.enter_async_context(
-                    opened_ledger(order.settings, pool, parts.policies, self.metrics)
+                    opened_ledger(order.settings, pool, parts.policies, self.metrics, self.jumps)
                 )
                 outcomes = await stack.enter_async_context(opened_recorder(ledger, order.settings, pool, self.metrics))
             engine = None
@@ -177,7 +180,7 @@ class Live:
             if parts.keys is not None:
                 stack.enter_context(parts.keys.watching())
                 if ledger is not None:
-                    budgets = await stack.enter_async_context(opened_budgets(order.settings))
+                    budgets = await stack.enter_async_context(opened_budgets(order.settings, self.jumps))
             state = State(
                 order.settings,
                 pool,

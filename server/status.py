@@ -39,12 +39,14 @@ def readiness(live: Live) -> dict[str, Any]:
     away = [name for name, healthy in replicas.items() if not any(healthy.values())]
     is_ready = engine and len(away) < len(replicas) and not live.draining
     ledger_problem = None if state.ledger is None else state.ledger.problem
+    clock_problem = None if state.ledger is None else state.ledger.clock_problem
     problems = [
         *([_problem("gateway", "it drains: it ends when its open requests have")] if live.draining else []),
         *([_problem("keys", state.keys.problem)] if state.keys is not None and state.keys.problem else []),
         *([_problem("budgets", state.budgets.problem)] if state.budgets is not None and state.budgets.problem else []),
         *([] if engine else [_problem("engine", "it is being started again, or joined; nothing can be scored")]),
         *([] if ledger_problem is None else [_problem("ledger", ledger_problem)]),
+        *([] if clock_problem is None else [_problem("ledger", clock_problem)]),
         *(_problem(f"models.{name}", "none of its replicas is healthy") for name in away),
     ]
     return {"ready": is_ready, "draining": live.draining, "engine": engine, "replicas": replicas, "problems": problems}

@@ -26,6 +26,7 @@ from server.keys.file import Period
 from server.keys.known import Key
 from server.keys.spending import PICO
 from server.ledger.database import Database, LedgerError, fault
+from server.ledger.jumps import Jumps
 
 logger = logging.getLogger(__name__)
 
@@ -96,18 +97,20 @@ class Budgets:
     Args:
         database: the ledger's, for this alone; need not be there yet.
         clock: Unix seconds.
+        jumps: of that clock; None: it is looked for here.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = time.time, jumps: Jumps | None = None) -> None:
         self.problem: str | None = None
         """Why nothing can be reserved now."""
         self._database = database
         self._clock = clock
+        self._jumps = jumps or Jumps(clock)
         self._reserving: deque[_Reserve] = deque()
         self._settling: deque[_Settle] = deque()
         self._filled, self._closing = threading.Event(), threading.Event()
         self._ready = False
-        self._tidied_at = -TIDY_S
+        self._tidied_at = time.monotonic()  # not at once: a clock that is wrong at the start may be corrected
         self._shown: tuple[float, dict[str, float]] = (-STALE_S, {})
         if database.file is not None:
             event.listen(database.engine, "connect", rows.survives_power_cuts)
@@ -271,8 +274,9 @@ class Budgets:
         if time.monotonic() - self._tidied_at < TIDY_S:
             return
         self._tidied_at = time.monotonic()
-        before = self._clock() - KEPT_S
-        rows.forget(connection, before)
+        now = self._jumps.look()
+        if now is not None:
+            rows.forget(connection, now - KEPT_S)
 
     def _fail(self, error: Exception, reserving: Sequence[_Reserve]) -> None:
         self._database.close()

@@ -25,16 +25,32 @@ class Keep:
     session_minutes: float = 60
 
 
-def tidy(connection: Connection, keep: Keep, now: float) -> bool:
+def newest_at(connection: Connection) -> float | None:
+    """When the last decision was made, by the clock of whoever wrote it; None where there is none."""
+    last = select(decisions.c.at).order_by(decisions.c.id.desc()).limit(1)
+    return connection.execute(last).scalar()
+
+
+def tidy(connection: Connection, keep: Keep, now: float | None) -> bool:
     """Delete one slice of what is too old or too much; returns whether there may be more.
 
     Where the clock goes back nothing is deleted that would not have been; `Keep.decisions` bounds the rest.
+
+    Args:
+        now: None where the clock is in doubt: nothing is too old then.
     """
-    cutoff = now - keep.days * 24 * 3600
     newest = connection.execute(select(func.max(decisions.c.id))).scalar() or 0
-    gone = [
-        _delete(connection, decisions, "id", decisions.c.id <= newest - keep.decisions),
-        _delete(connection, decisions, "at", decisions.c.at < cutoff),
+    gone = [_delete_decisions(connection, "id", decisions.c.id <= newest - keep.decisions)]
+    if now is not None:
+        gone += _delete_old(connection, keep, now)
+    return max(gone) >= SLICE_ROWS
+
+
+def _delete_old(connection: Connection, keep: Keep, now: float) -> list[int]:
+    """A slice of each table; returns how many rows."""
+    cutoff = now - keep.days * 24 * 3600
+    return [
+        _delete_decisions(connection, "at", decisions.c.at < cutoff),
         _delete(connection, outcomes, "at", outcomes.c.at < cutoff),
         _delete(connection, sessions, "at", sessions.c.at < now - 60 * keep.session_minutes),
         *(
@@ -42,7 +58,18 @@ def tidy(connection: Connection, keep: Keep, now: float) -> bool:
             for span_s, kept_s in ((60, MINUTES_KEPT_S), (3600, HOURS_KEPT_S))
         ),
     ]
-    return max(gone) >= SLICE_ROWS
+
+
+def _delete_decisions(connection: Connection, order: str, condition: ColumnElement[bool]) -> int:
+    """The oldest of them, `SLICE_ROWS` at the most, and what was said of them: whoever sends such an id next means
+    another answer."""
+    oldest = connection.execute(
+        select(decisions.c.id, decisions.c.request_id).where(condition).order_by(decisions.c[order]).limit(SLICE_ROWS)
+    ).all()
+    if oldest:
+        connection.execute(delete(outcomes).where(outcomes.c.request_id.in_([row.request_id for row in oldest])))
+        connection.execute(delete(decisions).where(decisions.c.id.in_([row.id for row in oldest])))
+    return len(oldest)
 
 
 def _delete(connection: Connection, table: Table, order: str, condition: ColumnElement[bool]) -> int:

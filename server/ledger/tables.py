@@ -90,7 +90,7 @@ outcomes = Table(
     Column("correct", Double, nullable=False),  # 0..1
     Column("at", Double, nullable=False),
     Column("pool", Integer, ForeignKey("pools.id"), nullable=False),  # this and the rest are copied from the decision,
-    Column("arm", Text, nullable=False),  # which may be forgotten earlier
+    Column("arm", Text, nullable=False),  # so that whoever looks at many need not look there
     Column("success_probability", Double),
     Column("path", Text, nullable=False),
     Column("propensity", Float, nullable=False),

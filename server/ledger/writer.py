@@ -26,7 +26,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from server.ledger import rollups
 from server.ledger.database import Database, LedgerError, fault
 from server.ledger.insert import insert, pool_id, stands
-from server.ledger.retention import Keep, give_back, tidy
+from server.ledger.jumps import Jumps
+from server.ledger.retention import Keep, give_back, newest_at, tidy
 from server.ledger.row import DecisionRow, PoolRow
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Writer:
         pool: what the decisions are made among.
         on_drop: called for each decision that is lost.
         clock: Unix seconds.
+        jumps: of that clock; None: this writer looks by itself.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Writer:
         keep: Keep = Keep(),  # noqa: B008  # frozen
         on_drop: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
+        jumps: Jumps | None = None,
     ) -> None:
         self.database = database
         self.pool = pool
@@ -81,6 +84,9 @@ class Writer:
         self._keep = keep
         self._on_drop = on_drop
         self._clock = clock
+        self._jumps = jumps or Jumps(clock)
+        self._compared = False
+        """The clock, with what the ledger said at first."""
         self._waiting: deque[DecisionRow] = deque()
         self._batch: list[DecisionRow] = []
         """Taken from the queue, and not committed yet."""
@@ -140,6 +146,11 @@ class Writer:
         if self._problem is None and since is not None and time.monotonic() - since > STALLED_S:
             return f"the ledger {self.database} has not answered for {time.monotonic() - since:.0f} s"
         return self._problem
+
+    @property
+    def clock_problem(self) -> str | None:
+        """What keeps decisions from being deleted by their age; None where nothing does."""
+        return self._jumps.problem
 
     def close(self, within_s: float = CLOSE_S) -> None:
         """Write what waits, for so long at the most."""
@@ -207,6 +218,12 @@ class Writer:
         if not self._ready:
             self.database.migrate()
             self._ready = True
+        if not self._compared:
+            with self.database.read() as connection:
+                last = newest_at(connection)
+            if last is not None:
+                self._jumps.compare(last)
+            self._compared = True
 
     def _forget(self) -> None:
         self.database.close()
@@ -285,7 +302,7 @@ class Writer:
         if now < self._tidy_at:
             return
         with self.database.write() as connection:
-            more = tidy(connection, self._keep, self._clock())
+            more = tidy(connection, self._keep, self._jumps.look())
         with self.database.write() as connection:
             give_back(connection)
         self._tidy_at = now if more else now + TIDY_S
