@@ -18,6 +18,7 @@ GatewayError                 500
 ├── SlowHeadError            408
 ├── SlowBodyError            408
 ├── NotAnsweredError         409
+├── TooManySourcesError      409
 ├── BodyTooLargeError        413
 ├── EncodingError            415
 ├── ReloadRefusedError       422
@@ -280,6 +281,11 @@ class SlowBodyError(RequestError):
 class NotAnsweredError(RequestError):
     status = 409
     code = "not_answered"
+
+
+class TooManySourcesError(RequestError):
+    status = 409
+    code = "too_many_sources"
 
 
 class BodyTooLargeError(RequestError):

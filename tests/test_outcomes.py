@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 from server.errors import LedgerAwayError, OverloadedError
 from server.ledger.database import open_database
-from server.ledger.outcome import Outcome
+from server.ledger.outcome import MAX_SOURCES, Outcome
 from server.ledger.tables import decisions, outcomes, rollups
 from server.outcomes.gauges import calibration_error
 from server.outcomes.recorder import MAX_WAITING, OutcomeRecorder
@@ -105,6 +105,27 @@ def test_the_same_again_changes_nothing_and_another_value_replaces(ledger_url: s
         assert [tuple(row) for row in rows] == [("client", 0.5), ("user-7", 0.0)]
         sums = connection.execute(select(rollups.c.span_s, rollups.c.outcomes, rollups.c.correct))
         assert {tuple(row) for row in sums} == {(60, 2, 0.5), (3600, 2, 0.5)}
+
+
+def test_of_one_answer_no_more_sources_are_kept_than_it_says(ledger_url: str) -> None:
+    with gateway(ARMS, ledger={"url": ledger_url}) as (client, _):
+        id_, other = answered(client), answered(client)
+        with ThreadPoolExecutor(16) as threads:
+            said = list(threads.map(lambda i: say(client, id_, True, source=f"s{i}"), range(100)))
+        taken = [one.json()["source"] for one in said if one.status_code == 200]
+        refused = [one for one in said if one.status_code != 200]
+        assert (len(taken), len(refused)) == (MAX_SOURCES, 100 - MAX_SOURCES)
+        assert {(one.status_code, one.json()["error"]["code"]) for one in refused} == {(409, "too_many_sources")}
+        assert f"{MAX_SOURCES} sources have spoken" in refused[0].json()["error"]["message"]
+        # Those that are known may say the same again, or something else.
+        assert not say(client, id_, True, source=taken[0]).json()["recorded"]
+        assert say(client, id_, False, source=taken[-1]).json()["recorded"]
+        assert say(client, other, True, source="s99").json()["recorded"]
+    with ledger(ledger_url) as connection:
+        rows = connection.execute(select(outcomes.c.request_id, func.count()).group_by(outcomes.c.request_id))
+        assert {tuple(row) for row in rows} == {(id_, MAX_SOURCES), (other, 1)}
+        sums = connection.execute(select(rollups.c.outcomes, rollups.c.correct).where(rollups.c.span_s == 60)).all()
+        assert tuple(map(sum, zip(*sums, strict=True))) == (MAX_SOURCES + 1, MAX_SOURCES)
 
 
 def test_a_known_miscalibration_is_what_the_gauges_say_also_after_a_restart(ledger_url: str) -> None:

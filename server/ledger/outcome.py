@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MAX_SOURCES = 16
+"""Of one answer; two that write at the same moment may make it a few more."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -28,3 +31,5 @@ class Recorded:
     """None where the prompt was not scored."""
     changed: bool
     """Whether the ledger did not say so before."""
+    full: bool = False
+    """Whether `MAX_SOURCES` others have spoken already, so that nothing is recorded."""

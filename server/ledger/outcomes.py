@@ -1,6 +1,7 @@
 """What people say of answers: written beside its decision, and read back for the gauges of calibration."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,7 +10,7 @@ from sqlalchemy import Connection, Integer, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from server.ledger import rollups
-from server.ledger.outcome import Outcome, Recorded
+from server.ledger.outcome import MAX_SOURCES, Outcome, Recorded
 from server.ledger.rollups import Key, Sums, outcome_keys
 from server.ledger.row import BoolArray, FloatArray
 from server.ledger.tables import decisions, outcomes, pools
@@ -22,9 +23,11 @@ READ = ("request_id", "at", "pool", "arm", "policy", "path", "propensity", "succ
 def record(connection: Connection, posted: Sequence[Outcome], now: float) -> list[Recorded | None]:
     """Write outcomes; None stands for those whose id no decision has.
 
-    The same again changes nothing; another value of the same source replaces the one before, in the sums too.
+    The same again changes nothing; another value of the same source replaces the one before, in the sums too. Of an
+    answer of which `MAX_SOURCES` have spoken no other source is heard.
     """
     found = _find(connection, posted)
+    sources = _sources(connection, {decision.request_id for decision in found.values()})
     results: list[Recorded | None] = [None] * len(posted)
     sums: dict[Key, Sums] = {}
     # In one order, so that two writers never wait for each other.
@@ -32,12 +35,17 @@ def record(connection: Connection, posted: Sequence[Outcome], now: float) -> lis
         decision = found[i]
         success = float(np.frombuffer(decision.success, "<f4")[decision.arm])
         probability = None if np.isnan(success) else success
-        changed = None if decision.code != 200 else _write(connection, posted[i], decision, probability, now)
+        heard = sources[decision.request_id]
+        full = posted[i].source not in heard and len(heard) >= MAX_SOURCES
+        changed = None
+        if decision.code == 200 and not full:
+            changed = _write(connection, posted[i], decision, probability, now)
+            heard.add(posted[i].source)
         if changed is not None:
             for key in outcome_keys(decision.at, decision.pool, decision.arm, decision.policy, decision.path):
                 sums.setdefault(key, Sums()).add(changed)
         arm = decision.arms[decision.arm]
-        results[i] = Recorded(decision.request_id, arm, decision.code, probability, changed is not None)
+        results[i] = Recorded(decision.request_id, arm, decision.code, probability, changed is not None, full)
     rollups.add(connection, sums)
     return results
 
@@ -60,6 +68,15 @@ def _find(connection: Connection, posted: Sequence[Outcome]) -> dict[int, Any]:
             row = row or by_request.get(id_)
         if row is not None and outcome.key in (None, row.key):
             found[i] = row
+    return found
+
+
+def _sources(connection: Connection, request_ids: Collection[str]) -> dict[str, set[str]]:
+    """Who has spoken of each."""
+    found = defaultdict(set)
+    query = select(outcomes.c.request_id, outcomes.c.source).where(outcomes.c.request_id.in_(request_ids))
+    for request_id, source in connection.execute(query):
+        found[request_id].add(source)
     return found
 
 

@@ -16,12 +16,13 @@ from server.errors import (
     LedgerAwayError,
     LedgerOffError,
     NotAnsweredError,
+    TooManySourcesError,
     UnknownDecisionError,
 )
 from server.http.asgi import read_body
 from server.http.head import read_head
 from server.keys.known import Key
-from server.ledger.outcome import Outcome
+from server.ledger.outcome import MAX_SOURCES, Outcome
 from server.metrics import Metrics
 from server.pool import Pool
 from server.state import current, key_of
@@ -58,6 +59,12 @@ async def outcomes(request: Request) -> Response:
         raise UnknownDecisionError(_unknown(outcome.id, state.settings), "id")
     if recorded.code != 200:
         raise NotAnsweredError(f"request {recorded.request_id} ended with {recorded.code}: there is no answer to judge")
+    if recorded.full:
+        raise TooManySourcesError(
+            f"{MAX_SOURCES} sources have spoken of request {recorded.request_id}, which is all that are kept of one "
+            "answer; each of them may still change what it said",
+            "source",
+        )
     return JSONResponse(
         {
             "request_id": recorded.request_id,
