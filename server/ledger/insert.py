@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,27 +42,59 @@ def pool_id(connection: Connection, pool: PoolRow, now: float) -> int:
 
 
 def insert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> None:
-    """Write decisions. Of requests that share an id the last one stands: it gave the answer that the client has."""
-    if not rows:
-        return
-    last = {row.request_id: row for row in rows}
-    waiting = [value for row in values(list(last.values()), pool_id, pool) for value in row]
-    done, width = 0, len(COLUMNS)
+    """Write decisions. Of requests that share a key and an id the last one stands: it gave the answer that the client
+    has. Where another key's request has the id, they are kept by `own_id`."""
+    waiting = list({(row.request_id, row.key): row for row in rows}.values())
+    while waiting:  # each id once in a statement
+        first: dict[str, DecisionRow] = {}
+        later = [row for row in waiting if first.setdefault(row.request_id, row) is not row]
+        taken = _upsert(connection, list(first.values()), pool_id, pool)
+        _upsert(connection, [replace(row, request_id=own_id(row.request_id, row.key)) for row in taken], pool_id, pool)
+        waiting = later
+
+
+def own_id(request_id: str, key: str | None) -> str:
+    """By which a request is kept whose id is another key's already. No client sends a space."""
+    return f"{request_id} key={key}" if key is not None else f"{request_id} no key"
+
+
+def sent_id(stored: str) -> str:
+    """The request's id as the client knows it."""
+    return stored.partition(" ")[0]
+
+
+def _upsert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> list[DecisionRow]:
+    """Returns those that are not written, for another key has their id."""
+    waiting = list(values(rows, pool_id, pool)) if rows else []
+    done, taken = 0, []
     for size in CHUNKS:
-        while len(waiting) - done >= size * width:
-            part = waiting[done : done + size * width]
-            connection.exec_driver_sql(_statement(connection.dialect.name, size), tuple(part))
-            done += size * width
+        while len(waiting) - done >= size:
+            flat = tuple(value for row in waiting[done : done + size] for value in row)
+            written = connection.exec_driver_sql(_statement(connection.dialect.name, size), flat).rowcount
+            if written != size:
+                taken += _of_others(connection, rows[done : done + size])
+            done += size
+    return taken
+
+
+def _of_others(connection: Connection, rows: Sequence[DecisionRow]) -> list[DecisionRow]:
+    ids = [row.request_id for row in rows]
+    found = select(decisions.c.request_id, decisions.c.key).where(decisions.c.request_id.in_(ids))
+    there = {(id_, key) for id_, key in connection.execute(found)}
+    return [row for row in rows if (row.request_id, row.key) not in there]
 
 
 def stands(connection: Connection, row: DecisionRow, pool_id: int, pool: PoolRow) -> bool:
     """Whether a decision is written already, as it is here; one that is being written at this moment is waited for.
     The caller rolls back: where it is not, it is now."""
-    (written,) = values([row], pool_id, pool)
-    if connection.exec_driver_sql(_statement(connection.dialect.name, 1, replace=False), written).rowcount:
-        return False
-    at = connection.execute(select(decisions.c.at).where(decisions.c.request_id == row.request_id)).scalar()
-    return at == row.at
+    for id_ in (row.request_id, own_id(row.request_id, row.key)):
+        (written,) = values([replace(row, request_id=id_)], pool_id, pool)
+        if connection.exec_driver_sql(_statement(connection.dialect.name, 1, replace=False), written).rowcount:
+            return False
+        there = connection.execute(select(decisions.c.at, decisions.c.key).where(decisions.c.request_id == id_)).one()
+        if (there.at, there.key) == (row.at, row.key):
+            return True
+    return False
 
 
 def values(rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> Iterator[tuple[Any, ...]]:
@@ -137,7 +170,8 @@ def _statement(dialect: str, rows: int, replace: bool = True) -> str:
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     one = f"({', '.join([mark] * len(COLUMNS))})"
     replaced = ", ".join(f'"{name}" = excluded."{name}"' for name in COLUMNS if name != "request_id")
+    same = 'decisions."key" IS ' + ("NOT DISTINCT FROM " if dialect == "postgresql" else "") + 'excluded."key"'
     return (
         f"INSERT INTO decisions ({names}) VALUES {', '.join([one] * rows)} "  # noqa: S608  # names of ours alone
-        f"ON CONFLICT (request_id) DO {f'UPDATE SET {replaced}' if replace else 'NOTHING'}"
+        f"ON CONFLICT (request_id) DO {f'UPDATE SET {replaced} WHERE {same}' if replace else 'NOTHING'}"
     )

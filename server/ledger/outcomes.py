@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Integer, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from server.ledger import rollups
+from server.ledger.insert import own_id, sent_id
 from server.ledger.outcome import MAX_SOURCES, Outcome, Recorded
 from server.ledger.rollups import Key, Sums, outcome_keys
 from server.ledger.row import BoolArray, FloatArray
@@ -17,6 +18,8 @@ from server.ledger.tables import decisions, outcomes, pools
 
 PREFIX_ENDS = "-_"
 """vLLM's response ids are the request id behind `chatcmpl-` or the like; such ones are not stored."""
+MAX_EQUAL = 100
+"""Answers with one id, of other keys', among which a key's own is looked for."""
 READ = ("request_id", "at", "pool", "arm", "policy", "path", "propensity", "success", "key", "code")
 
 
@@ -45,28 +48,41 @@ def record(connection: Connection, posted: Sequence[Outcome], now: float) -> lis
             for key in outcome_keys(decision.at, decision.pool, decision.arm, decision.policy, decision.path):
                 sums.setdefault(key, Sums()).add(changed)
         arm = decision.arms[decision.arm]
-        results[i] = Recorded(decision.request_id, arm, decision.code, probability, changed is not None, full)
+        results[i] = Recorded(sent_id(decision.request_id), arm, decision.code, probability, changed is not None, full)
     rollups.add(connection, sums)
     return results
 
 
 def _find(connection: Connection, posted: Sequence[Outcome]) -> dict[int, Any]:
-    """The decision of each outcome that has one: by request id, else by response id, of equal ones the latest."""
+    """The decision of each outcome that has one: by request id, else by response id, of equal ones the latest. Another
+    key's is none."""
     chosen = select(*(decisions.c[name] for name in READ), pools.c.arms).join(pools)
-    wanted = {id_ for outcome in posted for id_ in (outcome.id, *_behind_prefix(outcome.id))}
+    wanted = {
+        id_
+        for outcome in posted
+        for sent in (outcome.id, *_behind_prefix(outcome.id))
+        for id_ in (sent, own_id(sent, outcome.key))
+    }
     by_request = {
         row.request_id: row
         for row in connection.execute(chosen.where(decisions.c.request_id.in_(sorted(wanted))))
     }  # fmt: skip
-    newest_first = chosen.order_by(decisions.c.id.desc()).limit(1)
+    newest_first = chosen.order_by(decisions.c.id.desc()).limit(MAX_EQUAL)
+
+    def sent_as(id_: str, key: str | None) -> Any:
+        both = [by_request.get(one) for one in (id_, own_id(id_, key))]
+        own = [row for row in both if row is not None and key in (None, row.key)]
+        return max(own, key=lambda row: (row.key == key, row.at), default=None)
+
     found = {}
     for i, outcome in enumerate(posted):
-        row = by_request.get(outcome.id)
+        row = sent_as(outcome.id, outcome.key)
         if row is None:
-            row = connection.execute(newest_first.where(decisions.c.response_id == outcome.id)).first()
+            equal = connection.execute(newest_first.where(decisions.c.response_id == outcome.id))
+            row = next((one for one in equal.all() if outcome.key in (None, one.key)), None)
         for id_ in _behind_prefix(outcome.id):
-            row = row or by_request.get(id_)
-        if row is not None and outcome.key in (None, row.key):
+            row = row or sent_as(id_, outcome.key)
+        if row is not None:
             found[i] = row
     return found
 
