@@ -19,6 +19,8 @@ from server.ledger.row import SessionRow
 from server.ledger.sessions import save
 from server.ledger.tables import decisions, outcomes, sessions
 from server.ledger.writer import Writer
+from tests.support import upstream as faults
+from tests.support.gateway_client import chat, gateway
 from tests.support.ledger import POOL, many
 from tests.support.processes import until
 
@@ -101,6 +103,21 @@ def test_a_clock_that_jumps_ahead_and_back_deletes_nothing(ledger_url: str) -> N
         clocks.seen()
         assert writer.clock_problem is None
     assert kept(ledger_url)[:2] == ALL[:2]
+
+
+def test_the_gateway_says_so_and_is_ready(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr("server.live.Jumps", lambda: clocks.jumps)
+    with gateway({"small": [faults.answers]}, ledger={"url": ledger_url}) as (client, _):
+        assert chat(client).status_code == 200
+        assert client.get("/ready").json()["problems"] == []
+        clocks.ahead_s = 31 * DAY_S
+        until(lambda: client.get("/ready").json()["problems"] != [], 20, "/ready tells")
+        said = client.get("/ready")
+        assert said.status_code == 200
+        assert said.json()["problems"] == [
+            {"part": "ledger", "message": "the clock jumped by 31 days: nothing is deleted by its age for a day"}
+        ]
 
 
 def test_a_clock_that_stays_ahead_is_believed_after_a_day(ledger_url: str) -> None:

@@ -2,7 +2,8 @@
 
 One thread writes for all requests of a process: while it commits, others gather, so that one commit serves them all.
 Rows are locked while they are read and changed, so budgets hold across workers and machines. A reservation that nobody
-settles, for the process was killed, counts in full until its day and month are over.
+settles, for the process was killed, counts in full until its day and month are over. Where the file of the database is
+gone, nothing is granted until a reload or a restart: nobody would be told that all budgets have begun anew.
 """
 
 import asyncio
@@ -158,6 +159,7 @@ class Budgets:
         Raises:
             SQLAlchemyError, LedgerError: it is away.
         """
+        self._check_there()
         now = self._clock()
         with self._database.read() as connection:
             sums = rows.since(connection, {begins(period, now) for period in PERIODS})
@@ -216,10 +218,7 @@ class Budgets:
         reserving = [self._reserving.popleft() for _ in range(min(len(self._reserving), MAX_BATCH))]
         reserving = [one for one in reserving if not one.future.done()]  # whose client has left
         try:
-            if self._ready and self._database.vanished():
-                logger.error("the ledger was deleted or replaced: what keys have spent begins anew")
-                self._database.close()
-                self._ready = False
+            self._check_there()
             if not self._ready:
                 self._database.migrate()
                 self._ready = True
@@ -235,6 +234,17 @@ class Budgets:
             logger.warning("budgets are checked again")
         _resolve(reserving, refused)
         return True
+
+    def _check_there(self) -> None:
+        """
+        Raises:
+            LedgerError: it is another file than what was reserved in.
+        """
+        if self._ready and self._database.vanished():
+            raise LedgerError(
+                f"the ledger {self._database} was deleted or replaced, and with it what keys have spent: put it back, "
+                "or reload or restart the gateway to have all budgets begin anew"
+            )
 
     def _transact(
         self, connection: Connection, settling: Sequence[_Settle], reserving: Sequence[_Reserve]
@@ -279,13 +289,15 @@ class Budgets:
             rows.forget(connection, now - KEPT_S)
 
     def _fail(self, error: Exception, reserving: Sequence[_Reserve]) -> None:
-        self._database.close()
-        self._ready = False
+        if self._database.file is None or not self._ready:
+            self._database.close()
+            self._ready = False
+        # Else it stays open: a file that is made once this one is deleted could not be told from it (by its inode).
         problem = fault(error, self._database)
         if problem is None:
             problem = f"budgets cannot be written: {type(error).__name__}"
             logger.exception("budgets cannot be written")
-        if self.problem is None:
+        if self.problem != problem:
             logger.error("requests of keys with budgets are refused: %s", problem)
         self.problem = problem
         away = "budgets cannot be checked now: their database is away; ask again shortly"
