@@ -44,9 +44,10 @@ EXAMPLES = """examples:
 
 The last line is JSON: ratio_vs_reference and ratio_vs_floor are CPU seconds (on a GPU: seconds) of the research code's
 way, and of the bare matrix products, divided by the engine's; p99_vs_ideal_queue is at 70% of capacity, the middle of
-several rounds, and the ideal queue takes for each prompt what one of its length takes alone; goodput_at_120_percent the share of capacity that is answered in time when 120% is offered;
-shared_prefix_ratio is what 100-token questions cost after a shared system prompt of 300 tokens, against none;
-health_p99_ms is of /health at a gateway whose engine is saturated.
+several rounds, and the ideal queue takes for each prompt what one of its length takes alone; goodput_at_120_percent the
+share of capacity that is answered in time when 120% is offered; shared_prefix_ratio is what 100-token questions cost
+after a shared system prompt of 300 tokens, against none; health_p99_ms is of /health at a gateway whose engine is
+saturated.
 """
 LOADS = (0.25, 0.5, 0.7, 0.9, 1.2)
 JUDGED, OVERLOAD = 0.7, 1.2

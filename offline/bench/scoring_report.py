@@ -29,7 +29,8 @@ def table(measured: "Measured") -> Group:
         ways.add_row(name, f"{cost.cpu_s:.2f}", f"{cost.wall_s:.2f}", f"{ratio:.2f}")
     load = Table(title=f"under load; capacity {measured.capacity:.1f} prompts/s")
     for column in (
-        "offered", "per s", "p50 ms", "p95 ms", "p99 ms", "ideal p99", "refused", "in p99 ms", "batch", "CPU s", "wall s",
+        "offered", "per s", "p50 ms", "p95 ms", "p99 ms", "ideal p99", "refused", "in p99 ms", "batch", "CPU s",
+        "wall s",
     ):  # fmt: skip
         load.add_column(column, justify="right")
     for point in measured.points:
