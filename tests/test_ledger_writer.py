@@ -205,14 +205,17 @@ def test_hostile_prompts_are_kept_as_text(ledger_url: str) -> None:
     database.close()
 
 
-def test_a_full_queue_drops_and_counts(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "MAX_WAITING", 10)
+@pytest.mark.parametrize(("prompt", "bound"), [(None, "MAX_WAITING"), ("hello", "MAX_WAITING_PROMPTS")])
+def test_a_full_queue_drops_and_counts(
+    prompt: str | None, bound: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, bound, 10)
     lost: list[None] = []
     with writing(f"sqlite:///{tmp_path}/gone/ledger.sqlite", on_drop=lambda: lost.append(None)) as writer:
         writer.opened.wait(10)
         assert writer.problem is not None
         assert "there is no folder" in writer.problem
-        for row in many(30):
+        for row in many(30, prompt=prompt):
             writer.put(row)
         assert 30 - 2 * 10 <= len(lost) <= 20, "some may have been taken from the queue already"
         with pytest.raises(LedgerError, match="there is no folder"):

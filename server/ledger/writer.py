@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 MAX_WAITING = 10_000
 """Decisions; further ones are dropped and counted."""
+MAX_WAITING_PROMPTS = 1000
+"""The same where prompts are kept: each may have 100,000 characters."""
 MAX_JOBS = 1000
 """What else waits to be written."""
 MAX_BATCH = 2048
@@ -107,7 +109,7 @@ class Writer:
 
     def put(self, row: DecisionRow) -> None:
         """Have a decision written. Neither waits nor raises."""
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= (MAX_WAITING if row.prompt is None else MAX_WAITING_PROMPTS):
             self._on_drop()
             return
         self._waiting.append(row)
