@@ -182,10 +182,7 @@ class Budgets:
         limited = [key for key in keys if key.budgets_usd]
         spent = self.known(limited)
         if spent:
-            shown = {
-                key.name: max(spent[key.name][period] / usd for period, usd in key.budgets_usd.items())
-                for key in limited
-            }
+            shown = {key.name: _ratio(key, spent[key.name]) for key in limited}
         self._shown = time.monotonic(), shown
         return shown
 
