@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,23 @@ def pool_id(connection: Connection, pool: PoolRow, now: float) -> int:
 def insert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> None:
     """Write decisions. Of requests that share a key and an id the last one stands: it gave the answer that the client
     has. Where another key's request has the id, they are kept by `own_id`."""
+    for each_once in _by_id(rows):
+        taken = _upsert(connection, each_once, pool_id, pool)
+        if taken:
+            own = [replace(row, request_id=own_id(row.request_id, row.key)) for row in taken]
+            _upsert(connection, own, pool_id, pool)
+
+
+def _by_id(rows: Sequence[DecisionRow]) -> Iterator[Sequence[DecisionRow]]:
+    """For one statement after the other, for a statement takes each id once."""
+    if len({row.request_id for row in rows}) == len(rows):
+        yield rows
+        return
     waiting = list({(row.request_id, row.key): row for row in rows}.values())
-    while waiting:  # each id once in a statement
+    while waiting:
         first: dict[str, DecisionRow] = {}
         later = [row for row in waiting if first.setdefault(row.request_id, row) is not row]
-        taken = _upsert(connection, list(first.values()), pool_id, pool)
-        _upsert(connection, [replace(row, request_id=own_id(row.request_id, row.key)) for row in taken], pool_id, pool)
+        yield list(first.values())
         waiting = later
 
 
@@ -65,11 +77,11 @@ def sent_id(stored: str) -> str:
 
 def _upsert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> list[DecisionRow]:
     """Returns those that are not written, for another key has their id."""
-    waiting = list(values(rows, pool_id, pool)) if rows else []
+    waiting = list(values(rows, pool_id, pool))
     done, taken = 0, []
     for size in CHUNKS:
         while len(waiting) - done >= size:
-            flat = tuple(value for row in waiting[done : done + size] for value in row)
+            flat = tuple(chain.from_iterable(waiting[done : done + size]))
             written = connection.exec_driver_sql(_statement(connection.dialect.name, size), flat).rowcount
             if written != size:
                 taken += _of_others(connection, rows[done : done + size])
