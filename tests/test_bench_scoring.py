@@ -54,8 +54,8 @@ def test_prompts_are_of_the_lengths_that_are_stated(tmp_path: Path) -> None:
 
 def test_the_loads_have_as_many_arrivals_as_their_figures_need() -> None:
     assert scoring.LOADS == (0.25, 0.5, 0.7, 0.9, 1.2)
-    for plan, judged in ((scoring.PLANS["nano"], 2000), (scoring.LARGE, 500)):
-        assert [plan.arrivals(load) for load in scoring.LOADS] == [100, 100, judged, 100, 200]
+    for plan, judged, overload in ((scoring.PLANS["nano"], 2000, 1000), (scoring.LARGE, 500, 200)):
+        assert [plan.arrivals(load) for load in scoring.LOADS] == [100, 100, judged, 100, overload]
 
 
 def test_a_checkpoints_folder_is_read_at_half_its_depth(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from probes.base import FloatArray, ProbeError
 T = TypeVar("T")
 EXAMPLES = """examples:
   pika bench scoring                     Qwen2-shaped, 107 M parameters: 9 minutes on 2 cores
-  pika bench scoring --shape nano        the nano probe model: 2 to 3 minutes
+  pika bench scoring --shape nano        the nano probe model: 4 minutes
   pika bench scoring --device auto --dtype bfloat16
                                          the same on a GPU
   pika bench scoring --soak 1000000      memory of the engine's process over a million prompts of the nano probe model
@@ -75,7 +75,7 @@ class Plan:
         return {JUDGED: self.judged, OVERLOAD: self.overload}.get(load, self.others)
 
 
-PLANS = {"nano": Plan(400, 2000, repetitions=3)}
+PLANS = {"nano": Plan(400, 2000, overload=1000, repetitions=6, rounds=5)}
 LARGE = Plan(48, 500)
 ON_GPU = Plan(1000, 4000, overload=2000, others=2000, repetitions=3)
 QUICK = Plan(offline=12, judged=30, overload=30, others=10, repetitions=1, rounds=1)
@@ -89,7 +89,7 @@ class Measured:
     engine: Cost
     floor: Cost
     capacity: float
-    """Prompts per second."""
+    """Prompts per second, before any load."""
     service_s: float
     """Mean of one prompt alone, before any load."""
     shared_prefix: float
@@ -105,7 +105,7 @@ class Measured:
             "ratio_vs_floor": round(self.floor.seconds / self.engine.seconds, 3),
             "capacity_prompts_s": round(self.capacity, 2),
             "p99_vs_ideal_queue": round(at[JUDGED].p99_vs_ideal, 3),
-            "goodput_at_120_percent": round(at[OVERLOAD].achieved / self.capacity, 3),
+            "goodput_at_120_percent": round(at[OVERLOAD].goodput, 3),
             "service_ms_batch1": round(1000 * self.service_s, 2),
             "shared_prefix_ratio": round(self.shared_prefix, 3),
             "health_p99_ms": round(1000 * float(np.percentile(self.health_s, 99)), 2),
@@ -172,13 +172,16 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
             )
             in_time = max(1, round(BOUND * measured.service_s * measured.capacity))
 
-            async def offered(under: Running, share: float, seed: int) -> Point:
-                arrived = prompts(model, plan.arrivals(share), seed=seed + round(100 * share))
-                point = await offer(under, arrived, share, measured.capacity, seed)
+            async def offered(under: Running, share: float, turn: int = 0) -> Point:
+                # A machine is not always equally fast: a load is a share of what it can do now, and the ideal queue has
+                # what was measured before and after. What one prompt takes follows its length, smoothly.
+                some = filled(model, lengths[: plan.offline // 2], seed + len(alone))
+                tokens_s = sum(map(len, some)) / (await throughput(at, some)).wall_s
+                arrived = prompts(model, plan.arrivals(share), seed + turn + round(100 * share))
+                capacity = tokens_s * len(arrived) / sum(map(len, arrived))
+                point = await offer(under, arrived, share, capacity, seed + turn)
                 alone.append(np.array(await other(scoring_ways.batch_1)))
                 advance(1)
-                # A machine is not always equally fast: the ideal queue has what was measured before and after. What one
-                # prompt takes follows its length, smoothly.
                 service = np.polynomial.Polynomial.fit(2 * lengths, np.concatenate(alone[-2:]), deg=2)
                 takes = np.array([service(len(prompt)) for prompt in arrived], dtype=np.float64)
                 return replace(point, ideal_s=ideal_queue(point.arrivals_s, takes))
@@ -186,9 +189,9 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
             with _bar("the engine under load", len(LOADS) - 1 + plan.rounds) as advance:
                 for share in LOADS[:-1]:
                     rounds = plan.rounds if share == JUDGED else 1
-                    measured.points.append(middle([await offered(at, share, seed + i) for i in range(rounds)]))
+                    measured.points.append(middle([await offered(at, share, i) for i in range(rounds)]))
                 async with running(model, in_time) as bounded:
-                    measured.points.append(await offered(bounded, LOADS[-1], seed))
+                    measured.points.append(await offered(bounded, LOADS[-1]))
     with (
         _bar("/health of a gateway whose engine is saturated", 1) as advance,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others,

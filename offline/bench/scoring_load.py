@@ -25,6 +25,8 @@ class Point:
 
     share: float
     """Offered load as a share of capacity."""
+    capacity: float
+    """Prompts per second of this length, right before."""
     achieved: float
     """Prompts answered per second."""
     latency_s: FloatArray
@@ -38,6 +40,11 @@ class Point:
     wall_s: float
     ideal_s: FloatArray = field(default_factory=lambda: np.empty(0))
     """Latencies of the ideal queue on the same arrivals."""
+
+    @property
+    def goodput(self) -> float:
+        """Answered in time, as a share of capacity."""
+        return self.achieved / self.capacity
 
     @property
     def p99_vs_ideal(self) -> float:
@@ -110,6 +117,7 @@ async def offer(at: Running, prompts: Prompts, share: float, capacity: float, se
     seconds, used = loop.time() - began, cpu_s(at.engine) - cpu
     return Point(
         share,
+        capacity,
         len(answered) / seconds,
         np.array(answered),
         np.array(refused),

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
 
 from offline.report.plots import drawing
+from probes.base import FloatArray
 
 if TYPE_CHECKING:
     from offline.bench.scoring import Measured
@@ -27,21 +29,23 @@ def table(measured: "Measured") -> Group:
     ):
         ratio = cost.seconds / measured.engine.seconds
         ways.add_row(name, f"{cost.cpu_s:.2f}", f"{cost.wall_s:.2f}", f"{ratio:.2f}")
-    load = Table(title=f"under load; capacity {measured.capacity:.1f} prompts/s")
+    load = Table(title="under load: capacity and answers per second; ms", box=SIMPLE, padding=0)
     for column in (
-        "offered", "per s", "p50 ms", "p95 ms", "p99 ms", "ideal p99", "refused", "in p99 ms", "batch", "CPU s",
-        "wall s",
+        "load", "capacity", "answers", "p50", "p95", "p99", "ideal p99", "refused", "p99", "batch", "CPU s", "wall s",
     ):  # fmt: skip
         load.add_column(column, justify="right")
     for point in measured.points:
-        latencies = [f"{1000 * value:.1f}" for value in np.percentile(point.latency_s, (50, 95, 99))]
-        ideal = f"{1000 * np.percentile(point.ideal_s, 99):.1f}"
-        refused = f"{len(point.refused_s) / (len(point.refused_s) + len(point.latency_s)):.0%}"
-        at_once = f"{1000 * np.percentile(point.refused_s, 99):.1f}" if len(point.refused_s) else ""
-        row = (f"{point.share:.0%}", f"{point.achieved:.1f}", *latencies, ideal, refused, at_once)
+        asked = len(point.refused_s) + len(point.latency_s)
+        row = [f"{point.share:.0%}", f"{point.capacity:.1f}", f"{point.achieved:.1f}"]
+        row += [_ms(point.latency_s, percentile) for percentile in (50, 95, 99)] + [_ms(point.ideal_s, 99)]
+        row += [f"{len(point.refused_s) / asked:.0%}", _ms(point.refused_s, 99) if len(point.refused_s) else ""]
         load.add_row(*row, f"{point.batch_prompts:.1f}", f"{point.cpu_s:.1f}", f"{point.wall_s:.1f}")
     p50, p99 = np.percentile(1000 * measured.health_s, (50, 99))
     return Group(ways, load, f"/health of a gateway whose engine is saturated: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+
+
+def _ms(seconds: FloatArray, percentile: float) -> str:
+    return f"{1000 * np.percentile(seconds, percentile):.1f}"
 
 
 def plot(measured: "Measured", file: Path) -> None:
