@@ -44,7 +44,7 @@ def test_each_prompt_as_if_it_were_alone(how: Attention, tail: int | None, reuse
         torch.split(value, packing.keys.lengths, dim=1),
         strict=True,
     )
-    alone = torch.cat([attend_alone(*one, packing, how) for one in each])
+    alone = torch.cat([piece for one in each for piece in attend_alone(*one, packing, how)])
     torch.testing.assert_close(side_by_side(query, key, value, asked, packing.keys, how), alone)
 
 

@@ -36,11 +36,9 @@ def attend(
     key, value = packing.with_prefixes(key, value, block)
     if query.is_cuda:
         return attend_together(query, key, value, asked, packing.keys, how)
-    if len(packing.spans) == 1:
-        return attend_alone(query, key, value, packing, how)
     keys, values = (torch.split(x, packing.keys.lengths, dim=1) for x in (key, value))
     prompts = zip(torch.split(query, asked.lengths, dim=1), keys, values, strict=True)
-    return torch.cat([attend_alone(*prompt, packing, how) for prompt in prompts])
+    return torch.cat([piece for prompt in prompts for piece in attend_alone(*prompt, packing, how)])
 
 
 def transformers_attention(

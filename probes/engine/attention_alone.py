@@ -32,14 +32,14 @@ class Attention:
         return self.softcap is None and self.sinks is None
 
 
-def attend_alone(query: Tensor, key: Tensor, value: Tensor, packing: Packing, how: Attention) -> Tensor:
+def attend_alone(query: Tensor, key: Tensor, value: Tensor, packing: Packing, how: Attention) -> list[Tensor]:
     """One prompt's last tokens.
 
     Args:
         query: (heads, queries, head_dim)
         key, value: (kv_heads, tokens, head_dim)
 
-    Returns: (queries, heads, head_dim)
+    Returns: (queries, heads, head_dim), in pieces
     """
     heads, queries, _ = query.shape
     n = key.shape[1]
@@ -50,12 +50,13 @@ def attend_alone(query: Tensor, key: Tensor, value: Tensor, packing: Packing, ho
         if causal and n in IN_BLOCKS and query.device.type == "cpu" and query.dtype == torch.float32:
             return _in_blocks(query, key, value, how.scaling)
         mask = None if causal else packing.mask(queries, n, window)
-        return scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             query[None], key[None], value[None], attn_mask=mask, is_causal=causal, scale=how.scaling, enable_gqa=grouped
-        )[0].transpose(0, 1)
+        )[0]
+        return [attended.transpose(0, 1)]
     if grouped:
         key, value = (x.repeat_interleave(heads // x.shape[0], dim=0) for x in (key, value))
-    return by_hand(query, key, value, packing.mask(queries, n, window), how).transpose(0, 1)
+    return [by_hand(query, key, value, packing.mask(queries, n, window), how).transpose(0, 1)]
 
 
 def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: Attention) -> Tensor:
@@ -80,9 +81,9 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how:
     return shares.to(value.dtype) @ value
 
 
-def _in_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> list[Tensor]:
     """Causal attention of a whole prompt, a block of queries at a time: what lies ahead of a block is not computed.
-    Returns (queries, heads, head_dim)."""
+    Returns (queries, heads, head_dim) by blocks."""
     heads, n, _ = query.shape
     if heads != len(key):
         key, value = (x.repeat_interleave(heads // len(x), dim=0) for x in (key, value))
@@ -93,7 +94,7 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Ten
         ahead = _ahead()[: end - begin, IN_BLOCKS.stop - begin : IN_BLOCKS.stop + end - begin]
         logits = torch.baddbmm(ahead, query[:, begin:end], key[:, :, :end], alpha=scaling)  # (heads, block, keys)
         found.append(torch.bmm(logits.softmax(-1), value[:, :end]).transpose(0, 1))
-    return torch.cat(found)
+    return found
 
 
 @cache
