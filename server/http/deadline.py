@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import Callable
 from math import inf
 
+HEARD_S = 0.001
+"""A loop that was busy looks at its timers before it reads: what has come by then is heard first."""
+
 
 class Deadline:
     """The loop's timer is set only where the limit is due before what is set already.
@@ -50,5 +53,12 @@ class Deadline:
         if self._loop.time() < self._due:
             self._set_timer()
         else:
-            self._due = inf
-            self._expired()
+            self._timer_due = self._due
+            self._timer = self._loop.call_later(HEARD_S, self._expire, self._due)
+
+    def _expire(self, due: float) -> None:
+        if self._due != due:  # it has been set or cleared in the meantime
+            self._check()
+            return
+        self._timer, self._due, self._timer_due = None, inf, inf
+        self._expired()
