@@ -4,6 +4,7 @@ A conversation is told by its `x-session-id`, else by how it begins. What is kep
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -106,7 +107,8 @@ class Sessions:
     def __init__(self, most: int = MAX_SESSIONS, clock: Callable[[], float] = time.time) -> None:
         self._most = most
         self._clock = clock
-        self._kept: dict[bytes, Session] = {}
+        # Of a plain dict the first key takes the longer to find the more have been deleted before it.
+        self._kept: OrderedDict[bytes, Session] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -145,5 +147,5 @@ class Sessions:
         self._kept.pop(conversation.key, None)  # what was gone on with last stands last
         self._kept[conversation.key] = session
         if len(self._kept) > self._most:
-            del self._kept[next(iter(self._kept))]
+            self._kept.popitem(last=False)
         return session
