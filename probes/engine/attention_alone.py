@@ -10,7 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention, softmax
 from probes.engine.packing import Packing
 
 IN_BLOCKS = range(96, 768)
-"""Tokens of prompts that `_in_blocks` is faster for than torch's own kernel on a CPU, by a tenth to a quarter."""
+"""Tokens of prompts that `_in_blocks` is faster for than torch's own kernel on one thread, by a tenth to a quarter. On
+several it is slower: each of its steps waits for all threads."""
 BLOCK = 64
 """Queries of such a prompt that attend together."""
 
@@ -47,7 +48,8 @@ def attend_alone(query: Tensor, key: Tensor, value: Tensor, packing: Packing, ho
     grouped = heads != key.shape[0]
     if how.plain:
         causal = queries == n and window is None
-        if causal and n in IN_BLOCKS and query.device.type == "cpu" and query.dtype == torch.float32:
+        by_blocks = query.device.type == "cpu" and query.dtype == torch.float32 and torch.get_num_threads() == 1
+        if causal and by_blocks and n in IN_BLOCKS:
             return _in_blocks(query, key, value, how.scaling)
         mask = None if causal else packing.mask(queries, n, window)
         attended = scaled_dot_product_attention(

@@ -13,6 +13,11 @@ from probes.engine.pace import Pace
 SURE = 0.8
 """A prompt is taken where its scores would be ready in this share of the time left: what is late is wasted, and how
 long work takes is known only so well."""
+BACKLOG = 4
+"""Where so many times as much waits, a micro-batch may hold more: who comes meanwhile would have to wait anyway."""
+BACKLOG_TOKENS = 1024
+"""But no more than this. Products of so many rows cost a large model on two cores up to a fifth less per row than those
+of one prompt; of more rows, no less."""
 
 
 @dataclass(eq=False)
@@ -110,6 +115,7 @@ class PromptQueue(Generic[Q]):
         batch: list[Q] = []
         given_up: list[Q] = []
         tokens, ready_by = 0, math.inf
+        most = max(self.pace.batch_tokens, min(BACKLOG_TOKENS, self._tokens // BACKLOG))
         for _, _, one in self._order:
             ready = self._ready(now, tokens + one.tokens)
             others_wait = len(given_up) + 1 < len(self._order)  # else it is tried: the engine may have become faster
@@ -119,7 +125,7 @@ class PromptQueue(Generic[Q]):
                 continue
             if not batch:
                 ready_by = now + SURE * (one.due - now)
-            elif tokens + one.tokens > self.pace.batch_tokens or ready > ready_by:
+            elif tokens + one.tokens > most or ready > ready_by:
                 break
             batch.append(one)
             tokens += one.tokens
