@@ -43,15 +43,15 @@ def test_the_earliest_deadline_is_first_and_equal_ones_go_by_arrival() -> None:
 def test_a_micro_batch_holds_what_its_time_allows() -> None:
     assert LARGE.batch_tokens == 25
     assert TINY.batch_tokens == 2500
-    assert len(taken(queue(LARGE, *(queued(90) for _ in range(7))))) == 1
+    assert len(taken(queue(LARGE, *(queued(90) for _ in range(3))))) == 1
     found = queue(TINY, *(queued(90) for _ in range(40)))
     assert [len(taken(found)) for _ in range(2)] == [27, 13]
     assert len(taken(queue(TINY, queued(5000), queued(1)))) == 1
 
 
-def test_where_much_waits_a_quarter_of_it_is_computed_together() -> None:
+def test_where_much_waits_half_of_it_is_computed_together() -> None:
     found = queue(LARGE, *(queued(90) for _ in range(16)))
-    assert [len(taken(found)) for _ in range(7)] == [4, 3, 2, 1, 1, 1, 1]
+    assert [len(taken(found)) for _ in range(5)] == [8, 4, 2, 1, 1]
     assert len(taken(queue(LARGE, *(queued(100) for _ in range(100))))) == 10, "more than 1,024 tokens are no cheaper"
     urgent = queued(90, due=0.15)
     assert taken(queue(LARGE, urgent, *(queued(90) for _ in range(16)))) == [urgent], "it would be late beside others"

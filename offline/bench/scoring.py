@@ -76,7 +76,7 @@ class Plan:
 
 
 PLANS = {"nano": Plan(400, 2000, overload=1000, repetitions=6, rounds=5)}
-LARGE = Plan(48, 500, rounds=2)
+LARGE = Plan(48, 500, repetitions=4, rounds=2)
 ON_GPU = Plan(1000, 4000, overload=2000, others=2000, repetitions=3)
 QUICK = Plan(offline=12, judged=30, overload=30, others=10, repetitions=1, rounds=1)
 

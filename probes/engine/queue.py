@@ -13,7 +13,7 @@ from probes.engine.pace import Pace
 SURE = 0.8
 """A prompt is taken where its scores would be ready in this share of the time left: what is late is wasted, and how
 long work takes is known only so well."""
-BACKLOG = 4
+BACKLOG = 2
 """Where so many times as much waits, a micro-batch may hold more: who comes meanwhile would have to wait anyway."""
 BACKLOG_TOKENS = 1024
 """But no more than this. Products of so many rows cost a large model on two cores up to a fifth less per row than those
