@@ -139,59 +139,17 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
     """All of it. While one way is measured, the others wait."""
     gc.collect()
     gc.freeze()  # a collection here would hold up those who ask
-    sample = prompts(model, plan.offline, seed)
-    lengths = [len(prompt) for prompt in sample]
     async with running(model) as at:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others:
-
-            async def other(way: Callable[..., T]) -> T:
-                return await asyncio.wrap_future(others.submit(way, model, sample))
-
-            with _bar("four ways to read the same prompts", 1 + 3 * plan.repetitions) as advance:
-                reference = await other(scoring_ways.reference)
-                advance(1)
-                plain, floor, engine = [], [], []
-                for i in range(plan.repetitions):
-                    plain.append(await other(scoring_ways.plain))
-                    advance(1)
-                    # Of other tokens each time: what was scored before is not computed again.
-                    engine.append(await throughput(at, filled(model, lengths, seed + i)))
-                    advance(1)
-                    floor.append(await other(scoring_ways.floor))
-                    advance(1)
-            alone = [np.array(await other(scoring_ways.batch_1))]
-            measured = Measured(
-                tokens=sum(lengths),
-                reference=reference,
-                plain=cheapest(plain),
-                engine=cheapest(engine),
-                floor=cheapest(floor),
-                capacity=plan.offline / statistics.median(cost.wall_s for cost in engine),
-                service_s=float(alone[0].mean()),
-                shared_prefix=await _shared_prefix(at, model, max(4, plan.offline // 2), seed),
-            )
-            in_time = max(1, round(BOUND * measured.service_s * measured.capacity))
-
-            async def offered(under: Running, share: float, turn: int = 0) -> Point:
-                # A machine is not always equally fast: a load is a share of what it can do now, and the ideal queue has
-                # what was measured before and after. What one prompt takes follows its length, smoothly.
-                some = filled(model, lengths[: plan.offline // 2], seed + len(alone))
-                tokens_s = sum(map(len, some)) / (await throughput(at, some)).wall_s
-                arrived = prompts(model, plan.arrivals(share), seed + turn + round(100 * share))
-                capacity = tokens_s * len(arrived) / sum(map(len, arrived))
-                point = await offer(under, arrived, share, capacity, seed + turn)
-                alone.append(np.array(await other(scoring_ways.batch_1)))
-                advance(1)
-                service = np.polynomial.Polynomial.fit(2 * lengths, np.concatenate(alone[-2:]), deg=2)
-                takes = np.array([service(len(prompt)) for prompt in arrived], dtype=np.float64)
-                return replace(point, ideal_s=ideal_queue(point.arrivals_s, takes))
-
+            bench = Bench(model, plan, seed, others)
+            measured = await bench.ways(at)
             with _bar("the engine under load", len(LOADS) - 1 + plan.rounds) as advance:
                 for share in LOADS[:-1]:
                     rounds = plan.rounds if share == JUDGED else 1
-                    measured.points.append(middle([await offered(at, share, i) for i in range(rounds)]))
+                    measured.points.append(middle([await bench.load(at, at, share, advance, i) for i in range(rounds)]))
+                in_time = max(1, round(BOUND * measured.service_s * measured.capacity))
                 async with running(model, in_time) as bounded:
-                    measured.points.append(await offered(bounded, LOADS[-1]))
+                    measured.points.append(await bench.load(bounded, at, LOADS[-1], advance))
     with (
         _bar("/health of a gateway whose engine is saturated", 1) as advance,
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others,
@@ -199,6 +157,73 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
         measured.health_s = await health_s(model, others, scratch)
         advance(1)
     return measured
+
+
+class Bench:
+    """What is measured with one model, on one sample of prompts.
+
+    Args:
+        others: where the other ways run.
+    """
+
+    def __init__(self, model: Model, plan: Plan, seed: int, others: ProcessPoolExecutor) -> None:
+        self._model = model
+        self._plan = plan
+        self._seed = seed
+        self._others = others
+        self._sample = prompts(model, plan.offline, seed)
+        self._lengths = [len(prompt) for prompt in self._sample]
+        self._alone: list[FloatArray] = []
+        """Seconds of each prompt of the sample alone, before any load and after each."""
+
+    async def ways(self, at: Running) -> Measured:
+        """Four ways to read the sample; and what depends on no load."""
+        plain, floor, engine = [], [], []
+        with _bar("four ways to read the same prompts", 1 + 3 * self._plan.repetitions) as advance:
+            reference = await self._other(scoring_ways.reference)
+            advance(1)
+            for i in range(self._plan.repetitions):
+                plain.append(await self._other(scoring_ways.plain))
+                advance(1)
+                # Of other tokens each time: what was scored before is not computed again.
+                engine.append(await throughput(at, filled(self._model, self._lengths, self._seed + i)))
+                advance(1)
+                floor.append(await self._other(scoring_ways.floor))
+                advance(1)
+        await self._read_alone()
+        return Measured(
+            tokens=sum(self._lengths),
+            reference=reference,
+            plain=cheapest(plain),
+            engine=cheapest(engine),
+            floor=cheapest(floor),
+            capacity=self._plan.offline / statistics.median(cost.wall_s for cost in engine),
+            service_s=float(self._alone[0].mean()),
+            shared_prefix=await _shared_prefix(at, self._model, max(4, self._plan.offline // 2), self._seed),
+        )
+
+    async def load(
+        self, under: Running, at: Running, share: float, advance: Callable[[float], None], turn: int = 0
+    ) -> Point:
+        """The engine `under` a share of what `at` can do right before: a machine is not always equally fast. The ideal
+        queue has what was measured before and after; what a prompt takes follows its length, smoothly.
+        """
+        some = filled(self._model, self._lengths[: self._plan.offline // 2], self._seed + len(self._alone))
+        tokens_s = sum(map(len, some)) / (await throughput(at, some)).wall_s
+        arrived = prompts(self._model, self._plan.arrivals(share), self._seed + turn + round(100 * share))
+        capacity = tokens_s * len(arrived) / sum(map(len, arrived))
+        point = await offer(under, arrived, share, capacity, self._seed + turn)
+        await self._read_alone()
+        service = np.polynomial.Polynomial.fit(2 * self._lengths, np.concatenate(self._alone[-2:]), deg=2)
+        takes = np.array([service(len(prompt)) for prompt in arrived], dtype=np.float64)
+        advance(1)
+        return replace(point, ideal_s=ideal_queue(point.arrivals_s, takes))
+
+    async def _read_alone(self) -> None:
+        self._alone.append(np.array(await self._other(scoring_ways.batch_1)))
+
+    async def _other(self, way: Callable[[Model, scoring_ways.Prompts], T]) -> T:
+        return await asyncio.wrap_future(self._others.submit(way, self._model, self._sample))
 
 
 def middle(rounds: Sequence[Point]) -> Point:
