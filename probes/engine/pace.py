@@ -8,7 +8,8 @@ from probes.engine.batch import MICRO_BATCH_TOKENS
 
 BATCH_S = 0.025
 """What a micro-batch's tokens may take, so that a more urgent prompt which comes in the meantime waits little. A prompt
-that takes longer is computed alone: beside others it would not be ready sooner, and they later."""
+that takes longer is computed alone, unless much waits (`BACKLOG` in `queue.py`): beside others it
+would not be ready sooner, and they later."""
 
 WARM_UP_TOKENS = 64
 LONG_ENOUGH_S = 0.05
