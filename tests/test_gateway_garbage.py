@@ -5,17 +5,21 @@ import http.client
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
 from server.chat_request import ChatRequest
+from server.http.connection import Connection as ClientConnection
+from server.upstream.connection import Connection as UpstreamConnection
 from tests.support import upstream as faults
 from tests.support.gateway_client import MESSAGES, PATH, gateway
 from tests.support.processes import until
 from tests.support.upstream import Handler
 
 REQUESTS = 5
+WATCHED = (ChatRequest, ClientConnection, UpstreamConnection)
 
 
 @pytest.fixture
@@ -28,8 +32,11 @@ def no_collector() -> Iterator[None]:
         gc.enable()
 
 
-def requests_alive() -> int:
-    return sum(type(one) is ChatRequest for one in gc.get_objects())
+def alive() -> Counter[str]:
+    """Requests, and the connections they came and went by."""
+    return Counter(
+        f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects() if type(one) in WATCHED
+    )
 
 
 def ask(host: str, port: int, body: str) -> None:
@@ -59,11 +66,17 @@ def ask_and_leave(host: str, port: int, body: str) -> None:
     ],
 )
 def test_a_request_leaves_nothing(
-    handlers: list[Handler], stream: bool, leaves: bool, total_s: float, no_collector: None
+    handlers: list[Handler],
+    stream: bool,
+    leaves: bool,
+    total_s: float,
+    no_collector: None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     body = json.dumps({"model": "auto", "messages": MESSAGES, "stream": stream})
     with gateway({"small": handlers}, limits={"total_s": total_s}) as (client, _):
-        before = requests_alive()
+        before = alive()
         for _ in range(REQUESTS):
             (ask_and_leave if leaves else ask)(client.base_url.host, client.base_url.port or 80, body)
-        until(lambda: requests_alive() == before, 5, "all that was asked is forgotten")
+        caplog.clear()  # what is logged of a failure refers to it
+        until(lambda: alive() == before, 5, "all that was asked is forgotten")

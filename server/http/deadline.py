@@ -34,8 +34,9 @@ class Deadline:
         self._due = inf
 
     def close(self) -> None:
-        """For good: nothing refers to it any more."""
+        """For good: neither refers it to anything any more, nor anything to it."""
         self._due = inf
+        self._expired = _nothing
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -62,3 +63,8 @@ class Deadline:
             return
         self._timer, self._due, self._timer_due = None, inf, inf
         self._expired()
+
+
+def _nothing() -> None:
+    """In the place of what a closed one would have called: that is mostly its owner's, and owner and deadline would
+    keep each other until Python looks for garbage."""
