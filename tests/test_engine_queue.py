@@ -55,6 +55,8 @@ def test_where_much_waits_half_of_it_is_computed_together() -> None:
     assert len(taken(queue(LARGE, *(queued(100) for _ in range(100))))) == 10, "more than 1,024 tokens are no cheaper"
     urgent = queued(90, due=0.15)
     assert taken(queue(LARGE, urgent, *(queued(90) for _ in range(16)))) == [urgent], "it would be late beside others"
+    reused = replace(LARGE, computed=0.25)
+    assert len(taken(queue(reused, *(queued(400) for _ in range(100))))) == 10, "of which 1,000 are computed"
 
 
 def test_a_gpus_passes_are_filled_up_to_what_one_costs_anyway() -> None:

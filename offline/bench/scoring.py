@@ -199,7 +199,7 @@ class Bench:
             floor=cheapest(floor),
             capacity=self._plan.offline / statistics.median(cost.wall_s for cost in engine),
             service_s=float(self._alone[0].mean()),
-            shared_prefix=await _shared_prefix(at, self._model, max(4, self._plan.offline // 2), self._seed),
+            shared_prefix=await self._shared_prefix(at),
         )
 
     async def load(
@@ -219,6 +219,18 @@ class Bench:
         advance(1)
         return replace(point, ideal_s=ideal_queue(point.arrivals_s, takes))
 
+    async def _shared_prefix(self, at: Running) -> float:
+        """What questions cost after a system prompt that all share, against questions alone."""
+        n = self._plan.offline
+        without, shared = [], []
+        for i in range(self._plan.repetitions):
+            (system,) = filled(self._model, [SYSTEM_TOKENS], self._seed + i)
+            questions = filled(self._model, [QUESTION_TOKENS] * (2 * n + 2), self._seed + i)
+            without.append(await throughput(at, questions[:n]))
+            await throughput(at, [system + question for question in questions[-2:]])  # tells that it is shared
+            shared.append(await throughput(at, [system + question for question in questions[n : 2 * n]]))
+        return cheapest(shared).seconds / cheapest(without).seconds
+
     async def _read_alone(self) -> None:
         self._alone.append(np.array(await self._other(scoring_ways.batch_1)))
 
@@ -233,16 +245,6 @@ def middle(rounds: Sequence[Point]) -> Point:
 
 def cheapest(costs: Sequence[Cost]) -> Cost:
     return min(costs, key=lambda cost: cost.seconds)
-
-
-async def _shared_prefix(at: Running, model: Model, n: int, seed: int) -> float:
-    """What questions cost after a system prompt that all share, against questions alone."""
-    (system,) = filled(model, [SYSTEM_TOKENS], seed)
-    questions = filled(model, [QUESTION_TOKENS] * (2 * n + 2), seed)
-    without = await throughput(at, questions[:n])
-    await throughput(at, [system + question for question in questions[-2:]])  # tells that it is shared
-    shared = await throughput(at, [system + question for question in questions[n : 2 * n]])
-    return shared.seconds / without.seconds
 
 
 def _parser() -> ArgumentParser:

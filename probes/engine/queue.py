@@ -16,8 +16,8 @@ long work takes is known only so well."""
 BACKLOG = 2
 """Where so many times as much waits, a micro-batch may hold more: who comes meanwhile would have to wait anyway."""
 BACKLOG_TOKENS = 1024
-"""But no more than this. Products of so many rows cost a large model on two cores up to a fifth less per row than those
-of one prompt; of more rows, no less."""
+"""But no more than this is computed. Products of so many rows cost a large model on two cores up to a fifth less per
+row than those of one prompt; of more rows, no less."""
 
 
 @dataclass(eq=False)
@@ -115,7 +115,7 @@ class PromptQueue(Generic[Q]):
         batch: list[Q] = []
         given_up: list[Q] = []
         tokens, ready_by = 0, math.inf
-        most = max(self.pace.batch_tokens, min(BACKLOG_TOKENS, self._tokens // BACKLOG))
+        most = max(self.pace.batch_tokens, min(BACKLOG_TOKENS / self.pace.computed, self._tokens / BACKLOG))
         for _, _, one in self._order:
             ready = self._ready(now, tokens + one.tokens)
             others_wait = len(given_up) + 1 < len(self._order)  # else it is tried: the engine may have become faster
