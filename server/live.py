@@ -29,7 +29,7 @@ from server.routing.policies import Policies
 from server.routing.session import Sessions
 from server.routing.session_ledger import SessionLedger
 from server.state import State
-from server.upstream.health import health_client, watching
+from server.upstream.health import watching
 from server.workers.shared_metrics import Shared
 
 logger = logging.getLogger(__name__)
@@ -174,8 +174,7 @@ class Live:
                 engine = await stack.enter_async_context(
                     opened(pool.artifacts, order.settings.engine, self.metrics, order.engine_url)
                 )
-            client = await stack.enter_async_context(health_client())
-            await stack.enter_async_context(watching(pool, client))
+            await stack.enter_async_context(watching(pool))
             budgets = None
             if parts.keys is not None:
                 stack.enter_context(parts.keys.watching())

@@ -196,3 +196,34 @@ async def test_what_comes_unasked_closes_the_connection() -> None:
         connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
         assert await whole(await send(upstream)) == b"ok"
         assert server.accepted == 2
+
+
+async def test_small_answers_are_got_whole_on_kept_connections() -> None:
+    asked = 0
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            writer.close()  # a kept connection that has become stale: asked again
+        else:
+            writer.write(OK)
+
+    async with serving(serve) as (upstream, server):
+        assert await upstream.get("/metrics", 1000, within_s=5) == (200, b"ok")
+        assert await upstream.get("/metrics", 1000, within_s=5) == (200, b"ok")
+        assert await upstream.get("/health", None, within_s=5) == (200, b"")
+        assert (asked, server.accepted) == (4, 2)
+
+
+async def test_an_answer_that_is_not_wanted_is_not_waited_for() -> None:
+    async with serving(sends(b"HTTP/1.1 404 No\r\ncontent-length: 100\r\n\r\n")) as (upstream, server):
+        assert await upstream.get("/health", None, within_s=5) == (404, b"")
+        async with asyncio.timeout(5):
+            await server.left.wait()
+
+
+async def test_who_says_nothing_is_waited_for_so_long() -> None:
+    async with serving(sends(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")) as (upstream, _):
+        with pytest.raises(SilentError):
+            await upstream.get("/metrics", 1000, within_s=0.2)

@@ -7,10 +7,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-import httpx
-
 from server.pool import Pool
-from server.upstream.keep_alive import tls_context
+from server.upstream.keep_alive import ExchangeError, Upstream
 from server.upstream.replica import Load, Replica
 
 logger = logging.getLogger(__name__)
@@ -23,19 +21,15 @@ GAUGE = re.compile(
 )
 
 
-def health_client() -> httpx.AsyncClient:
-    """Trusts the certificates that requests trust, knows no proxy, asks any number of replicas at once."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(verify=tls_context(), trust_env=False, limits=limits)
-
-
 @asynccontextmanager
-async def watching(pool: Pool, client: httpx.AsyncClient) -> AsyncIterator[None]:
-    """Check every replica now and then on and on; closes the connections to them at the end."""
+async def watching(pool: Pool) -> AsyncIterator[None]:
+    """Check every replica now then and on and on; closes the connections to them at the end."""
     replicas = [replica for model in pool.models for replica in model.replicas]
     compared = {replica for model in pool.models if len(model.replicas) > 1 for replica in model.replicas}
-    await asyncio.gather(*(check(replica, client, replica in compared) for replica in replicas))
-    watchers = [asyncio.create_task(_watch(replica, client, replica in compared)) for replica in replicas]
+    # On connections of their own: what a check left open may be stale when a request comes.
+    asked = [(replica, Upstream(replica.url, replica.headers), replica in compared) for replica in replicas]
+    await asyncio.gather(*(check(*one) for one in asked))
+    watchers = [asyncio.create_task(_watch(*one)) for one in asked]
     try:
         yield
     finally:
@@ -44,31 +38,26 @@ async def watching(pool: Pool, client: httpx.AsyncClient) -> AsyncIterator[None]
         for watcher in watchers:
             with suppress(asyncio.CancelledError):
                 await watcher
-        for replica in replicas:
+        for replica, upstream, _ in asked:
+            upstream.close()
             replica.upstream.close()
 
 
-async def _watch(replica: Replica, client: httpx.AsyncClient, load: bool) -> None:
+async def _watch(replica: Replica, upstream: Upstream, load: bool) -> None:
     while True:
         await asyncio.sleep(HEALTH_INTERVAL_S)
-        await check(replica, client, load)
+        await check(replica, upstream, load)
 
 
-async def check(replica: Replica, client: httpx.AsyncClient, load: bool) -> None:
+async def check(replica: Replica, upstream: Upstream, load: bool) -> None:
     """Ask for /health and, with `load`, for /metrics. A server without these counts as up: it answered."""
-    root = replica.url.removesuffix("/v1")
-    headers = dict(replica.headers)
     try:
-        # httpx's own timeout is per read: a server that drips would hold up the check.
-        async with asyncio.timeout(HEALTH_INTERVAL_S):
-            async with client.stream("GET", root + "/health", headers=headers) as response:
-                async for _ in response.aiter_raw():
-                    break  # read to its end, which is at once, the connection can be kept
-                healthy = response.status_code < 500
-    except (httpx.HTTPError, TimeoutError):
+        status, _ = await upstream.get("/health", None, HEALTH_INTERVAL_S)
+        healthy = status < 500
+    except ExchangeError:
         healthy = False
     if load:
-        replica.load = await _ask_load(replica, client, root + "/metrics", headers) if healthy else Load()
+        replica.load = await _ask_load(replica, upstream) if healthy else Load()
     if healthy != replica.healthy:
         logger.log(
             logging.INFO if healthy else logging.WARNING, "replica %s is %s", replica.name, "up" if healthy else "down"
@@ -80,16 +69,11 @@ async def check(replica: Replica, client: httpx.AsyncClient, load: bool) -> None
     replica.healthy = healthy
 
 
-async def _ask_load(replica: Replica, client: httpx.AsyncClient, url: str, headers: dict[str, str]) -> Load:
-    text = bytearray()
+async def _ask_load(replica: Replica, upstream: Upstream) -> Load:
     ours = replica.in_flight
-    with suppress(httpx.HTTPError, TimeoutError):
-        async with asyncio.timeout(HEALTH_INTERVAL_S), client.stream("GET", url, headers=headers) as response:
-            async for part in response.aiter_raw():
-                text += part
-                if len(text) > MAX_METRICS_BYTES:
-                    return Load()
-            return parse_load(bytes(text), ours)
+    with suppress(ExchangeError):
+        _, text = await upstream.get("/metrics", MAX_METRICS_BYTES, HEALTH_INTERVAL_S)
+        return parse_load(text, ours)
     return Load()
 
 

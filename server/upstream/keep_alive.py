@@ -79,9 +79,11 @@ class Upstream:
         """
         head = self._heads.get(path)
         if head is None:
-            target = (self._root + path).encode("ascii")
-            head = self._heads[path] = b"POST %b HTTP/1.1\r\n%b" % (target, self._fields)
+            head = self._heads[path] = self._head("POST", path)
         return head
+
+    def _head(self, method: str, path: str) -> bytes:
+        return f"{method} {self._root}{path} HTTP/1.1\r\n".encode("ascii") + self._fields
 
     async def send(self, request: bytes, connect_s: float, fresh: bool = False) -> Connection:
         """Send a whole request on an idle connection, else on a new one. Call the connection's `finish` in the end.
@@ -99,6 +101,31 @@ class Upstream:
             connection = await self._connect(connect_s)
             connection.begin(request, reused=False)
         return connection
+
+    async def get(self, path: str, limit: int | None, within_s: float) -> tuple[int, bytes]:
+        """Status and body.
+
+        Args:
+            limit: of the body, in bytes; None: it is not read.
+            within_s: for all of it.
+
+        Raises:
+            ExchangeError
+        """
+        request = self._head("GET", path) + b"accept-encoding: identity\r\n\r\n"
+        until = asyncio.get_running_loop().time() + within_s
+        try:
+            return await self._get(request, limit, until, fresh=False)
+        except StaleError:
+            return await self._get(request, limit, until, fresh=True)
+
+    async def _get(self, request: bytes, limit: int | None, until: float, fresh: bool) -> tuple[int, bytes]:
+        connection = await self.send(request, until - asyncio.get_running_loop().time(), fresh)
+        try:
+            await connection.head(until)
+            return connection.status, b"" if limit is None else await connection.whole(limit, until)
+        finally:
+            connection.finish()
 
     async def _connect(self, connect_s: float) -> Connection:
         self._loop = asyncio.get_running_loop()
