@@ -180,6 +180,7 @@ class _Connection(FrameProtocol):
         finally:
             if self._requests.pop(number, None) is not None and not self.transport.is_closing():
                 self.send(Kind.CANCEL, number)
+            del scores  # what it failed with refers to this frame: they would keep all of the request, and each other
 
     def fail(self, message: str) -> None:
         """End all requests."""
