@@ -22,6 +22,7 @@ from server.keys.spending import PICO
 from server.ledger.database import Database, open_database, parse_url
 from server.ledger.tables import budgets, reservations
 from tests.support import upstream as faults
+from tests.support.garbage import alive, no_collector
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import MESSAGES, PATH, chat, gateway, metric
 from tests.support.keys import new_key
@@ -92,6 +93,15 @@ async def test_what_is_settled_makes_room(ledger_url: str) -> None:
         assert await granted(kept, of, CENT, 20) == 9
         kept.settle(kept.claim(of), CENT)  # of what was never reserved: nothing
     assert audit(ledger_url) == (CENT, 9 * CENT, 9)
+
+
+async def test_who_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    async with opened(f"sqlite:///{tmp_path}/ledger.sqlite") as kept:
+        of = key(day=0.1)
+        with no_collector():
+            for _ in range(10):
+                assert await granted(kept, of, 11 * CENT, 1) == 0
+            assert alive(BudgetError)[BudgetError] <= 1  # the thread that refused it has not begun anything new
 
 
 async def test_a_reservation_is_raised_or_left_as_it_was(ledger_url: str) -> None:

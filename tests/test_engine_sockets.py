@@ -1,7 +1,6 @@
 """Gateways and an engine at a socket: who may join, whose answer is whose, and what a broken neighbour costs."""
 
 import asyncio
-import gc
 import stat
 import struct
 from collections.abc import AsyncIterator, Sequence
@@ -25,6 +24,7 @@ from probes.engine.served import served_sha256
 from probes.engine.server import EngineServer
 from probes.engine.wire import LOOKUPS, Kind, Report, encode_prompts, proof
 from tests.support.engines import Held, soon, text, text_artifact
+from tests.support.garbage import alive, no_collector
 from tests.support.processes import until
 
 pytestmark = pytest.mark.anyio
@@ -138,16 +138,12 @@ async def test_an_engine_that_comes_later_or_again_is_joined(artifacts: list[Art
 async def test_who_is_refused_leaves_nothing(artifacts: list[Artifact], url: str) -> None:
     """Not until Python looks for garbage: of a saturated engine's gateway that was 15 ms every second."""
     async with listening(url, Held(artifacts), options=EngineOptions(queue_prompts=1)), joined(url, artifacts) as one:
-        gc.collect()
-        gc.disable()
-        try:
+        with no_collector():
             for _ in range(3):
                 with pytest.raises(EngineUnavailableError, match="than the engine's queue ever holds"):
                     await one.score([text(1), text(2)], soon())
             await asyncio.sleep(0.05)
-            assert not any(type(left) is EngineUnavailableError for left in gc.get_objects())
-        finally:
-            gc.enable()
+            assert not alive(EngineUnavailableError)
 
 
 async def test_prompts_of_who_gives_up_or_goes_are_taken_out(artifacts: list[Artifact], url: str) -> None:

@@ -1,12 +1,9 @@
 """However a request ends, nothing of it stays: not until Python looks for garbage, for that is seldom."""
 
-import gc
 import http.client
 import json
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,29 +11,13 @@ from server.chat_request import ChatRequest
 from server.http.connection import Connection as ClientConnection
 from server.upstream.connection import Connection as UpstreamConnection
 from tests.support import upstream as faults
+from tests.support.garbage import alive, no_collector
 from tests.support.gateway_client import MESSAGES, PATH, gateway
 from tests.support.processes import until
 from tests.support.upstream import Handler
 
 REQUESTS = 5
 WATCHED = (ChatRequest, ClientConnection, UpstreamConnection)
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def alive() -> Counter[str]:
-    """Requests, and the connections they came and went by."""
-    return Counter(
-        f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects() if type(one) in WATCHED
-    )
 
 
 def ask(host: str, port: int, body: str) -> None:
@@ -70,13 +51,12 @@ def test_a_request_leaves_nothing(
     stream: bool,
     leaves: bool,
     total_s: float,
-    no_collector: None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     body = json.dumps({"model": "auto", "messages": MESSAGES, "stream": stream})
-    with gateway({"small": handlers}, limits={"total_s": total_s}) as (client, _):
-        before = alive()
+    with no_collector(), gateway({"small": handlers}, limits={"total_s": total_s}) as (client, _):
+        before = alive(*WATCHED)
         for _ in range(REQUESTS):
             (ask_and_leave if leaves else ask)(client.base_url.host, client.base_url.port or 80, body)
         caplog.clear()  # what is logged of a failure refers to it
-        until(lambda: alive() == before, 5, "all that was asked is forgotten")
+        until(lambda: alive(*WATCHED) == before, 5, "all that was asked is forgotten")

@@ -144,6 +144,8 @@ class Budgets:
                 await future
         except TimeoutError:
             raise BudgetUnavailableError("budgets cannot be checked now: their database does not answer") from None
+        finally:
+            del future  # what it failed with refers to this frame: they would keep all of the request, and each other
 
     def settle(self, claim: Claim, pico_usd: int) -> None:
         """It cost so much, instead of what was reserved; waits for nothing."""
