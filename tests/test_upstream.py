@@ -1,6 +1,7 @@
 """Connections to an upstream, against a server that does what each test says."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class Server:
     def __init__(self) -> None:
         self.accepted = 0
+        self.requests = 0
         self.left = asyncio.Event()
         """Set when the other side closed a connection."""
 
@@ -33,6 +35,7 @@ async def serving(serve: Serve) -> AsyncIterator[tuple[Upstream, Server]]:
         counts.accepted += 1
         try:
             while await reader.readuntil(b"\r\n\r\n"):
+                counts.requests += 1
                 await serve(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             counts.left.set()
@@ -59,6 +62,19 @@ def sends(data: bytes, close: bool = False) -> Serve:
         await writer.drain()
         if close:
             writer.close()
+
+    return serve
+
+
+def closes_at(number: int) -> Serve:
+    """Answers, but for one request: closes without a word, as where it closed while the request was on its way."""
+    numbers = itertools.count(1)
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if next(numbers) == number:
+            writer.close()
+        else:
+            writer.write(OK)
 
     return serve
 
@@ -158,17 +174,7 @@ async def test_silence_ends() -> None:
 
 
 async def test_a_kept_connection_that_was_closed_is_stale() -> None:
-    requests = 0
-
-    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal requests
-        requests += 1
-        if requests == 1:
-            writer.write(OK)
-        else:
-            writer.close()  # without a word, as where it closed while the request was on its way
-
-    async with serving(serve) as (upstream, _):
+    async with serving(closes_at(2)) as (upstream, _):
         await whole(await send(upstream))
         with pytest.raises(StaleError):
             await whole(await send(upstream))
@@ -199,21 +205,11 @@ async def test_what_comes_unasked_closes_the_connection() -> None:
 
 
 async def test_small_answers_are_got_whole_on_kept_connections() -> None:
-    asked = 0
-
-    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 2:
-            writer.close()  # a kept connection that has become stale: asked again
-        else:
-            writer.write(OK)
-
-    async with serving(serve) as (upstream, server):
+    async with serving(closes_at(2)) as (upstream, server):
         assert await upstream.get("/metrics", 1000, within_s=5) == (200, b"ok")
         assert await upstream.get("/metrics", 1000, within_s=5) == (200, b"ok")
         assert await upstream.get("/health", None, within_s=5) == (200, b"")
-        assert (asked, server.accepted) == (4, 2)
+        assert (server.requests, server.accepted) == (4, 2)
 
 
 async def test_an_answer_that_is_not_wanted_is_not_waited_for() -> None:
