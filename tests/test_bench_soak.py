@@ -1,12 +1,22 @@
 """A short `pika bench soak`: the real gateway, upstreams that fail, and every request accounted for."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from offline.bench import cli
 from offline.bench.gateway_client import Reply
 from offline.bench.soak_clients import CHUNKS, judge
+from tests.support.processes import descendants, running, until
+
+ROOT = Path(__file__).parents[1]
+PROCESSES = 4
+"""Upstreams, gateway, clients, and Python's own beside the clients."""
 
 MARK = "mark-000000001"
 EVENTS = b"".join(
@@ -23,6 +33,23 @@ def test_nothing_is_lost_mixed_up_or_left_over(capsys: pytest.CaptureFixture[str
     assert last["answered"] > 100
     assert (last["lost"], last["wrong"], last["hung"], last["in_flight_left"]) == (0, 0, 0, 0)
     assert last["fd_left"] <= 4  # health checks come and go
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_is_ended_nothing_goes_on(ended_by: signal.Signals) -> None:
+    command = [sys.executable, "-m", "server", "bench", "soak", "--clients", "2", "--seconds", "60"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as soak:
+        try:
+            until(lambda: len(descendants(soak.pid)) >= PROCESSES, 60, "all of its processes run")
+            started = descendants(soak.pid)
+            (os.killpg if ended_by == signal.SIGINT else os.kill)(soak.pid, ended_by)  # a terminal's goes to all
+            said = soak.communicate(timeout=30)[1]
+            until(lambda: not started & running(), 20, "they have ended")
+        finally:
+            soak.kill()
+    assert "Traceback" not in said
 
 
 def test_a_gateway_that_does_not_start_is_explained(

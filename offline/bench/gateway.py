@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ from offline.bench import gateway_load, gateway_rivals
 from offline.bench.gateway_load import Target
 from offline.bench.gateway_report import KINDS, Measured, Point, summary, tables
 from offline.bench.gateway_rivals import OURS, System
-from offline.bench.servers import Server, ServerError
+from offline.bench.servers import Server, ServerError, one_process
 from offline.progress import bars
 
 T = TypeVar("T")
@@ -96,7 +95,7 @@ def measure(plan: Plan, systems: list[System], seed: int) -> list[Measured]:
     with (
         tempfile.TemporaryDirectory() as scratch,
         gateway_rivals.upstream(0, Path(scratch)) as upstream,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clients,
+        one_process() as clients,
         bars(TimeElapsedColumn()) as progress,
     ):
         for system in systems:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +30,7 @@ from offline.bench.scoring_model import Model, filled, make, prompts
 from offline.bench.scoring_report import plot, table
 from offline.bench.scoring_soak import soak
 from offline.bench.scoring_ways import Cost
+from offline.bench.servers import one_process
 from offline.progress import bars
 from probes.base import FloatArray, ProbeError
 
@@ -140,7 +140,7 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
     gc.collect()
     gc.freeze()  # a collection here would hold up those who ask
     async with running(model) as at:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others:
+        with one_process() as others:
             bench = Bench(model, plan, seed, others)
             measured = await bench.ways(at)
             with _bar("the engine under load", len(LOADS) - 2 + 2 * plan.rounds) as advance:
@@ -154,7 +154,7 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
                     measured.points.append(middle(points, lambda point: -point.goodput))
     with (
         _bar("/health of a gateway whose engine is saturated", 1) as advance,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others,
+        one_process() as others,
     ):
         measured.health_s = await health_s(model, others, scratch)
         advance(1)

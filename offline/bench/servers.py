@@ -2,12 +2,15 @@
 
 import os
 import resource
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
@@ -99,6 +102,30 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def one_process() -> Iterator[ProcessPoolExecutor]:
+    """For work apart from this process's own; it ends with us, however we end. A terminal's Ctrl-C is for us alone."""
+    context, parent = get_context("spawn"), os.getpid()
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with, initargs=(parent,)) as executor:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits that
+        try:
+            pid = executor.submit(os.getpid).result()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            yield executor
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # what it still does would be waited for
+            raise
+
+
+def _end_with(parent: int) -> None:
+    die_with_parent()
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
 
 
 def free_port() -> int:

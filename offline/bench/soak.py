@@ -5,9 +5,8 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
@@ -19,7 +18,7 @@ from rich.table import Table
 
 from offline.bench import soak_clients
 from offline.bench.gateway_rivals import pika
-from offline.bench.servers import HOST, Server, ServerError, free_port, running
+from offline.bench.servers import HOST, Server, ServerError, free_port, one_process, running
 from offline.bench.soak_clients import Found
 from offline.progress import bars
 
@@ -133,7 +132,7 @@ def soak(clients: int, seconds: float, faults: float, seed: int) -> Soaked:
         with (
             running(command, ports[0], "/health", scratch / "upstreams.log"),
             pika(config, scratch) as gateway,
-            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+            one_process() as process,
         ):
             before = gateway.open_files()
             asking = process.submit(soak_clients.ask, gateway.port, clients, seconds, seed)

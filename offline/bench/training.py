@@ -9,10 +9,8 @@ import resource
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from time import perf_counter
 
 from rich.console import Console
@@ -20,6 +18,7 @@ from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
 from offline.bench import scikit_sweep, training_data
+from offline.bench.servers import one_process
 from offline.bench.training_data import TASKS, Data, Shape
 from offline.progress import bars
 from probes.card import Site
@@ -109,7 +108,7 @@ def large(shape: Shape, seed: int, on_step: OnStep = lambda share: None) -> Comp
     timed = sites[:: max(1, len(sites) // TIMED_SITES)][:TIMED_SITES]
     planted = timed[len(timed) // 2]
     # In a process of its own, so that its peak memory is seen.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+    with one_process() as executor:
         ours, peak_bytes, activation_bytes = executor.submit(_ours_alone, shape, seed, planted).result()
     on_step(0.8)
     theirs = measure_scikit_learn(training_data.random(shape, seed, planted, timed))
