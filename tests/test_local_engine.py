@@ -236,9 +236,11 @@ def test_micro_batches_hold_like_lengths_within_the_bound() -> None:
     assert sorted(index for batch in batches for index in batch) == list(range(500))
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 1000 for batch in batches)
     assert sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) < 1.05 * sum(lengths)
-    packed = micro_batches(lengths, max_tokens=1000, padded=False)
+    packed = micro_batches(lengths, max_tokens=1000, counts=lengths)
     assert all(sum(lengths[i] for i in batch) <= 1000 or len(batch) == 1 for batch in packed)
     assert sorted(i for batch in packed for i in batch) == list(range(len(lengths)))
     assert len(packed) < len(batches), "what is not padded counts as it is"
+    reused = micro_batches([400] * 10, max_tokens=1000, counts=[100] * 10)
+    assert [len(batch) for batch in reused] == [10], "nor does what is not computed"
     assert micro_batches([5000], max_tokens=1000) == [[0]]
     assert micro_batches([]) == []

@@ -87,6 +87,24 @@ def test_other_architectures_are_padded_and_the_log_says_so(
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_what_is_computed_fills_a_micro_batch_not_what_is_reused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_model, "CPU_MICRO_BATCH_TOKENS", 256)
+    model = ProbeModel(pass_of(folder), Reading((SITE,)), "cpu", reuse_prefixes=True)
+    system = [1 + i % 7 for i in range(80)]
+    sizes: list[int] = []
+
+    def questions(first: int) -> list[list[int]]:
+        return [[*system, *range(i, i + 10)] for i in range(first, first + 20)]
+
+    model.read(questions(10), sizes.append)
+    assert sizes == [2] * 10, "nobody knew that the system prompt is shared"
+    sizes.clear()
+    found = model.read(questions(40), sizes.append).activations[SITE]
+    assert sizes == [20]
+    alone = ProbeModel(pass_of(folder), Reading((SITE,)), "cpu").read(questions(40)).activations[SITE]
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
 def test_it_takes_no_more_threads_than_cores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_model, "SMALL_PARAMETERS", 0)
     monkeypatch.setattr(probe_model, "cores", lambda: 1)

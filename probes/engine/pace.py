@@ -15,6 +15,8 @@ WARM_UP_TOKENS = 64
 LONG_ENOUGH_S = 0.05
 MOST_TOKENS = 4096
 ADAPTS_BY = 0.2
+ADAPTS_COMPUTED_BY = 0.5
+"""What is reused is counted, not measured: it has no noise but the prompts' own."""
 LEAST, MOST = 0.1, 100.0
 
 
@@ -56,7 +58,7 @@ class Pace:
         tokens = max(1, tokens)  # of a short text none counts
         ratio = seconds / self.batch_s(tokens)
         self.slowdown += ADAPTS_BY * (min(MOST, max(LEAST, ratio)) - self.slowdown)
-        self.computed += ADAPTS_BY * (tokens / (tokens + reused) - self.computed)
+        self.computed += ADAPTS_COMPUTED_BY * (tokens / (tokens + reused) - self.computed)
 
 
 def measure(compute: Callable[[int, int], int], clock: Callable[[], float] = time.perf_counter) -> Pace:

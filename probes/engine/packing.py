@@ -89,6 +89,7 @@ class Packing:
         """What each prompt's last token sees, its prefix included."""
         self._prefixes = list({id(span.prefix): span.prefix for span in spans if span.prefix is not None}.values())
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._biases: dict[tuple[int, int, int | None, int], Tensor] = {}
 
     def row(self) -> tuple[Tensor, Tensor]:
         """Token ids and positions, (tokens,) each."""
@@ -140,3 +141,14 @@ class Packing:
             ahead = at - torch.arange(keys, device=self.device)
             self._masks[key] = (ahead >= 0) if window is None else (ahead >= 0) & (ahead < window)
         return self._masks[key]
+
+    def bias(self, queries: int, keys: int, window: int | None, times: int, dtype: torch.dtype) -> Tensor | None:
+        """The same as what is added to logits, for so many heads one below the other: (times * queries, keys)."""
+        mask = self.mask(queries, keys, window)
+        if mask is None:
+            return None
+        key = (queries, keys, window, times)
+        if key not in self._biases:
+            bias = torch.zeros(mask.shape, dtype=dtype, device=self.device).masked_fill_(~mask, -torch.inf)
+            self._biases[key] = bias.repeat(times, 1)
+        return self._biases[key]

@@ -39,6 +39,11 @@ class Prefixes:
         self._families: OrderedDict[bytes, _Family] = OrderedDict()
         self._tokens = 0
 
+    def kept(self, prompt: Ids) -> int:
+        """How many of the prompt's tokens a prefix holds that is there already."""
+        family = self._families.get(prompt[:LEAST].tobytes())
+        return 0 if family is None else self._longest(family, prompt)[0]
+
     def span(self, prompt: Ids) -> Span:
         """What of the prompt is to be computed."""
         if len(prompt) < LEAST + self._tail:
@@ -51,10 +56,8 @@ class Prefixes:
                 self._forget()
             return Span(prompt)
         self._families.move_to_end(beginning)
-        spare = len(prompt) - self._tail
-        found = [(min(_shared(prompt, tokens), spare), prefix) for tokens, prefix in family.prefixes]
-        reused, best = max(found, key=lambda one: one[0], default=(0, None))
-        agreed = min(_shared(prompt, family.last), spare)
+        reused, best = self._longest(family, prompt)
+        agreed = min(_shared(prompt, family.last), len(prompt) - self._tail)
         family.last = prompt
         if agreed >= reused + LEAST and agreed <= KEPT_TOKENS:
             reused, best = agreed, self._make(prompt[:agreed])
@@ -65,6 +68,12 @@ class Prefixes:
         if best is None or reused < LEAST:
             return Span(prompt)
         return Span(prompt[reused:], best, reused)
+
+    def _longest(self, family: _Family, prompt: Ids) -> tuple[int, Prefix | None]:
+        """The prefix that the prompt shares most tokens with, and how many; those that are read are computed."""
+        spare = len(prompt) - self._tail
+        found = [(min(_shared(prompt, tokens), spare), prefix) for tokens, prefix in family.prefixes]
+        return max(found, key=lambda one: one[0], default=(0, None))
 
     def _forget(self) -> None:
         """The family that was not met for longest; of the one in use, its oldest prefix."""

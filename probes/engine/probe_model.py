@@ -127,9 +127,8 @@ class ProbeModel:
             next_token = allocate((len(prompts), STATISTICS), np.float64)
         pooled = np.empty((len(prompts), len(self.reading.pooled)))
         with _threads(self._max_threads), torch.inference_mode():
-            batches = micro_batches(
-                lengths.tolist(), self._batch_tokens, self.longest_alike, padded=self._attends_together
-            )
+            counts = None if self._attends_together else [self._counted(ids) for ids in token_ids]
+            batches = micro_batches(lengths.tolist(), self._batch_tokens, self.longest_alike, counts)
             for i, batch in enumerate(batches):
                 if i < skip:
                     on_batch(len(batch))
@@ -200,6 +199,12 @@ class ProbeModel:
         hidden = self._forward_pass(spans)
         self.reused_tokens += sum(span.reused for span in spans)
         return hidden
+
+    def _counted(self, prompt: Ids) -> int:
+        """Tokens that it counts in a micro-batch: those that are computed; but all are attended to, which takes memory:
+        no more than `MICRO_BATCH_TOKENS` together."""
+        kept = 0 if self._prefixes is None else self._prefixes.kept(prompt)
+        return max(len(prompt) - kept, len(prompt) * CPU_MICRO_BATCH_TOKENS // MICRO_BATCH_TOKENS)
 
     def _span(self, prompt: Ids) -> Span:
         alone = self.longest_alike is not None and len(prompt) > self.longest_alike
