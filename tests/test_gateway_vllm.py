@@ -18,7 +18,7 @@ from server.config import Settings, load
 from server.launch.pool import launched
 from tests.conftest import POOL, VllmPool
 from tests.support.gateway import serving
-from tests.support.processes import descendants, until
+from tests.support.processes import descendants, no_process_left, until
 
 pytestmark = pytest.mark.vllm
 
@@ -177,30 +177,35 @@ def test_every_policy_can_be_asked_for(base_url: str) -> None:
 @pytest.mark.anyio
 async def test_a_server_killed_in_mid_stream_and_after(tmp_path: Path) -> None:
     """The stream ends with an error event; the next request is answered by another arm; the server comes back."""
-    async with launched(_only("nano-small", "nano-medium"), log_dir=tmp_path) as settings:
-        victim = _server_pid(settings, "nano-medium")
-        with serving(create_app(settings)) as url:
-            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-                body = {"model": "auto-max_success", "messages": ask(QUESTION), "max_tokens": 400, "ignore_eos": True}
-                async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
-                    assert answer.headers["x-pika-arm"] == "nano-medium"
-                    chunks = answer.aiter_text()
-                    text = await anext(chunks)
-                    os.kill(victim, signal.SIGKILL)
-                    async for chunk in chunks:
-                        text += chunk
-                last = text.removesuffix("\n\n").rpartition("\n\n")[2]
-                assert "broke off" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    with no_process_left():
+        async with launched(_only("nano-small", "nano-medium"), log_dir=tmp_path) as settings:
+            await kill_in_mid_stream(settings)
 
-                answer = await client.post("/v1/chat/completions", json={**body, "max_tokens": 5})
-                assert answer.status_code == 200
-                assert answer.headers["x-pika-arm"] == "nano-small"
-                assert answer.headers["x-pika-path"] == "fallback"
 
-                await asyncio.to_thread(until, lambda: not _all_up(url), 10, "the health checks notice")
-                await asyncio.to_thread(until, lambda: _all_up(url), 90, "the killed server is back")
-                answer = await client.post("/v1/chat/completions", json={**body, "max_tokens": 5})
+async def kill_in_mid_stream(settings: Settings) -> None:
+    victim = _server_pid(settings, "nano-medium")
+    with serving(create_app(settings)) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            body = {"model": "auto-max_success", "messages": ask(QUESTION), "max_tokens": 400, "ignore_eos": True}
+            async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
                 assert answer.headers["x-pika-arm"] == "nano-medium"
+                chunks = answer.aiter_text()
+                text = await anext(chunks)
+                os.kill(victim, signal.SIGKILL)
+                async for chunk in chunks:
+                    text += chunk
+            last = text.removesuffix("\n\n").rpartition("\n\n")[2]
+            assert "broke off" in json.loads(last.removeprefix("data: "))["error"]["message"]
+
+            answer = await client.post("/v1/chat/completions", json={**body, "max_tokens": 5})
+            assert answer.status_code == 200
+            assert answer.headers["x-pika-arm"] == "nano-small"
+            assert answer.headers["x-pika-path"] == "fallback"
+
+            await asyncio.to_thread(until, lambda: not _all_up(url), 10, "the health checks notice")
+            await asyncio.to_thread(until, lambda: _all_up(url), 90, "the killed server is back")
+            answer = await client.post("/v1/chat/completions", json={**body, "max_tokens": 5})
+            assert answer.headers["x-pika-arm"] == "nano-medium"
 
 
 def _only(*names: str) -> Settings:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from server.config import ConfigError, Settings, load
+from server.config import ConfigError, load
 from server.launch.pool import LaunchError, launched
 from tests.support.processes import descendants, no_process_left, running, until
 
@@ -54,10 +54,6 @@ def write_pool(folder: Path, models: Sequence[str] = ("nano-small",), source: st
     path = folder / "pool.yaml"
     path.write_text(yaml.safe_dump({"models": entries, "arms": arms, "policy": {"name": "min_cost"}}, sort_keys=False))
     return path
-
-
-def url(settings: Settings, model: str = "nano-small") -> str:
-    return str(settings.models[model].replicas[0].url)
 
 
 def answers(url: str, model: str) -> bool:
@@ -123,17 +119,6 @@ async def test_what_vllm_says_on_failure_is_shown(tmp_path: Path) -> None:
     assert "unrecognized arguments: --nonsense" in message
     assert "fix: check launch.args" in message
     assert "--nonsense" in logged(re.findall(r"log: (\S+)", message)[0])
-
-
-@needs_vllm
-@pytest.mark.vllm
-@pytest.mark.timeout(2 * START_S)
-async def test_a_server_serves_and_leaves_nothing(tmp_path: Path) -> None:
-    with no_process_left():
-        async with launched(load(write_pool(tmp_path)), start_timeout_s=START_S) as settings:
-            assert settings.resolve("x") == tmp_path / "x"
-            assert settings.models["nano-small"].replicas[0].launch is None
-            assert answers(url(settings), "nano-small")
 
 
 @needs_vllm
