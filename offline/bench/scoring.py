@@ -70,6 +70,8 @@ class Plan:
     """Of all ways but the research code's, in turn; the cheapest counts."""
     rounds: int = 3
     """Of the load whose p99 counts, and of overload; the middle ones do."""
+    health: int = 500
+    """Times that /health is asked for."""
 
     def arrivals(self, load: float) -> int:
         return {JUDGED: self.judged, OVERLOAD: self.overload}.get(load, self.others)
@@ -78,7 +80,7 @@ class Plan:
 PLANS = {"nano": Plan(400, 2000, overload=1000, repetitions=6, rounds=5)}
 LARGE = Plan(48, 500, repetitions=4)
 ON_GPU = Plan(1000, 4000, overload=2000, others=2000, repetitions=3)
-QUICK = Plan(offline=12, judged=30, overload=30, others=10, repetitions=1, rounds=1)
+QUICK = Plan(offline=12, judged=30, overload=30, others=10, repetitions=1, rounds=1, health=50)
 
 
 @dataclass
@@ -156,7 +158,7 @@ async def measure(model: Model, plan: Plan, seed: int, scratch: Path) -> Measure
         _bar("/health of a gateway whose engine is saturated", 1) as advance,
         one_process() as others,
     ):
-        measured.health_s = await health_s(model, others, scratch)
+        measured.health_s = await health_s(model, plan.health, others, scratch)
         advance(1)
     return measured
 

@@ -17,15 +17,15 @@ from probes.base import FloatArray
 
 CLIENTS, TEXTS, WORDS = 8, 8, 150
 """Requests at once, prompts in each, words of a prompt."""
-ASKED, EVERY_S = 500, 0.02
+EVERY_S = 0.02
 
 
-async def health_s(model: Model, others: Executor, scratch: Path) -> FloatArray:
+async def health_s(model: Model, n: int, others: Executor, scratch: Path) -> FloatArray:
     """Seconds that /health took, each time, (n,); asked from a process of its own."""
     with upstream(0, scratch) as models, pika(_config(model, models.port, scratch), scratch) as gateway:
         loading = [asyncio.create_task(_load(gateway.port, seed)) for seed in range(CLIENTS)]
         try:
-            seconds = await asyncio.wrap_future(others.submit(_ask, gateway.port, ASKED))
+            seconds = await asyncio.wrap_future(others.submit(_ask, gateway.port, n))
             for task in loading:
                 if task.done():
                     task.result()
