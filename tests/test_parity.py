@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from probes.card import Dtype, Pass, Recipe, Site
-from probes.engine.attention_alone import IN_BLOCKS
+from probes.engine.attention_alone import IN_BLOCKS, MANY
+from probes.engine.prefixes import LEAST
 from probes.engine.probe_model import ProbeModel
 from probes.engine.reading import Reading
 from tests.support.architectures import ARCHITECTURES, LONGEST, SIZES, VOCABULARY, save
@@ -48,11 +49,12 @@ def prompts() -> list[Ids]:
     return [tuple(rng.integers(3, VOCABULARY, size=n).tolist()) for n in lengths]
 
 
-def sharing(n: int = 6) -> list[Ids]:
-    """Prompts that begin alike, as far as different tokens."""
+def sharing() -> list[Ids]:
+    """Prompts that begin alike, as far as different tokens; the last goes on for so long that it attends otherwise."""
     rng = np.random.default_rng(1)
     system = rng.integers(3, VOCABULARY, size=100).tolist()
-    return [(*system[: 100 - i], *rng.integers(3, VOCABULARY, size=12 + i).tolist()) for i in range(n)]
+    parts = [(100 - i, 12 + i) for i in range(6)] + [(LEAST, MANY)]
+    return [(*system[:shared], *rng.integers(3, VOCABULARY, size=own).tolist()) for shared, own in parts]
 
 
 def reference(folder: Path, prompts: Sequence[Ids], dtype: torch.dtype = torch.float32) -> NDArray[np.float32]:

@@ -14,6 +14,8 @@ IN_BLOCKS = range(96, 768)
 several it is slower: each of its steps waits for all threads."""
 BLOCK = 64
 """Queries of such a prompt that attend together."""
+MANY = 192
+"""Queries of a head from which on torch's kernel takes 64 of them at once, not 32."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,21 @@ def attend_alone(query: Tensor, key: Tensor, value: Tensor, packing: Packing, ho
     n = key.shape[1]
     window = None if how.window is None or how.window >= n else how.window
     grouped = heads != key.shape[0]
-    if how.plain and queries == n and window is None:
-        by_blocks = query.device.type == "cpu" and query.dtype == torch.float32 and torch.get_num_threads() == 1
-        if by_blocks and n in IN_BLOCKS:
-            return _in_blocks(query, key, value, how.scaling)
-        attended = scaled_dot_product_attention(
-            query[None], key[None], value[None], is_causal=True, scale=how.scaling, enable_gqa=grouped
-        )[0]
-        return [attended.transpose(0, 1)]
     if how.plain:
-        # Heads that share keys as one head with more queries: the kernel takes more of them at once, and copies no key.
-        as_one = query.reshape(1, len(key), -1, query.shape[-1])
-        bias = packing.bias(queries, n, window, heads // len(key), query.dtype)
-        attended = scaled_dot_product_attention(as_one, key[None], value[None], attn_mask=bias, scale=how.scaling)
+        causal = queries == n and window is None
+        by_blocks = query.device.type == "cpu" and query.dtype == torch.float32 and torch.get_num_threads() == 1
+        if causal and by_blocks and n in IN_BLOCKS:
+            return _in_blocks(query, key, value, how.scaling)
+        if causal or queries >= MANY:
+            mask = None if causal else packing.mask(queries, n, window)
+            attended = scaled_dot_product_attention(
+                query[None], key[None], value[None], attn_mask=mask, is_causal=causal, scale=how.scaling,
+                enable_gqa=grouped,
+            )  # fmt: skip
+        else:  # heads that share keys as one head with more queries, of which the kernel takes more at once
+            as_one = query.reshape(1, len(key), -1, query.shape[-1])
+            bias = packing.bias(queries, n, window, heads // len(key), query.dtype)
+            attended = scaled_dot_product_attention(as_one, key[None], value[None], attn_mask=bias, scale=how.scaling)
         return [attended.reshape(query.shape).transpose(0, 1)]
     if grouped:
         key, value = (x.repeat_interleave(heads // x.shape[0], dim=0) for x in (key, value))
