@@ -14,6 +14,8 @@ from offline.bench.servers import HOST
 PATH = "/v1/chat/completions"
 KEY = "none"
 """The key that clients bear, whether it is asked for or not."""
+KEPT_S = 5.0
+"""So long a connection rests at most, as httpx's do: a server may close one at any time, just as a request is sent."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,25 @@ class Connections:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[float, Connection]] = []
+        """Since when, and which; the last one in is the first one out."""
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Connection]:
-        while self._idle and not self._idle[-1].open:
-            self._idle.pop()
-        connection = self._idle.pop() if self._idle else await connect(self._port)
+        oldest = asyncio.get_running_loop().time() - KEPT_S
+        while self._idle and not (self._idle[-1][0] > oldest and self._idle[-1][1].open):
+            self._idle.pop()[1].close()
+        connection = self._idle.pop()[1] if self._idle else await connect(self._port)
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
         if connection.open:
-            self._idle.append(connection)
+            self._idle.append((asyncio.get_running_loop().time(), connection))
 
     def close(self) -> None:
-        for connection in self._idle:
+        for _, connection in self._idle:
             connection.close()
 
 
