@@ -179,6 +179,8 @@ async def test_a_server_killed_in_mid_stream_and_after(tmp_path: Path) -> None:
     """The stream ends with an error event; the next request is answered by another arm; the server comes back."""
     with no_process_left():
         async with launched(_only("nano-small", "nano-medium"), log_dir=tmp_path) as settings:
+            assert settings.resolve("x") == POOL.parent / "x"
+            assert settings.models["nano-small"].replicas[0].launch is None
             await kill_in_mid_stream(settings)
 
 
