@@ -13,8 +13,8 @@ from offline.bench.scoring_model import LENGTHS, NANO, make, prompts
 from tests.support.architectures import ARCHITECTURES
 
 KEYS = {
-    "ratio_vs_reference", "ratio_vs_floor", "capacity_prompts_s", "p99_vs_ideal_queue", "goodput_at_120_percent",
-    "service_ms_batch1", "shared_prefix_ratio", "health_p99_ms",
+    "ratio_vs_reference", "ratio_vs_floor", "ratio_vs_batched", "capacity_prompts_s", "p99_vs_ideal_queue",
+    "goodput_at_120_percent", "service_ms_batch1", "shared_prefix_ratio", "health_p99_ms",
 }  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def test_the_last_line_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for row in (
         "research code",
         "plain Transformers",
+        "batches of 16",
         "this engine",
         "bare matrix",
         "25%",

@@ -42,12 +42,12 @@ EXAMPLES = """examples:
                                          the same on a GPU
   pika bench scoring --soak 1000000      memory of the engine's process over a million prompts of the nano probe model
 
-The last line is JSON: ratio_vs_reference and ratio_vs_floor are CPU seconds (on a GPU: seconds) of the research code's
-way, and of the bare matrix products, divided by the engine's; p99_vs_ideal_queue is at 70% of capacity, and the ideal
-queue takes for each prompt what one of its length takes alone; goodput_at_120_percent is the share of capacity that is
-answered in time when 120% is offered, both the middle of several rounds; shared_prefix_ratio is what 100-token
-questions cost after a shared system prompt of 300 tokens, against none; health_p99_ms is of /health at a gateway whose
-engine is saturated.
+The last line is JSON: ratio_vs_reference, ratio_vs_floor and ratio_vs_batched are CPU seconds (on a GPU: seconds) of
+the research code's way, of the bare matrix products, and of Transformers in batches of prompts of nearly one length,
+divided by the engine's; p99_vs_ideal_queue is at 70% of capacity, and the ideal queue takes for each prompt what one of
+its length takes alone; goodput_at_120_percent is the share of capacity that is answered in time when 120% is offered,
+both the middle of several rounds; shared_prefix_ratio is what 100-token questions cost after a shared system prompt of
+300 tokens, against none; health_p99_ms is of /health at a gateway whose engine is saturated.
 """
 LOADS = (0.25, 0.5, 0.7, 0.9, 1.2)
 JUDGED, OVERLOAD = 0.7, 1.2
@@ -88,6 +88,7 @@ class Measured:
     tokens: int
     reference: Cost
     plain: Cost
+    batched: Cost
     engine: Cost
     floor: Cost
     capacity: float
@@ -105,6 +106,7 @@ class Measured:
         return {
             "ratio_vs_reference": round(self.reference.seconds / self.engine.seconds, 3),
             "ratio_vs_floor": round(self.floor.seconds / self.engine.seconds, 3),
+            "ratio_vs_batched": round(self.batched.seconds / self.engine.seconds, 3),
             "capacity_prompts_s": round(self.capacity, 2),
             "p99_vs_ideal_queue": round(at[JUDGED].p99_vs_ideal, 3),
             "goodput_at_120_percent": round(at[OVERLOAD].goodput, 3),
@@ -181,13 +183,15 @@ class Bench:
         """Seconds of each prompt of the sample alone, before any load and after each."""
 
     async def ways(self, at: Running) -> Measured:
-        """Four ways to read the sample; and what depends on no load."""
-        plain, floor, engine = [], [], []
-        with _bar("four ways to read the same prompts", 1 + 3 * self._plan.repetitions) as advance:
+        """Five ways to read the sample; and what depends on no load."""
+        plain, batched, floor, engine = [], [], [], []
+        with _bar("five ways to read the same prompts", 1 + 4 * self._plan.repetitions) as advance:
             reference = await self._other(scoring_ways.reference)
             advance(1)
             for i in range(self._plan.repetitions):
                 plain.append(await self._other(scoring_ways.plain))
+                advance(1)
+                batched.append(await self._other(scoring_ways.batched))
                 advance(1)
                 # Of other tokens each time: what was scored before is not computed again.
                 engine.append(await throughput(at, filled(self._model, self._lengths, self._seed + i)))
@@ -199,6 +203,7 @@ class Bench:
             tokens=sum(self._lengths),
             reference=reference,
             plain=cheapest(plain),
+            batched=cheapest(batched),
             engine=cheapest(engine),
             floor=cheapest(floor),
             capacity=self._plan.offline / statistics.median(cost.wall_s for cost in engine),

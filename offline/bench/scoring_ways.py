@@ -48,14 +48,7 @@ def reference(model: Model, prompts: Prompts) -> Cost:
 
     def run() -> None:
         for begin in range(0, len(prompts), BATCH):
-            batch = prompts[begin : begin + BATCH]
-            longest = max(map(len, batch))
-            token_ids = torch.tensor(
-                [[0] * (longest - len(prompt)) + list(prompt) for prompt in batch], device=model.device
-            )
-            mask = torch.tensor(
-                [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch], device=model.device
-            )
+            token_ids, mask = _padded(prompts[begin : begin + BATCH], model.device)
             hidden = whole(token_ids, attention_mask=mask, output_hidden_states=True).hidden_states
             for layer in hidden:
                 layer[:, -POSITIONS:].float().cpu().numpy().copy()
@@ -65,10 +58,7 @@ def reference(model: Model, prompts: Prompts) -> Cost:
 
 def plain(model: Model, prompts: Prompts) -> Cost:
     """Transformers alone, cut at the probe's layer, one prompt at a time."""
-    config = _config(model)
-    cut(config, model.layer)
-    first = _load(AutoModel, model, config=config)
-    _use_threads(first)
+    first = _cut(model)
 
     def run() -> None:
         for prompt in prompts:
@@ -78,13 +68,24 @@ def plain(model: Model, prompts: Prompts) -> Cost:
     return _measure(model, run)
 
 
+def batched(model: Model, prompts: Prompts) -> Cost:
+    """Transformers alone, cut at the probe's layer, in padded batches of 16 prompts of nearly the same length."""
+    first = _cut(model)
+    by_length = sorted(prompts, key=len)
+
+    def run() -> None:
+        for begin in range(0, len(prompts), BATCH):
+            token_ids, mask = _padded(by_length[begin : begin + BATCH], model.device)
+            hidden = first(token_ids, attention_mask=mask, use_cache=False).last_hidden_state
+            hidden[:, -1].float().cpu().numpy().copy()
+
+    return _measure(model, run)
+
+
 def floor(model: Model, prompts: Prompts) -> Cost:
     """The matrix products of the blocks alone, for the same number of tokens; by prompts or in packs: the quicker."""
-    config = _config(model)
-    cut(config, model.layer)
-    first = _load(AutoModel, model, config=config)
-    _use_threads(first)
-    weights = [weight for block in first.layers for weight in _products(block, config)]
+    first = _cut(model)
+    weights = [weight for block in first.layers for weight in _products(block, first.config)]
     pack = PACK[torch.device(model.device).type]
     longest = max(pack, *map(len, prompts))
     inputs = {
@@ -101,6 +102,14 @@ def floor(model: Model, prompts: Prompts) -> Cost:
 
     costs = [_measure(model, lambda rows=rows: run(rows)) for rows in (list(map(len, prompts)), packs)]  # type: ignore[misc]  # a lambda's default has no type
     return min(costs, key=lambda cost: cost.seconds)
+
+
+def _padded(batch: Prompts, device: str) -> tuple[Tensor, Tensor]:
+    """Token ids filled up on the left, and which of them are a prompt's."""
+    longest = max(map(len, batch))
+    token_ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in batch]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch]
+    return torch.tensor(token_ids, device=device), torch.tensor(mask, device=device)
 
 
 def _products(block: torch.nn.Module, config: Any) -> Iterator[Tensor]:
@@ -139,9 +148,14 @@ def _measure(model: Model, run: Callable[[], None]) -> Cost:
         return Cost(time.process_time() - cpu, time.perf_counter() - wall, on_gpu)
 
 
-def _config(model: Model) -> Any:
+def _cut(model: Model) -> Any:
+    """Transformers' own, up to the probe's layer."""
     assert model.artifact.pass_ is not None
-    return read_config(model.artifact.pass_)
+    config = read_config(model.artifact.pass_)
+    cut(config, model.layer)
+    first = _load(AutoModel, model, config=config)
+    _use_threads(first)
+    return first
 
 
 def _load(loader: Any, model: Model, **options: Any) -> Any:
