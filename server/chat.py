@@ -113,9 +113,9 @@ class Exchange:
 
     async def _relay_stream(self, answer: Answer, rest: Rest, drop_usage: bool) -> None:
         events = EventRelay(drop_usage)
-        # Nobody asked for compression; what is compressed all the same has no events to look for.
-        feed = bytes if answer.head.encoded else events.feed
-        self.started = True
+        # Sound has no events to look for, nor has what is compressed although nobody asked.
+        feed = events.feed if answer.head.has_events else bytes
+        self.started, self.whole = True, not answer.head.has_events
         self.record.first_byte()
         headers = self._all_headers(answer)
         connection, data = rest.connection, answer.body

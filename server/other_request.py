@@ -32,7 +32,9 @@ PATHS = (
     "/detokenize",
 )
 BOUNDARY = re.compile(rb"multipart/form-data;.*\bboundary=\"?([^\";,\r\n]{1,70})", re.IGNORECASE)
-NAMES_MODEL = re.compile(rb"content-disposition:(?:.*[;\s])?name=\"?model\"?\s*(?:;.*)?", re.IGNORECASE)
+NAMED = re.compile(rb"content-disposition:(?:.*[;\s])?name=\"?(model|stream)\"?\s*(?:;.*)?", re.IGNORECASE)
+TRUE = (b"true", b"1", b"on", b"yes", b"t", b"y")
+"""As pydantic, and so vLLM, reads a form."""
 MAX_FIELDS = 100
 MAX_FIELD_HEAD_BYTES = 2048
 MAX_NAME_BYTES = 200
@@ -58,32 +60,39 @@ def parse_other(path: str, raw: bytes, head: RequestHead) -> ChatRequest:
     """
     boundary = BOUNDARY.match(head.content_type)
     if boundary is not None:
-        model, form = _parse_form(raw, head.content_type, boundary[1])
-        return ChatRequest({}, head, model, [], stream=False, size=len(raw), path=path, routed=False, form=form)
+        model, stream, form = _parse_form(raw, head.content_type, boundary[1])
+        return ChatRequest({}, head, model, [], stream=stream, size=len(raw), path=path, routed=False, form=form)
     body = parse_json(raw)
     stream = body.get("stream") is True
     model = check_model(body.get("model"))
     return ChatRequest(body, head, model, [], stream=stream, size=len(raw), path=path, routed=False)
 
 
-def _parse_form(raw: bytes, content_type: bytes, boundary: bytes) -> tuple[str, Form]:
-    """
+def _parse_form(raw: bytes, content_type: bytes, boundary: bytes) -> tuple[str, bool, Form]:
+    """The model, whether a stream is asked for, and the form.
+
     Raises:
         BadRequestError: there is not one model in it.
     """
-    values = []
+    end_of_value = b"\r\n--" + boundary
+    values: dict[bytes, list[slice]] = {b"model": [], b"stream": []}
     for at in _fields(raw, b"--" + boundary + b"\r\n"):
         end = raw.find(b"\r\n\r\n", at, at + MAX_FIELD_HEAD_BYTES)
-        if end >= 0 and any(NAMES_MODEL.fullmatch(line) for line in raw[at:end].split(b"\r\n")):
-            values.append(end + 4)
-    if len(values) > 1:
+        if end < 0:
+            continue
+        start = end + 4
+        stop = raw.find(end_of_value, start, start + MAX_NAME_BYTES + len(end_of_value))
+        for line in raw[at:end].split(b"\r\n"):
+            if (named := NAMED.fullmatch(line)) is not None:
+                values[named[1].lower()].append(slice(start, max(start, stop)))
+    if len(values[b"model"]) > 1:
         raise BadRequestError("the form has the field `model` twice: name one arm", "model")
-    start = values[0] if values else 0
-    end_of_value = b"\r\n--" + boundary
-    stop = raw.find(end_of_value, start, start + MAX_NAME_BYTES + len(end_of_value)) if values else -1
-    if stop <= start:
+    model = values[b"model"][0] if values[b"model"] else slice(0, 0)
+    if not raw[model]:
         raise BadRequestError("the form has no field `model`: an arm's name", "model")
-    return raw[start:stop].decode("utf-8", "replace"), Form(content_type, raw[:start], raw[stop:])
+    stream = any(raw[value].lower() in TRUE for value in values[b"stream"])
+    form = Form(content_type, raw[: model.start], raw[model.stop :])
+    return raw[model].decode("utf-8", "replace"), stream, form
 
 
 def _fields(raw: bytes, delimiter: bytes) -> Iterator[int]:

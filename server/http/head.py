@@ -141,6 +141,11 @@ class AnswerHead:
     passed: Headers
     """What the client gets of them."""
 
+    @property
+    def has_events(self) -> bool:
+        """Whether the body is a stream of events that can be read, and added to."""
+        return self.content_type == b"text/event-stream" and not self.encoded
+
 
 def read_answer_head(headers: Headers) -> AnswerHead:
     head = AnswerHead(b"", False, [])

@@ -19,6 +19,7 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 MAX_CHECKED_BYTES = 256 * 1024
 """A larger answer is not checked to be JSON, which would hold up others."""
+JSON = b"application/json"
 EVENT = re.compile(rb"\s*[:deir]")
 """How a stream of events begins: a comment, or one of the fields data, event, id and retry, perhaps cut short."""
 
@@ -109,14 +110,16 @@ async def _exchange(
         if stream:
             await connection.head(until)
             head = read_answer_head(connection.headers)
-            if connection.status == 200 and head.content_type == b"text/event-stream":
+            if connection.status == 200 and head.content_type != JSON:
                 first = await connection.some(until)
                 if not first:
                     raise BrokenError("ended its stream before the first byte")
-                if not EVENT.match(first) and not head.encoded:
+                if head.has_events and not EVENT.match(first):
                     raise BrokenError("sent what is no stream of events")
                 kept = True
                 return Answer(200, head, first, Rest(connection, replica, timeouts.between_chunks_s))
+            # One document after all: of no use to anybody before its end, and it may still be generated.
+            until = asyncio.get_running_loop().time() + timeouts.total_s
         body = await connection.whole(MAX_ANSWER_BYTES, until)
         if connection.status > 599:
             raise BrokenError(f"answered with the code {connection.status}, which HTTP does not have")
@@ -133,7 +136,7 @@ def _checked_usage(head: AnswerHead, body: bytes) -> dict[str, Any] | None:
     Raises:
         BrokenError: it says that it is JSON, and is none.
     """
-    if head.content_type != b"application/json" or head.encoded:
+    if head.content_type != JSON or head.encoded:
         return None
     if len(body) > MAX_CHECKED_BYTES:
         return parse_usage(body)
