@@ -115,14 +115,16 @@ def _message(reply: Reply) -> str:
 
 
 def _judge_stream(reply: Reply, mark: str) -> Verdict:
-    """Every chunk in order and the end, or an error as the last event."""
+    """Every chunk in order and the end; or an error as the last event, and before it only how the answer begins."""
     *events, rest = reply.body.split(b"\n\n")
     try:
         said = [json.loads(event.removeprefix(b"data: ")) for event in events if event != b"data: [DONE]"]
-        if said and "error" in said[-1] and not rest:
-            return "refused"
-        text = "".join(choice["delta"]["content"] for event in said for choice in event["choices"])
+        failed = bool(said) and "error" in said[-1]
+        chunks = said[:-1] if failed else said
+        text = "".join(choice["delta"]["content"] for event in chunks for choice in event["choices"])
     except (ValueError, KeyError, TypeError):
         return "lost"
-    complete = text == "".join(f"{mark}/{index} " for index in range(CHUNKS))
-    return "answered" if complete and reply.whole and events[-1] == b"data: [DONE]" and not rest else "lost"
+    answer = "".join(f"{mark}/{index} " for index in range(CHUNKS))
+    if failed:
+        return "refused" if answer.startswith(text) and not rest else "lost"
+    return "answered" if text == answer and reply.whole and events[-1] == b"data: [DONE]" and not rest else "lost"
