@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -73,6 +74,46 @@ def test_streams(client: openai.OpenAI) -> None:
         )
     )
     assert with_usage[-1].usage == whole.usage
+
+
+@pytest.mark.parametrize("model", ["auto-min_cost", "auto", "nano-large"])
+def test_completions_by_policy_whole_and_streamed(client: openai.OpenAI, model: str) -> None:
+    """Beginnings that a model goes on with; the same ones for each way to ask."""
+    given: dict[str, Any] = {"prompt": QUESTION, "max_tokens": 8, "temperature": 0}
+    answer = client.completions.with_raw_response.create(model=model, **given)
+    arm, whole = answer.headers["x-pika-arm"], answer.parse()
+    assert arm == whole.model
+    assert arm in {"auto-min_cost": ["nano-small"], "auto": ARMS, "nano-large": ["nano-large"]}[model]
+    assert whole.usage is not None
+    assert 0 < whole.usage.completion_tokens <= 8
+    chunks = list(client.completions.create(model=model, **given, stream=True))
+    assert len(chunks) > 1
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text != ""
+    assert all(chunk.model == arm and chunk.usage is None for chunk in chunks)
+
+
+def test_what_is_not_routed_is_served_to_pinned_arms(client: openai.OpenAI, base_url: str) -> None:
+    def post(path: str, **body: Any) -> Any:
+        answer = httpx.post(f"{base_url}{path}", json={"model": "nano-medium", **body}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-pika-arm"] == "nano-medium"
+        return answer.json()
+
+    read = post("/tokenize", prompt=QUESTION)
+    assert read["count"] == len(read["tokens"]) > 10
+    assert post("/detokenize", tokens=read["tokens"])["prompt"] == QUESTION
+
+    given: dict[str, Any] = {"model": "nano-medium", "input": EASY, "temperature": 0, "max_output_tokens": 16}
+    whole = client.responses.create(**given)
+    assert whole.model == "nano-medium"
+    assert whole.usage is not None
+    assert whole.usage.output_tokens > 0
+    events = list(client.responses.create(**given, stream=True))
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert said == whole.output_text != ""
+    assert events[-1].type == "response.completed"
+    with pytest.raises(openai.NotFoundError, match="is not routed"):
+        client.responses.create(**{**given, "model": "auto"})
 
 
 def test_parameters_take_effect_upstream(client: openai.OpenAI) -> None:
