@@ -236,3 +236,32 @@ def test_pages_of_other_sites_may_not_ask(pool: Running, origin: str, status: in
     """Without keys, that is what keeps a web page that somebody visits from this machine's models."""
     headers = {"origin": origin, "content-type": "text/plain"}
     assert pool[0].post(PATH, content=BODY, headers=headers).status_code == status
+
+
+def test_only_the_configuration_says_who_is_asked_and_what_series_there_are(pool: Running) -> None:
+    client, upstreams = pool
+    with faults.running(faults.answers) as elsewhere:
+        url, host = elsewhere.url, f"127.0.0.1:{elsewhere.port}"
+        names = ("x-forwarded-host", "x-host", "x-original-url", "x-rewrite-url", "x-api-base", "via")
+        headers = {"host": host, "forwarded": f"host={host}", "x-session-id": host, **dict.fromkeys(names, url)}
+        fields = dict.fromkeys(("api_base", "base_url", "api_url", "url", "host", "endpoint", "proxy", "user"), url)
+        body = {"model": "large", "messages": MESSAGES, "prompt": "hi", **fields}
+        for path in (PATH, "/v1/completions", "/v1/embeddings"):
+            for target in (path, f"http://{host}{path}"):
+                before = len(upstreams[1].requests)
+                answer = client.post(path, json=body, headers=headers, extensions={"target": target.encode()})
+                assert answer.status_code == 200, answer.text
+                [asked] = upstreams[1].requests[before:]
+                assert (asked.path, asked.headers["host"]) == (path, f"127.0.0.1:{upstreams[1].port}")
+
+        before = sum(len(one.requests) for one in upstreams)
+        for prefix in ("", "auto-", "auto-utility-", "large@", 'large",code="200"} 1\n'):
+            name = prefix + url
+            assert chat(client, headers, model=name).status_code in (400, 404)
+            assert chat(client, headers, routing={"policy": name}).status_code == 400
+            assert chat(client, headers, routing={"arms": [name]}).status_code == 400
+        assert chat(client, {"x-pika-policy": url}).status_code == 400
+        assert chat(client, {"x-pika-api-base": url}).status_code == 400
+        assert sum(len(one.requests) for one in upstreams) == before
+        assert not elsewhere.requests
+    assert host not in client.get("/metrics").text
