@@ -1,13 +1,17 @@
 """Upstreams whose answers are broken: another replica answers, or once a byte was passed on an error event ends it."""
 
 import json
+from contextlib import ExitStack
 
 import httpx
 import pytest
 
+from server.app import create_app
+from server.upstream import health
 from tests.support import broken_http as broken
 from tests.support import upstream as faults
-from tests.support.gateway_client import MESSAGES, PATH, chat, gateway
+from tests.support.gateway import constant_pool, serving
+from tests.support.gateway_client import MESSAGES, PATH, chat, gateway, with_arm_limits
 from tests.support.upstream import CHUNK, EVENTS, WHOLE, Handler
 
 BROKEN_WHOLE: dict[str, Handler] = {
@@ -86,10 +90,44 @@ def test_a_stream_without_end_ends_with_its_total_time() -> None:
         assert upstreams[0].left.wait(5)
 
 
-def test_an_arms_own_limits_win() -> None:
-    with gateway({"small": [faults.hangs]}, limits={"total_s": 60}, arm_limits={"total_s": 0.3}) as (client, upstreams):
-        assert chat(client).status_code == 504
+@pytest.mark.parametrize(
+    ("fault", "stream", "own", "code", "said"),
+    [
+        (faults.hangs, False, "total_s", 504, "0.3 s"),
+        (faults.hangs, True, "first_byte_s", 504, "did not answer within 0.3 s"),
+        (faults.stalls_in_mid_stream, True, "between_chunks_s", 200, "sent nothing for 0.3 s"),
+    ],
+)
+def test_an_arms_own_limits_win(fault: Handler, stream: bool, own: str, code: int, said: str) -> None:
+    with gateway({"small": [fault]}, limits={own: 15}, arm_limits={own: 0.3}) as (client, upstreams):
+        answer = chat(client, stream=stream)
+        assert (answer.status_code, said in answer.text) == (code, True)
         assert upstreams[0].left.wait(5)
+
+
+def test_an_arms_own_time_to_connect_wins() -> None:
+    with faults.running(faults.hangs) as deaf:  # to TLS, so that a connection never comes about
+        pool = constant_pool({"small": [deaf.url.replace("http:", "https:")]}, limits={"connect_s": 15})
+        with serving(create_app(with_arm_limits(pool, connect_s=0.3))) as base:
+            answer = httpx.post(f"{base}{PATH}", json={"model": "auto", "messages": MESSAGES}, timeout=20)
+    assert answer.status_code == 502
+    assert "longer than 0.3 seconds" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("fault", "code", "attempts"), [(None, 200, "7"), (faults.fails_with(500), 500, "6")])
+def test_any_number_of_replicas_that_cannot_be_reached_is_passed_over_but_few_that_fail(
+    fault: Handler | None, code: int, attempts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a health check has found out, and for a pinned arm, which has nothing else."""
+    monkeypatch.setattr(health, "HEALTH_INTERVAL_S", 60)
+    with ExitStack() as fleet, faults.running(faults.answers) as good:
+        bad = [fleet.enter_context(faults.running(fault or faults.answers)) for _ in range(6)]
+        pool = constant_pool({"small": [*(one.url for one in bad), good.url]})
+        with serving(create_app(pool)) as base:
+            if fault is None:
+                fleet.close()  # they are gone
+            answer = httpx.post(f"{base}{PATH}", json={"model": "small", "messages": MESSAGES}, timeout=20)
+    assert (answer.status_code, answer.headers["x-pika-attempts"]) == (code, attempts)
 
 
 def test_a_client_that_does_not_read_holds_up_the_upstream_not_the_memory() -> None:

@@ -167,6 +167,19 @@ def test_other_endpoints_stream_untouched() -> None:
         assert upstreams[0].requests[-1].body == body
 
 
+def test_what_describes_only_the_way_to_the_gateway_stays_there(pool: Running) -> None:
+    client, upstreams = pool
+    headers = {"content-type": "text/plain", "accept-encoding": "gzip", "x-pika-debug": "1", "cookie": "a=b"}
+    body = gzip.compress(json.dumps(BODY).encode())
+    query = "?api-version=1"
+    assert client.post(PATH + query, content=body, headers={**headers, "content-encoding": "gzip"}).status_code == 200
+    sent = upstreams[1].requests[-1]
+    assert sent.path == PATH
+    assert (sent.headers["content-type"], sent.headers["accept-encoding"]) == ("application/json", "identity")
+    assert sent.headers["cookie"] == "a=b"
+    assert not {"x-pika-debug", "content-encoding"} & set(sent.headers)
+
+
 def test_usage_of_other_endpoints_is_counted() -> None:
     handler = answers_with(b'{"usage":{"input_tokens":30,"output_tokens":4}}')
     with gateway({"small": [handler]}) as (client, _):

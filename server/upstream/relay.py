@@ -15,7 +15,8 @@ from server.upstream.replica import Replica
 from server.upstream.sse import parse_usage
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-"""A non-streamed answer is held until it is whole, so that a broken one can still be tried elsewhere."""
+"""A non-streamed answer is held until it is whole, so that a broken one can still be tried elsewhere. What all of
+them hold together is bounded by `limits.in_flight` alone."""
 
 MAX_CHECKED_BYTES = 256 * 1024
 """A larger answer is not checked to be JSON, which would hold up others."""

@@ -29,6 +29,7 @@ from server.upstream.sse import ask_for_usage
 logger = logging.getLogger(__name__)
 
 MAX_REPLICAS_PER_ARM = 3
+"""So many may fail a request; those that could not be reached, and cost it no more than `connect_s`, do not count."""
 PREFIX_CHARACTERS = 4096
 
 
@@ -98,7 +99,7 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
     considered: list[Replica] = []
     failure: AttemptError | None = None
     first = last = sent.decision
-    here = 0  # attempts for this arm
+    here = 0  # attempts for this arm that reached a replica
     worst = Wellness.WELL
     _limit(sent, watch, 0.0)
     while True:
@@ -118,7 +119,6 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
         if failure is not None and failure.outcome != "connect_error" and not state.retries.take(now):
             logger.warning("request %s: not tried again, the retry budget is spent", request_id)
             break
-        here += 1
         tried.append(replica)
         last = sent.decision
         account = sent.account
@@ -137,6 +137,7 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
             logger.warning("request %s: %s", request_id, error)
             # Its traceback refers to this very frame, and a failed request would stay until garbage is looked for.
             failure, now = error.with_traceback(None), time.monotonic()
+            here += error.outcome != "connect_error"
     if failure is None:
         down = UpstreamDownError("every server of the arm fails; it is tried again shortly")
         down.retry_after_s = max(1, math.ceil(min(replica.breaker.wait_s(now) for replica in considered)))

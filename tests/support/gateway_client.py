@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from server.app import create_app
+from server.config import Settings
 from server.sections.pool import ArmLimits
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, serving
@@ -36,11 +37,16 @@ def gateway(
             urls[name] = [one.url for one in running]
         settings = constant_pool(urls, **sections)
         if arm_limits is not None:
-            own = ArmLimits(**arm_limits)
-            arms = {name: arm.model_copy(update={"limits": own}) for name, arm in settings.arms.items()}
-            settings = settings.model_copy(update={"arms": arms})
+            settings = with_arm_limits(settings, **arm_limits)
         base = stack.enter_context(serving(create_app(settings)))
         yield stack.enter_context(httpx.Client(base_url=base, timeout=20, limits=FOR_THREADS)), upstreams
+
+
+def with_arm_limits(settings: Settings, **limits: float) -> Settings:
+    """Every arm with such `limits` of its own."""
+    own = ArmLimits(**limits)
+    arms = {name: arm.model_copy(update={"limits": own}) for name, arm in settings.arms.items()}
+    return settings.model_copy(update={"arms": arms})
 
 
 def chat(client: httpx.Client, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
