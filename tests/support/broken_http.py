@@ -35,6 +35,12 @@ async def hangs_after_head(_: Request, to: Connection) -> None:
     await to.until_left()
 
 
+async def hangs_before_its_body(_: Request, to: Connection) -> None:
+    """Not a stream: the head of a whole answer, then silence."""
+    await to.send(response(200, WHOLE).removesuffix(WHOLE))
+    await to.until_left()
+
+
 async def answers_without_end(_: Request, to: Connection) -> None:
     """Not a stream: one body that goes on."""
     await to.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
