@@ -91,7 +91,7 @@ class Exchange:
                     # Nothing is sent again: thousands of streams must not each hold megabytes.
                     sent.request = self.request = self.request.without_body()
                     watch.body.release()
-                await self._relay_stream(answer, answer.rest, drop_usage)
+                await self._relay_stream(sent, answer, answer.rest, drop_usage)
         finally:
             sent.release()
 
@@ -111,7 +111,7 @@ class Exchange:
         await send_whole(self.send, answer.status, self._all_headers(answer), answer.body)
         self.record.finish(answer.status, answer.usage)
 
-    async def _relay_stream(self, answer: Answer, rest: Rest, drop_usage: bool) -> None:
+    async def _relay_stream(self, sent: Dispatch, answer: Answer, rest: Rest, drop_usage: bool) -> None:
         events = EventRelay(drop_usage)
         # Sound has no events to look for, nor has what is compressed although nobody asked.
         feed = events.feed if answer.head.has_events else bytes
@@ -129,9 +129,9 @@ class Exchange:
                     await self.send({"type": "http.response.body", "body": passed, "more_body": True})
                     passed = b""
                 data = await connection.some(rest.until())
+            sent.succeeded()
         except ExchangeError as error:
-            if self.record.sent is not None:
-                self.record.sent.failed()
+            sent.failed()
             raise UpstreamError(rest.failed(error)) from error
         finally:
             rest.close()

@@ -12,11 +12,12 @@ from server.upstream.breaker import IN_A_ROW
 from server.upstream.retry_budget import FLOOR
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, serving
-from tests.support.gateway_client import chat, gateway, metric
+from tests.support.gateway_client import MESSAGES, PATH, chat, gateway, metric
 from tests.support.processes import until
-from tests.support.upstream import Connection, Request
+from tests.support.upstream import CHUNK, EVENTS, Connection, Request, chunk
 
 OPEN = "pika_breaker_open"
+STREAM = {"model": "auto", "stream": True, "messages": MESSAGES}
 
 
 @contextmanager
@@ -102,3 +103,56 @@ def few_of_twenty(client: httpx.Client, upstream: faults.Upstream) -> bool:
     for _ in range(20):
         assert chat(client).status_code == 200
     return len(upstream.requests) - before < 5
+
+
+def test_a_replica_that_breaks_its_streams_is_left_alone() -> None:
+    with gateway({"small": [faults.drops_in_mid_stream, faults.answers]}) as (client, upstreams):
+        while metric(client, OPEN) == 0:
+            assert len(upstreams[0].requests) < IN_A_ROW
+            assert chat(client, stream=True).status_code == 200
+
+
+def test_a_whole_stream_between_broken_ones_counts_too() -> None:
+    async def handler(request: Request, to: Connection) -> None:
+        broken = len(to.upstream.requests) % IN_A_ROW
+        await (faults.drops_in_mid_stream if broken else faults.answers)(request, to)
+
+    with gateway({"small": [handler]}) as (client, _):
+        for _ in range(2 * IN_A_ROW):
+            assert chat(client, stream=True).status_code == 200
+        assert metric(client, OPEN) == 0
+
+
+def test_a_first_byte_ends_the_waiting_and_a_later_failure_still_counts() -> None:
+    async def handler(request: Request, to: Connection) -> None:
+        if len(to.upstream.requests) > IN_A_ROW:
+            await to.send(EVENTS + chunk(CHUNK))
+            await to.upstream.go_on.wait()
+        to.writer.transport.abort()
+
+    with gateway({"small": [handler]}) as (client, upstreams):
+
+        def breaks_off() -> bool:
+            with client.stream("POST", PATH, json=STREAM) as answer:
+                if answer.status_code == 503:
+                    return False
+                assert metric(client, OPEN) == 0, "the stream that was let through goes on"
+                upstreams[0].let_go_on()
+                return b"".join(answer.iter_raw()).startswith(CHUNK)
+
+        for _ in range(IN_A_ROW):
+            assert chat(client).status_code == 502
+        assert metric(client, OPEN) == 1
+        until(breaks_off, 20, "the breaker lets a request through")
+        for _ in range(IN_A_ROW - 1):
+            assert metric(client, OPEN) == 0
+            chat(client, stream=True)
+        assert metric(client, OPEN) == 1
+
+
+def test_clients_that_leave_say_nothing_of_a_replica() -> None:
+    with gateway({"small": [faults.streams_on]}) as (client, _):
+        for _ in range(2 * IN_A_ROW):
+            with client.stream("POST", PATH, json=STREAM) as answer:
+                assert next(answer.iter_raw()).startswith(CHUNK)
+        assert metric(client, OPEN) == 0

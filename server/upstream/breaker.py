@@ -2,7 +2,7 @@
 
 Closed, requests pass. It opens after `IN_A_ROW` failures with no success between them, or where at least `SHARE` of the
 last minute's exchanges failed, and stays open for a second, then two, four, up to a minute. Half open, one request a
-second is let through: a success closes it, a failure opens it again.
+second is let through: its first byte closes it, a failure before opens it again. How an exchange ended is counted once.
 """
 
 IN_A_ROW = 5
@@ -20,8 +20,8 @@ PROBE_INTERVAL_S = 1.0
 class Breaker:
     """Times are seconds of one monotonic clock.
 
-    An exchange takes its `era` along and gives it back with its result: what began before an opening says nothing of
-    the time after it.
+    An exchange takes its `era` along and gives it back: what began before an opening and fails after it says nothing
+    new. What ends well does, whenever it began; long streams would else leave only failures to count.
     """
 
     def __init__(self) -> None:
@@ -46,19 +46,25 @@ class Breaker:
             self._until = now + PROBE_INTERVAL_S
         return self.era
 
-    def succeeded(self, era: int, now: float) -> bool:
-        """An exchange went well; True where that closed the breaker."""
-        if era != self.era:
-            return False
-        self._row = 0
-        if not self.open:
-            self._count(now, 0)
-            return False
+    def answered(self, era: int, now: float) -> int:
+        """An exchange has its first byte, which closes a half-open breaker: nobody shall wait for a stream's end.
+
+        Returns the exchange's era from now on, a new one where this closed the breaker.
+        """
+        if era != self.era or not self.open:
+            return era
         self.open = False
         self.era += 1
+        self._row = 0
         self._closed_at = now
         self._failed, self._ended = [0, 0], [0, 0]
-        return True
+        return self.era
+
+    def succeeded(self, now: float) -> None:
+        """An exchange that was `answered` went well to its end."""
+        if not self.open:
+            self._row = 0
+            self._count(now, 0)
 
     def failed(self, era: int, now: float) -> bool:
         """An exchange failed; True where that opened the breaker, for the first time or again."""

@@ -71,12 +71,21 @@ class Dispatch:
             self.replica = None
             self.state.tallies[self.decision.arm].in_flight -= 1
 
-    def succeeded(self) -> None:
-        """The replica answers."""
+    def answered(self) -> None:
+        """The first byte is here."""
         replica, now = self.replica, time.monotonic()
-        if replica is not None and replica.breaker.succeeded(self.era, now):
+        if replica is None:
+            return
+        era = replica.breaker.answered(self.era, now)
+        if era != self.era:
+            self.era = era
             replica.recovered(now)
             logger.info("replica %s takes requests again", replica.name)
+
+    def succeeded(self) -> None:
+        """The whole answer came."""
+        if self.replica is not None:
+            self.replica.breaker.succeeded(time.monotonic())
 
     def failed(self) -> None:
         """The replica does not do what it should."""
@@ -201,7 +210,9 @@ async def _attempt(sent: Dispatch, replica: Replica, request_id: str, watch: Wat
     try:
         answer = await post(replica, data, arm.timeouts, request.stream)
         outcome = "ok" if answer.status < 400 else "client_error"
-        sent.succeeded()
+        sent.answered()
+        if answer.rest is None:
+            sent.succeeded()
         return answer
     except AttemptError as error:
         outcome = error.outcome
