@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from server import state
 from server.app import create_app
 from server.upstream import health
 from tests.support import broken_http as broken
@@ -64,6 +65,13 @@ def test_a_whole_answer_that_does_not_come_may_be_generating_until_its_time_is_u
         assert (answer.status_code, answer.headers["x-pika-attempts"]) == (504, "1")
         assert answer.json()["error"]["type"] == "upstream_error"
         assert upstreams[0].left.wait(5)
+        assert upstreams[1].requests == []
+
+
+def test_nothing_is_tried_again_once_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "TICK_S", 60)  # the attempt's own timer is first
+    with gateway({"small": [faults.hangs, faults.answers]}, limits={"total_s": 0.3}) as (client, upstreams):
+        assert chat(client).status_code == 504
         assert upstreams[1].requests == []
 
 

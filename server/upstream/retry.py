@@ -147,6 +147,8 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
             # Its traceback refers to this very frame, and a failed request would stay until garbage is looked for.
             failure, now = error.with_traceback(None), time.monotonic()
             here += error.outcome != "connect_error"
+            if now - began >= sent.arm.timeouts.total_s:  # the watch says so too, but looks only now and then
+                break
     if failure is None:
         down = UpstreamDownError("every server of the arm fails; it is tried again shortly")
         down.retry_after_s = max(1, math.ceil(min(replica.breaker.wait_s(now) for replica in considered)))
