@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from probes.base import Inputs
 from probes.card import Dtype, Pass, Recipe, Site
 from probes.engine.attention_alone import IN_BLOCKS, MANY
+from probes.engine.next_token import next_token_statistics
 from probes.engine.prefixes import LEAST
 from probes.engine.probe_model import ProbeModel
 from probes.engine.reading import Reading
@@ -23,6 +25,8 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 POSITIONS = (-5, -4, -3, -2, -1)
 DEPTH = SIZES["num_hidden_layers"]
 Ids = tuple[int, ...]
+Exact = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Hidden states, (n, layers, positions, d_model), and the statistics of the next token, (n, statistics)."""
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -59,20 +63,36 @@ def sharing() -> list[Ids]:
 
 def reference(folder: Path, prompts: Sequence[Ids], dtype: torch.dtype = torch.float32) -> NDArray[np.float32]:
     """Transformers' hidden states of each prompt alone: (n, layers, positions, d_model)."""
+    return reference_with_statistics(folder, prompts, dtype)[0]
+
+
+def reference_with_statistics(folder: Path, prompts: Sequence[Ids], dtype: torch.dtype = torch.float32) -> Exact:
+    """The same, and what its logits tell of the next token."""
     fresh = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
-    found = []
+    found, statistics = [], []
     with torch.no_grad():
         for prompt in prompts:
             model = deepcopy(fresh)  # `dynamic` rotations remember the longest prompt
-            hidden = model(torch.tensor([prompt]), output_hidden_states=True, use_cache=False).hidden_states
+            output = model(torch.tensor([prompt]), output_hidden_states=True, use_cache=False)
             at = [max(0, len(prompt) + position) for position in POSITIONS]
-            found.append(np.stack([layer[0, at].float().numpy() for layer in hidden]))
-    return np.stack(found)
+            found.append(np.stack([layer[0, at].float().numpy() for layer in output.hidden_states]))
+            statistics.append(next_token_statistics(output.logits[:, -1])[0].numpy())
+    return np.stack(found), np.stack(statistics)
+
+
+@pytest.fixture(scope="module")
+def exact(folder: Path) -> Exact:
+    """Of the prompts that begin alike."""
+    return reference_with_statistics(folder, sharing())
 
 
 def ours(model: ProbeModel, prompts: Sequence[Ids]) -> NDArray[np.float32]:
-    read = model.read(prompts).activations
-    return np.stack([read[site] for site in model.reading.sites], axis=1)
+    return activations(model.read(prompts), model.reading)
+
+
+def activations(read: Inputs, reading: Reading) -> NDArray[np.float32]:
+    """(n, sites, d_model)"""
+    return np.stack([read.activations[site] for site in reading.sites], axis=1)
 
 
 def sites(*layers: int) -> tuple[Site, ...]:
@@ -96,15 +116,20 @@ def test_every_layer_equals_transformers(folder: Path, device: str) -> None:
         assert difference(ours(alone, prompts())[:, 0], expected[:, deepest, -1]) < 1e-5
 
 
-def test_shared_beginnings_change_nothing(folder: Path, device: str) -> None:
+@pytest.mark.parametrize("next_token", [False, True])
+def test_shared_beginnings_change_nothing(next_token: bool, folder: Path, device: str, exact: Exact) -> None:
     """They are computed once, where prompts are packed; the first two prompts tell that they are shared."""
-    expected = reference(folder, sharing())
-    model = ProbeModel(pass_of(folder), Reading(sites(1, DEPTH)), device, reuse_prefixes=True)
-    for some in (sharing()[:1], sharing()[1:3], sharing()):
-        found = ours(model, some).reshape(len(some), 2, len(POSITIONS), -1)
-        rows = [sharing().index(prompt) for prompt in some]
+    expected, statistics = exact
+    reading = Reading(sites(1, DEPTH), next_token=next_token)
+    model = ProbeModel(pass_of(folder), reading, device, reuse_prefixes=True)
+    for rows in ([0], [1, 2], range(len(sharing()))):
+        read = model.read([sharing()[row] for row in rows])
+        found = activations(read, reading).reshape(len(rows), 2, len(POSITIONS), -1)
         assert difference(found, expected[rows][:, [1, DEPTH]]) < 1e-5
-    assert model.reused_tokens > 0 or model.longest_alike is not None or not model._forward_pass.packs
+        if next_token:
+            assert read.next_token is not None
+            np.testing.assert_allclose(read.next_token, statistics[rows], atol=1e-5, rtol=1e-5)
+    assert model.reused_tokens > 0 or not reuses(model)
 
 
 def test_bfloat16_is_right_within_its_rounding(folder: Path, device: str) -> None:
@@ -113,6 +138,30 @@ def test_bfloat16_is_right_within_its_rounding(folder: Path, device: str) -> Non
     theirs = reference(folder, prompts(), torch.bfloat16)
     for layer in range(1, DEPTH + 1):
         model = ProbeModel(pass_of(folder, "bfloat16"), Reading(sites(layer)), device)
-        pairs = ((found, exact[:, layer]) for found in (ours(model, prompts()), theirs[:, layer]))
-        error, rounding = (np.sqrt(np.mean((found - expected) ** 2)) for found, expected in pairs)
-        assert error < 1.2 * rounding, layer
+        assert rounding(ours(model, prompts()), exact[:, layer]) < 1.2 * rounding(theirs[:, layer], exact[:, layer])
+
+
+def test_shared_beginnings_are_right_in_bfloat16_within_its_rounding(folder: Path, device: str, exact: Exact) -> None:
+    expected, statistics = exact
+    theirs, their_statistics = reference_with_statistics(folder, sharing(), torch.bfloat16)
+    reading = Reading(sites(DEPTH), next_token=True)
+    model = ProbeModel(pass_of(folder, "bfloat16"), reading, device, reuse_prefixes=True)
+    for _ in range(2):  # the second time, every beginning that is shared is known
+        before = model.reused_tokens
+        read = model.read(sharing())
+    assert model.reused_tokens > before or not reuses(model)
+    # Looser than above: these are few prompts, and much alike.
+    found, expected, theirs = activations(read, reading), expected[:, DEPTH], theirs[:, DEPTH]
+    assert rounding(found, expected) < 1.5 * rounding(theirs, expected)
+    assert read.next_token is not None
+    assert rounding(read.next_token, statistics) < 2 * rounding(their_statistics, statistics)
+
+
+def reuses(model: ProbeModel) -> bool:
+    """Prompts that must not be read together share nothing; nor do padded ones."""
+    return model.longest_alike is None and model._forward_pass.packs
+
+
+def rounding(found: NDArray[Any], exact: NDArray[Any]) -> float:
+    """Root mean square of what it is off."""
+    return float(np.sqrt(np.mean((found - exact) ** 2)))
