@@ -17,13 +17,11 @@ from probes.engine import client as client_module
 from probes.engine import server as server_module
 from probes.engine.address import bind, check_url
 from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt
-from probes.engine.batching import BatchingEngine
 from probes.engine.client import SocketEngine
 from probes.engine.local import LocalEngine
 from probes.engine.served import served_sha256
-from probes.engine.server import EngineServer
 from probes.engine.wire import LOOKUPS, Kind, Report, encode_prompts, proof
-from tests.support.engines import Held, soon, text, text_artifact
+from tests.support.engines import Held, listening, soon, text, text_artifact
 from tests.support.garbage import alive, no_collector
 from tests.support.processes import until
 
@@ -34,28 +32,6 @@ HEADER = struct.Struct("<IBI")
 @pytest.fixture
 def artifacts(tmp_path: Path) -> list[Artifact]:
     return [text_artifact(tmp_path / "a"), text_artifact(tmp_path / "b", -1.0)]
-
-
-@asynccontextmanager
-async def listening(
-    url: str, held: Held, secret: bytes = b"", options: EngineOptions | None = None
-) -> AsyncIterator[EngineServer]:
-    engine = BatchingEngine(
-        lambda: held,
-        options or EngineOptions(),
-        on_batch=lambda report: server.batch(report),
-        on_lookup=lambda found: server.lookup(found),
-    )
-    server = EngineServer(engine, 0, served_sha256(held.artifacts), secret)
-    with bind(url) as sock:
-        await engine.start()
-        await server.listen(sock)
-        try:
-            yield server
-        finally:
-            held.go.set()
-            await server.close()
-            await engine.close()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The probe engine hangs or dies: requests go where the configuration says, and the gateway stays up."""
+"""The probe engine hangs, dies or is full: requests go where the configuration says, and the gateway stays up."""
 
 import os
 import signal
@@ -6,13 +6,20 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
+from anyio.from_thread import start_blocking_portal
 
+from probes.engine.batching import BatchingEngine
 from server.app import create_app
 from server.config import Settings
+from server.engine import options
+from server.pool import build_pool
+from server.sections.engine import Engine, Queue
 from tests.support import upstream as faults
+from tests.support.engines import Held, listening
 from tests.support.gateway import nano_pool, serving
 from tests.support.processes import descendants, until
 
@@ -64,6 +71,51 @@ def test_the_configured_arm_answers(settings: Settings) -> None:
         assert answer.headers["x-pika-arm"] == "nano-large"
         assert answer.headers["x-pika-path"] == "probe-unavailable"
         assert "x-pika-success-probability" not in answer.headers
+
+
+@pytest.mark.parametrize("away", [503, "nano-large"])
+def test_who_finds_the_queue_full_is_answered_at_once(away: int | str, settings: Settings, tmp_path: Path) -> None:
+    """While one prompt is computed, for as long as the test wants, and another fills the queue."""
+    engine = Engine(
+        kind="remote", url=f"unix://{tmp_path}/engine.sock", queue=Queue(prompts=1), deadline_ms=30_000,
+        when_unavailable=away,
+    )  # fmt: skip
+    settings = settings.model_copy(update={"engine": engine})
+    held = Held(build_pool(settings).artifacts)
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(listening(engine.urls[0], held, options=options(engine))) as server,
+        serving(create_app(settings)) as url,
+        httpx.Client(base_url=url, timeout=90) as client,
+        ThreadPoolExecutor(2) as clients,
+    ):
+
+        def ask(number: int) -> httpx.Response:
+            body = {"model": "auto", "messages": [{"role": "user", "content": f"Begin with {number}. Add 1."}]}
+            return client.post("/v1/chat/completions", json=body)
+
+        def queued() -> tuple[int, int]:
+            """Prompts that somebody waits for, and those of them that are not yet computed."""
+            assert isinstance(server.engine, BatchingEngine)
+            return len(server.engine._waiting), len(server.engine._queue)
+
+        held.go.clear()
+        computed = clients.submit(ask, 1)
+        until(lambda: queued() == (1, 0), 30, "the first is computed")
+        waiting = clients.submit(ask, 2)
+        until(lambda: queued() == (2, 1), 30, "the second waits")
+        answer = ask(3)
+        assert not computed.done()
+        assert not waiting.done()
+        if away == 503:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "probe_unavailable")
+            assert "the engine's queue is full: 1 prompts" in answer.json()["error"]["message"]
+        else:
+            said = answer.headers["x-pika-path"], answer.headers["x-pika-arm"]
+            assert (answer.status_code, said) == (200, ("probe-unavailable", "nano-large"))
+        held.go.set()
+        for one in (computed, waiting):
+            assert one.result().headers["x-pika-path"] == "routed"
 
 
 def test_a_killed_engine_comes_back(settings: Settings) -> None:

@@ -11,9 +11,12 @@ import numpy as np
 from probes.artifact import Artifact, load_artifact, save_artifact
 from probes.base import ProbeError
 from probes.card import Pass
+from probes.engine.address import bind
 from probes.engine.base import EngineOptions, Prompt, Scores
 from probes.engine.batching import BatchingEngine
 from probes.engine.local import LocalEngine
+from probes.engine.served import served_sha256
+from probes.engine.server import EngineServer
 from probes.engine.wire import BatchReport, Lookup
 from probes.tfidf import Tfidf
 from tests.support.examples import card_of
@@ -73,3 +76,26 @@ async def batching(
     finally:
         held.go.set()
         await engine.close()
+
+
+@asynccontextmanager
+async def listening(
+    url: str, held: Held, secret: bytes = b"", options: EngineOptions | None = None
+) -> AsyncIterator[EngineServer]:
+    """The same at a socket, for gateways to join."""
+    engine = BatchingEngine(
+        lambda: held,
+        options or EngineOptions(),
+        on_batch=lambda report: server.batch(report),
+        on_lookup=lambda found: server.lookup(found),
+    )
+    server = EngineServer(engine, len(held.passes), served_sha256(held.artifacts), secret)
+    with bind(url) as sock:
+        await engine.start()
+        await server.listen(sock)
+        try:
+            yield server
+        finally:
+            held.go.set()
+            await server.close()
+            await engine.close()
