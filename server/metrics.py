@@ -112,13 +112,16 @@ class Metrics:
             multiprocess_mode="livesum",
         )  # fmt: skip
         self.queue_s = self._histogram(
-            "pika_probe_queue_seconds", "Wait of a micro-batch's first prompt.", OVERHEAD_SECONDS
+            "pika_probe_queue_seconds", "Longest wait of a micro-batch's prompts.", OVERHEAD_SECONDS
         )
         self.batch_prompts = self._histogram("pika_probe_batch_prompts", "Prompts per micro-batch.", COUNTS)
         self.batch_tokens = self._histogram(
             "pika_probe_batch_tokens", "Tokens computed per micro-batch, padding left out.", TOKENS
         )
-        self.padding = self._counter("pika_probe_padding_tokens", "Padding computed for nothing.")
+        self.padding = self._counter(
+            "pika_probe_padding_tokens",
+            "Padding that went through probe models; not what a GPU's attention alone pads.",
+        )
         self.reused = self._counter(
             "pika_probe_reused_tokens", "Prompts' tokens not computed, since earlier prompts begin with them."
         )

@@ -1,6 +1,7 @@
 """One thread computes for everybody: once, in time, and for those alone who still wait."""
 
 import asyncio
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GraniteConfig
 
 from probes.engine import batching as module
 from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt
@@ -21,8 +23,10 @@ from probes.engine.packing import Ids
 from probes.engine.probe_model import ProbeModel
 from probes.engine.reading import Hidden
 from probes.engine.wire import BatchReport
+from probes.reference import load_probe
+from tests.support.architectures import SIZES
 from tests.support.engines import Held, batching, soon, text, text_artifact
-from tests.support.probes import artifact
+from tests.support.probes import D_MODEL, NANO_POOL, artifact
 
 pytestmark = pytest.mark.anyio
 
@@ -57,6 +61,44 @@ async def test_what_waits_together_is_computed_together_and_as_in_process(held: 
     assert [report.prompts for report in reports] == [1, 8]
     assert reports[1].queue_s > 0.01
     assert reports[1].tokens == sum(one.tokens for one in prompts)
+
+
+async def test_the_longest_wait_of_a_micro_batch_is_reported(held: Held) -> None:
+    """Which need not be that of its most urgent prompt."""
+    reports: list[BatchReport] = []
+    async with batching(held, on_batch=reports.append) as engine:
+        async with busy(engine, held):
+            patient = asyncio.create_task(engine.score([text(2)], soon(90)))
+            await asyncio.sleep(0.02)
+            before = soon(0)
+            await asyncio.sleep(0.2)
+            after = soon(0)
+            urgent = asyncio.create_task(engine.score([text(3)], soon(30)))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(patient, urgent)
+    assert [report.prompts for report in reports] == [1, 2]
+    assert reports[1].queue_s >= after - before
+
+
+async def test_padding_is_reported_where_prompts_are_padded(tmp_path: Path) -> None:
+    """As those of architectures are that may not be packed."""
+    folder = tmp_path / "nano-small"
+    shutil.copytree(NANO_POOL / "nano-small", folder)
+    config = GraniteConfig(**SIZES | {"hidden_size": D_MODEL["nano-small"]})
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    elsewhere: dict[str, Any] = {"probe_models": {"nano-small": str(folder)}, "allow": ["probe-model"]}
+    served = [load_probe(artifact(tmp_path / "a").folder, **elsewhere)]
+    reports: list[BatchReport] = []
+    engine = BatchingEngine(lambda: LocalEngine(served, "cpu"), EngineOptions(), on_batch=reports.append)
+    await engine.start()
+    try:
+        engine._queue.pace = Pace(0.0, 1e-9)
+        long, short, alone = (Prompt((tuple(range(3, 3 + n)),)) for n in (40, 25, 30))
+        await engine.score([long, short], soon())
+        await engine.score([alone], soon())
+    finally:
+        await engine.close()
+    assert [(report.tokens, report.padding_tokens) for report in reports] == [(65, 15), (30, 0)]
 
 
 async def test_equal_prompts_are_computed_once_and_kept(held: Held) -> None:

@@ -39,18 +39,24 @@ def test_every_series_exists_before_the_first_request(expositions: tuple[str, st
     assert any(line.startswith((series + "{", series + " ")) for line in expositions[0].splitlines())
 
 
-def test_a_system_prompt_that_requests_share_is_counted_as_reused() -> None:
+def test_what_need_not_be_computed_again_is_counted() -> None:
+    """A system prompt that requests share, and a whole prompt that has been scored before."""
     system = {"role": "system", "content": "Find the final number. " * 20}
     with faults.running(faults.answers) as upstream, serving(create_app(nano_pool(upstream.url))) as base:
 
-        def reused() -> float:
+        def counted(series: str) -> float:
             lines = httpx.get(f"{base}/metrics", timeout=10).text.splitlines()
-            return next(float(line.split()[1]) for line in lines if line.startswith("pika_probe_reused_tokens_total "))
+            return next(float(line.split()[1]) for line in lines if line.startswith(f"{series} "))
 
-        for n in range(4):
+        def lookups() -> list[float]:
+            return [counted(f'pika_probe_cache_total{{result="{result}"}}') for result in ("hit", "shared", "miss")]
+
+        for n in (0, 1, 2, 3, 3):
             conversation = [system, {"role": "user", "content": f"Begin with {n}. Add 1."}]
             assert httpx.post(f"{base}/score", json={"input": [conversation]}, timeout=30).status_code == 200
-        until(lambda: reused() > 200, 10, "the engine's reports arrive")
+        until(lambda: sum(lookups()) == 5, 10, "the engine's reports arrive")
+        assert lookups() == [1, 0, 4]
+        until(lambda: counted("pika_probe_reused_tokens_total") > 200, 10, "those of micro-batches too")
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")

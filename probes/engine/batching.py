@@ -230,7 +230,8 @@ class BatchingEngine:
             with self._change:
                 self._queue.pace.observe(tokens - reused, time.monotonic() - taken, reused)
                 self._overdue = math.inf
-            report = BatchReport(len(batch), tokens - reused, padding, reused, taken - batch[0].arrived)
+            waited_s = taken - min(one.arrived for one in batch)
+            report = BatchReport(len(batch), tokens - reused, padding, reused, waited_s)
             self._tell(self._computed, batch, rows, report)
 
     def _take(self) -> list[_Waiting]:

@@ -69,6 +69,7 @@ class BatchReport:
     tokens: int
     """Computed, over all passes, padding left out."""
     padding_tokens: int
+    """That went through the probe models; what attention alone fills up on a GPU is not counted."""
     reused_tokens: int
     """Not computed, since earlier prompts begin with them."""
     queue_s: float
