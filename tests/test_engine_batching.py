@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, GraniteConfig
 
 from probes.engine import batching as module
-from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt
-from probes.engine.batching import BatchingEngine, HungError
+from probes.engine.base import BrokenEngineError, EngineOptions, EngineUnavailableError, Prompt
+from probes.engine.batching import BatchingEngine
 from probes.engine.cache import ScoreCache, key_of
 from probes.engine.local import LocalEngine
 from probes.engine.pace import Pace
@@ -247,7 +247,7 @@ async def test_a_computation_without_end_ends_the_engine(held: Held, monkeypatch
         engine._queue.pace = Pace(0.0, 1e-9)
         held.go.clear()
         waiting = asyncio.create_task(engine.score([text(1)], soon()))
-        with pytest.raises(HungError, match="ten times as long as it should take"):
+        with pytest.raises(BrokenEngineError, match="ten times as long as it should take"):
             await engine.finished()
         assert not engine.ready
         with pytest.raises(EngineUnavailableError, match="closed"):
@@ -255,3 +255,18 @@ async def test_a_computation_without_end_ends_the_engine(held: Held, monkeypatch
         await engine.close()
         with pytest.raises(EngineUnavailableError, match="closed"):
             await waiting
+
+
+async def test_a_broken_device_ends_the_engine_and_no_prompt_is_blamed(held: Held) -> None:
+    async with batching(held) as engine:
+        held.go.clear()
+        waiting = [asyncio.create_task(engine.score([text(n, "breaks")], soon())) for n in (1, 2)]
+        await asyncio.sleep(0.02)
+        held.go.set()
+        with pytest.raises(BrokenEngineError, match="device-side assert"):
+            await engine.finished()
+        assert not engine.ready
+        await engine.close()
+        for one in waiting:
+            with pytest.raises(EngineUnavailableError, match="closed"):
+                await one

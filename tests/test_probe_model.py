@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig
 from probes.base import ProbeError
 from probes.card import Pass, Recipe, Site
 from probes.engine import probe_model
+from probes.engine.base import BrokenEngineError
 from probes.engine.probe_model import ProbeModel
 from probes.engine.reading import Reading
 from tests.support.architectures import SIZES, save
@@ -71,6 +72,26 @@ def test_a_micro_batch_that_is_too_large_is_halved(folder: Path, monkeypatch: py
     with pytest.raises(ProbeError, match="no memory left for a prompt of 90 tokens"):
         model.read(PROMPTS)
     assert len(model.read(PROMPTS[:2]).activations[SITE]) == 2
+
+
+def test_an_error_of_the_device_that_is_no_lack_of_memory_breaks_the_engine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays with the process; a lack of memory, which some calls tell in the same way, does not."""
+    model = ProbeModel(pass_of(folder), Reading((SITE,)), "cpu")
+    expected = model.read(PROMPTS).activations[SITE]
+    forward, said = ProbeModel._forward, "out of memory"
+
+    def fails(self: ProbeModel, prompts: Any) -> Any:
+        if len(prompts) > 1:
+            raise torch.AcceleratorError(f"CUDA error: {said}")
+        return forward(self, prompts)
+
+    monkeypatch.setattr(ProbeModel, "_forward", fails)
+    np.testing.assert_allclose(model.read(PROMPTS).activations[SITE], expected, atol=1e-5)
+    said = "device-side assert triggered"
+    with pytest.raises(BrokenEngineError, match="CUDA error: device-side assert triggered"):
+        model.read(PROMPTS)
 
 
 def test_other_architectures_are_padded_and_the_log_says_so(

@@ -3,14 +3,13 @@
 import asyncio
 import os
 import platform
-import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,13 @@ from probes.base import ProbeError
 from probes.engine import process
 from probes.engine.base import EngineOptions, EngineUnavailableError, Prompt, Scores
 from probes.engine.local import LocalEngine
-from probes.engine.process import EngineProcess, ProcessEngine
+from probes.engine.process import ProcessEngine
 from probes.engine.served import decode_artifact, encode_artifact
 from probes.engine.server import REPORT_S
 from probes.engine.wire import Report
 from probes.reference import load_probe
 from probes.tfidf import Tfidf
-from tests.support.engines import soon
+from tests.support.engines import prompts, running_engine, soon
 from tests.support.examples import card_of
 from tests.support.legacy import legacy_folder
 from tests.support.probes import NANO_POOL, artifact
@@ -40,21 +39,6 @@ from tests.support.processes import no_process_left, running, until
 
 SERVED = [NANO_POOL / "probes" / arm for arm in ("nano-small", "nano-medium", "nano-large")]
 pytestmark = pytest.mark.anyio
-
-
-def prompts(n: int, seed: int = 0) -> list[Prompt]:
-    rng = np.random.default_rng(seed)
-    return [Prompt((tuple(rng.integers(3, 600, size=size).tolist()),)) for size in rng.integers(10, 90, size=n)]
-
-
-@asynccontextmanager
-async def running_engine(folders: Sequence[Path], **options: Any) -> AsyncIterator[ProcessEngine]:
-    engine = ProcessEngine([load_probe(folder) for folder in folders], EngineOptions(device="cpu"), **options)
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -213,28 +197,6 @@ async def test_a_restarted_engine_serves_no_other_weights(tmp_path: Path, caplog
         (tmp_path / "a/probe.safetensors").write_bytes(old)
         await anyio.to_thread.run_sync(until, lambda: engine.ready, 60, "the engine comes back")
         np.testing.assert_array_equal((await engine.score(prompts(1), soon())).success, before)
-
-
-@pytest.mark.parametrize(("steady_s", "waits"), [(60.0, "0.01 0.02 0.04 0.05 0.05"), (0.0, "0.01 0.01 0.01 0.01 0.01")])
-async def test_an_engine_that_dies_again_and_again_is_restarted_less_and_less_often(
-    steady_s: float, waits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Unless each has lived for long enough. The children are ones that load and end at once."""
-    for name, value in {"FIRST_BACKOFF_S": 0.01, "MAX_BACKOFF_S": 0.05, "STEADY_S": steady_s}.items():
-        monkeypatch.setattr(process, name, value)
-    engine = EngineProcess([artifact(tmp_path / "a")])
-
-    async def short_lived() -> asyncio.subprocess.Process:
-        engine._process = await asyncio.create_subprocess_exec("true")
-        return engine._process
-
-    monkeypatch.setattr(engine, "_spawn", short_lived)
-    await engine.start()
-    try:
-        await anyio.to_thread.run_sync(until, lambda: caplog.text.count("restarting it") >= 5, 30, "five have ended")
-    finally:
-        await engine.close()
-    assert re.findall(r"ended with code 0; restarting it in (\S+) s", caplog.text)[:5] == waits.split()
 
 
 @pytest.mark.parametrize("kind", ["ours", "text", "foreign", "legacy"])

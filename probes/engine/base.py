@@ -23,6 +23,10 @@ class EngineUnavailableError(Exception):
     """The engine cannot answer now: its queue is full, the deadline has passed, or its process died."""
 
 
+class BrokenEngineError(Exception):
+    """Only another process can compute again: a computation never ends, or a GPU fails whatever it is asked."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One conversation, rendered and tokenised once per pass."""

@@ -21,6 +21,7 @@ from probes.engine.base import (
     CLOSED,
     NOT_FINITE,
     TOO_LATE,
+    BrokenEngineError,
     EngineOptions,
     EngineUnavailableError,
     Prompt,
@@ -37,10 +38,6 @@ HUNG_S = 60.0
 """A micro-batch that takes longer, and ten times longer than it should, is taken to never end."""
 LOOK_S = 1.0
 """How often that is looked at."""
-
-
-class HungError(Exception):
-    """A micro-batch never ends; its thread cannot be stopped but with its process."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -98,21 +95,20 @@ class BatchingEngine:
             ProbeError: a probe model cannot be loaded.
         """
         self._loop = asyncio.get_running_loop()
-        started: asyncio.Future[None] = self._loop.create_future()
-        thread = threading.Thread(target=self._work, args=(started,), name="engine")
-        thread.start()
+        started, ended = self._loop.create_future(), self._loop.create_future()
+        threading.Thread(target=self._work, args=(started, ended), name="engine").start()
         try:
             await started
         except asyncio.CancelledError:
             await self.close()
             raise
-        self._task = asyncio.create_task(self._watch(thread))
+        self._task = asyncio.create_task(self._watch(ended))
 
     async def finished(self) -> None:
         """Returns only if the thread ends.
 
         Raises:
-            HungError: see there.
+            BrokenEngineError: see there.
         """
         assert self._task is not None
         await asyncio.shield(self._task)
@@ -200,19 +196,16 @@ class BatchingEngine:
             else:
                 self._settle(one, TOO_LATE)
 
-    async def _watch(self, thread: threading.Thread) -> None:
-        """
-        Raises:
-            HungError: see there.
-        """
-        while thread.is_alive():
-            await asyncio.sleep(min(LOOK_S, HUNG_S))
+    async def _watch(self, ended: asyncio.Future[None]) -> None:
+        """Until the thread ends; raises what ends it, or that nothing does."""
+        while not (await asyncio.wait([ended], timeout=min(LOOK_S, HUNG_S)))[0]:
             if time.monotonic() > self._overdue:
-                raise HungError("a micro-batch was computed for more than ten times as long as it should take")
+                raise BrokenEngineError("a micro-batch was computed for more than ten times as long as it should take")
+        ended.result()
 
     # In the thread from here on.
 
-    def _work(self, started: asyncio.Future[None]) -> None:
+    def _work(self, started: asyncio.Future[None], ended: asyncio.Future[None]) -> None:
         try:
             self._computes = self._load()
             pace = pace_of(self._computes)
@@ -221,18 +214,26 @@ class BatchingEngine:
             self._tell(_end, started, error)
             return
         self._tell(_end, started, None)
-        while batch := self._take():
-            taken, padded, saved = time.monotonic(), self._computes.padding_tokens, self._computes.reused_tokens
-            rows = self._rows([one.prompt for one in batch])
-            tokens, padding = sum(one.tokens for one in batch), self._computes.padding_tokens - padded
-            # Where a pass has failed and is repeated, both count.
-            reused = min(tokens, max(0, self._computes.reused_tokens - saved))
-            with self._change:
-                self._queue.pace.observe(tokens - reused, time.monotonic() - taken, reused)
-                self._overdue = math.inf
-            waited_s = taken - min(one.arrived for one in batch)
-            report = BatchReport(len(batch), tokens - reused, padding, reused, waited_s)
-            self._tell(self._computed, batch, rows, report)
+        try:
+            while batch := self._take():
+                self._compute(batch)
+        except Exception as error:
+            self._tell(_end, ended, error)
+        else:
+            self._tell(_end, ended, None)
+
+    def _compute(self, batch: Sequence[_Waiting]) -> None:
+        taken, padded, saved = time.monotonic(), self._computes.padding_tokens, self._computes.reused_tokens
+        rows = self._rows([one.prompt for one in batch])
+        tokens, padding = sum(one.tokens for one in batch), self._computes.padding_tokens - padded
+        # Where a pass has failed and is repeated, both count.
+        reused = min(tokens, max(0, self._computes.reused_tokens - saved))
+        with self._change:
+            self._queue.pace.observe(tokens - reused, time.monotonic() - taken, reused)
+            self._overdue = math.inf
+        waited_s = taken - min(one.arrived for one in batch)
+        report = BatchReport(len(batch), tokens - reused, padding, reused, waited_s)
+        self._tell(self._computed, batch, rows, report)
 
     def _take(self) -> list[_Waiting]:
         """The next micro-batch, as soon as there is one; none at the end."""
@@ -259,6 +260,8 @@ class BatchingEngine:
     def _rows(self, prompts: Sequence[Prompt]) -> list[FloatArray | str]:
         try:
             scores = self._computes.score(prompts, partial=True)
+        except BrokenEngineError:
+            raise
         except Exception as error:
             if len(prompts) > 1:  # only who is at fault shall fail
                 return [row for prompt in prompts for row in self._rows([prompt])]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from probes.base import Inputs, ProbeError, Sequences
 from probes.card import Pass
+from probes.engine.base import BrokenEngineError
 from probes.engine.batch import CPU_MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS, micro_batches
 from probes.engine.cores import cores
 from probes.engine.forward import Forward
@@ -114,6 +115,7 @@ class ProbeModel:
         Raises:
             ProbeError: a prompt is empty, or has tokens that are not in the vocabulary; or the device's memory is too
                 small for one prompt.
+            BrokenEngineError: the GPU fails.
         """
         token_ids = [self._checked(prompt) for prompt in prompts]
         lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
@@ -126,7 +128,7 @@ class ProbeModel:
         if self.reading.next_token:
             next_token = allocate((len(prompts), STATISTICS), np.float64)
         pooled = np.empty((len(prompts), len(self.reading.pooled)))
-        with _threads(self._max_threads), torch.inference_mode():
+        with _threads(self._max_threads), torch.inference_mode(), _ends_where_broken():
             counts = None if self._attends_together else [self._counted(ids) for ids in token_ids]
             batches = micro_batches(lengths.tolist(), self._batch_tokens, self.longest_alike, counts)
             for i, batch in enumerate(batches):
@@ -219,7 +221,20 @@ class ProbeModel:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """Of a GPU, or of the machine, for which torch has no class."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    said = ("CUDA error: out of memory", "DefaultCPUAllocator: can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in said)
+
+
+@contextmanager
+def _ends_where_broken() -> Iterator[None]:
+    """
+    Raises:
+        BrokenEngineError: a GPU failed. It may do so in whatever this process asks of it from now on.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise BrokenEngineError(str(error)) from error
 
 
 @contextmanager

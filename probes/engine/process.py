@@ -33,6 +33,8 @@ STEADY_S = 60.0
 CHECK_S = 20.0
 HUNG_S = 30.0
 """A child that says nothing to a new connection for so long is taken for dead and restarted."""
+LOAD_S = 1800.0
+"""A restarted child that takes longer to load what the first one had at hand is taken for dead too."""
 MAX_LINE_BYTES = 2**20
 ENVIRONMENT = {
     # Threads that spin while they wait stall each other where cores are shared, with vLLM say.
@@ -101,7 +103,7 @@ class EngineProcess:
                     async with asyncio.timeout(CHECK_S):  # wait_for may swallow a cancellation
                         await process.wait()
                 except TimeoutError:
-                    if not await _speaks(self._socket):
+                    if not await _speaks(self._socket, HUNG_S):
                         logger.error("the engine process hangs; killing it")
                         process.kill()
             if time.monotonic() - loaded >= STEADY_S:
@@ -112,10 +114,11 @@ class EngineProcess:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
                 try:
-                    process = await self._spawn()
+                    async with asyncio.timeout(LOAD_S):  # TimeoutError is an OSError
+                        process = await self._spawn()
                 except (ProbeError, OSError) as error:
                     await self._kill()
-                    logger.error("cannot restart the engine: %s", error)
+                    logger.error("cannot restart the engine: %s", str(error) or "it takes too long to load")
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         """A child that has loaded its probe models and listens.
@@ -201,7 +204,7 @@ class ProcessEngine(EngineProcess):
         return await self._client.score(prompts, deadline)
 
 
-async def _speaks(path: Path, within_s: float = HUNG_S) -> bool:
+async def _speaks(path: Path, within_s: float) -> bool:
     """Whether an engine greets who connects: its event loop runs, whatever it computes."""
     try:
         async with asyncio.timeout(within_s):

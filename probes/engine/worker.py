@@ -24,8 +24,8 @@ import uvloop
 from probes.artifact import Artifact, distinct_passes
 from probes.base import ProbeError
 from probes.engine.address import bind
-from probes.engine.base import EngineOptions
-from probes.engine.batching import BatchingEngine, HungError
+from probes.engine.base import BrokenEngineError, EngineOptions
+from probes.engine.batching import BatchingEngine
 from probes.engine.cores import cores
 from probes.engine.local import LocalEngine
 from probes.engine.served import decode_artifact, served_sha256
@@ -64,8 +64,8 @@ def main(options: str, url: str, *arguments: str) -> None:
                 uvloop.run(serve(artifacts, EngineOptions(**orjson.loads(options)), sock, ready=lambda: tell(None)))
         except ProbeError as error:
             tell(str(error))
-        except HungError:
-            logger.exception("the engine hangs")
+        except BrokenEngineError:
+            logger.exception("the engine ends")
             os._exit(1)  # its thread would be waited for
 
 
@@ -86,7 +86,7 @@ async def serve(
 
     Raises:
         ProbeError: a probe model cannot be loaded.
-        HungError: a computation never ends.
+        BrokenEngineError: see there.
     """
     engine = BatchingEngine(
         lambda: _load(artifacts, options.device),

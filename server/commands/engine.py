@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from probes.base import ProbeError
 from probes.checks import CHECKS
 from probes.engine.address import bind, check_url
-from probes.engine.batching import HungError
+from probes.engine.base import BrokenEngineError
 from probes.engine.worker import serve
 from probes.hub_errors import HubAwayError
 from server.commands.serve import add_log_options, read, run_until_signalled
@@ -74,8 +74,8 @@ def _run(args: argparse.Namespace, log: QueueHandler) -> int:
     except (ConfigError, ProbeError) as error:
         print(f"pika: {error}", file=sys.stderr)
         return 1 if isinstance(error, HubAwayError) else 2
-    except HungError:
-        logger.exception("the engine hangs")
+    except BrokenEngineError:
+        logger.exception("the engine ends")
         log.close()
         os._exit(1)  # its thread would be waited for
     return 0

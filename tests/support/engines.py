@@ -1,10 +1,11 @@
-"""Engines in this process, whose computing thread a test may hold."""
+"""Engines in this process, whose computing thread a test may hold; and in one of their own."""
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,14 @@ from probes.artifact import Artifact, load_artifact, save_artifact
 from probes.base import ProbeError
 from probes.card import Pass
 from probes.engine.address import bind
-from probes.engine.base import EngineOptions, Prompt, Scores
+from probes.engine.base import BrokenEngineError, EngineOptions, Prompt, Scores
 from probes.engine.batching import BatchingEngine
 from probes.engine.local import LocalEngine
+from probes.engine.process import ProcessEngine
 from probes.engine.served import served_sha256
 from probes.engine.server import EngineServer
 from probes.engine.wire import BatchReport, Lookup
+from probes.reference import load_probe
 from probes.tfidf import Tfidf
 from tests.support.examples import card_of
 
@@ -56,6 +59,8 @@ class Held:
         self.computed.append([prompt.text for prompt in prompts])
         if any("poison" in prompt.text for prompt in prompts):
             raise ValueError("poison")
+        if any("breaks" in prompt.text for prompt in prompts):
+            raise BrokenEngineError("device-side assert triggered")
         if any("refused" in prompt.text for prompt in prompts):
             raise ProbeError("not this one")
         return self._engine.score(prompts, partial=partial)
@@ -99,3 +104,19 @@ async def listening(
             held.go.set()
             await server.close()
             await engine.close()
+
+
+def prompts(n: int, seed: int = 0) -> list[Prompt]:
+    """Of mixed lengths, for one pass."""
+    rng = np.random.default_rng(seed)
+    return [Prompt((tuple(rng.integers(3, 600, size=size).tolist()),)) for size in rng.integers(10, 90, size=n)]
+
+
+@asynccontextmanager
+async def running_engine(folders: Sequence[Path], **options: Any) -> AsyncIterator[ProcessEngine]:
+    engine = ProcessEngine([load_probe(folder) for folder in folders], EngineOptions(device="cpu"), **options)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
