@@ -67,11 +67,13 @@ def fit(
     return head, {WEIGHT: weight.astype(np.float32)}
 
 
-def predict(head: OutputTokens, tensors: Tensors, activations: Activations) -> FloatArray:
-    """Expected output tokens, (n, d_model) -> (n,)."""
-    logs = activations.astype(np.float64) @ tensors[WEIGHT].astype(np.float64) + head.bias
+def predict(heads: Sequence[tuple[OutputTokens, Tensors]], activations: Activations) -> FloatArray:
+    """Expected output tokens, by one product of all heads of one site: (n, d_model) -> (n, heads)."""
+    weights = np.stack([tensors[WEIGHT] for _, tensors in heads], axis=1)  # (d_model, heads)
+    bias, smearing, low, high = np.array([(one.bias, one.smearing, one.low, one.high) for one, _ in heads]).T
+    logs = activations.astype(np.float64) @ weights.astype(np.float64) + bias
     # Far from the training prompts an exponential soon overflows.
-    tokens: FloatArray = np.clip(head.smearing * np.exp(np.minimum(logs, MAX_LOG)), head.low, head.high)
+    tokens: FloatArray = np.clip(smearing * np.exp(np.minimum(logs, MAX_LOG)), low, high)
     return tokens
 
 

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from transformers import (
 )
 
 from probes import calibration
-from probes.artifact import load_artifact, save_artifact
+from probes.artifact import Artifact, load_artifact, save_artifact
 from probes.base import Activations, Inputs, ProbeError
-from probes.card import Pass, Recipe, Site
+from probes.card import OutputTokens, Pass, Recipe, Site
 from probes.engine.base import Prompt
 from probes.engine.batch import micro_batches
 from probes.engine.loading import n_layers
 from probes.engine.local import LocalEngine
+from probes.engine.packing import Ids
 from probes.engine.probe_model import ProbeModel
-from probes.engine.reading import Reading
+from probes.engine.reading import Hidden, Reading
 from probes.linear_eoi import LinearEoi
+from probes.output_tokens import WEIGHT
 from tests.support.probes import NANO_POOL, artifact, card
 
 POSITIONS = (-5, -4, -3, -2, -1)
@@ -174,26 +177,52 @@ def test_blocks_after_the_deepest_layer_are_not_built() -> None:
     assert sizes[2] == sizes[0] + 3 * block
 
 
-def test_scores_are_the_heads_of_the_activations(tmp_path: Path) -> None:
-    """Three probes, two passes, two sites in one pass, in the artifacts' order."""
+def test_scores_are_the_heads_of_the_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four probes, two passes, two sites in one pass, in the artifacts' order; each pass computed once for all of its
+    probes."""
     artifacts = [
         artifact(tmp_path / "a", "nano-medium", layer=3, position=-1, seed=1),
         artifact(tmp_path / "b", "nano-large", layer=2, position=-2, seed=2),
         artifact(tmp_path / "c", "nano-medium", layer=1, position=-5, seed=3),
+        artifact(tmp_path / "d", "nano-medium", layer=3, position=-1, seed=4),
     ]
+    artifacts = [one if i == 2 else with_output_tokens(one, seed=i) for i, one in enumerate(artifacts)]
     engine = LocalEngine(artifacts, "cpu")
+    forward, computed = ProbeModel._forward, []
+
+    def counted(model: ProbeModel, prompts: Sequence[Ids]) -> Hidden:
+        computed.append(model._name)
+        return forward(model, prompts)
+
+    monkeypatch.setattr(ProbeModel, "_forward", counted)
     first, second = prompts(seed=1), prompts(seed=2)
     scores = engine.score([Prompt(pair) for pair in zip(first, second, strict=True)])
     medium, large = (
         reference(NANO_POOL / model, ids) for model, ids in (("nano-medium", first), ("nano-large", second))
     )
-    read = [medium[:, 3, -1], large[:, 2, -2], medium[:, 1, 0]]
+    assert [Path(name).name for name in computed] == ["nano-medium", "nano-large"]
+    read = [medium[:, 3, -1], large[:, 2, -2], medium[:, 1, 0], medium[:, 3, -1]]
     for column, (one, values) in enumerate(zip(artifacts, read, strict=True)):
         assert one.card.site is not None
         raw = one.probe.raw(Inputs(activations={one.card.site: values}))
         np.testing.assert_allclose(scores.success[:, column], calibration.apply(one.card.calibration, raw), atol=1e-5)
-    assert np.isnan(scores.output_tokens).all()
+        head = one.card.output_tokens
+        if head is None:
+            assert np.isnan(scores.output_tokens[:, column]).all()
+            continue
+        tokens = head.smearing * np.exp(values @ one.beside[WEIGHT] + head.bias)
+        np.testing.assert_allclose(scores.output_tokens[:, column], tokens.clip(head.low, head.high), rtol=1e-4)
     assert np.isnan(scores.activation_percentile).all()
+
+
+def with_output_tokens(artifact: Artifact, seed: int) -> Artifact:
+    """With a head at the probe's own site, of random weights."""
+    rng = np.random.default_rng(seed)
+    fields = {"smearing": 1 + seed / 10, "low": 3 + seed, "high": 500 - seed, "log_rmse": 1, "log_rmse_of_mean": 1}
+    head = OutputTokens.model_validate({"site": artifact.card.site, "bias": rng.uniform(2, 4), **fields})
+    weight = rng.normal(size=artifact.card.d_model).astype(np.float32) / 10
+    card = artifact.card.model_copy(update={"output_tokens": head})
+    return replace(artifact, card=card, beside={WEIGHT: weight})
 
 
 def test_misfits_are_named(tmp_path: Path) -> None:

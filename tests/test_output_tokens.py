@@ -24,7 +24,7 @@ def test_expected_tokens_are_unbiased_and_vary_with_the_prompt() -> None:
     assert fitted is not None
     head, tensors = fitted
     others = lengths(4000, 3)
-    predicted = output_tokens.predict(head, tensors, others.activations)
+    predicted = output_tokens.predict([(head, tensors)], others.activations)[:, 0]
     # A head without the smearing factor would be exp(.3 ** 2 / 2), 5%, too low.
     assert predicted.mean() == pytest.approx(others.tokens.mean(), rel=0.03)
     assert head.log_rmse == pytest.approx(0.3, abs=0.02)
@@ -37,7 +37,7 @@ def test_far_activations_stay_near_the_training_range() -> None:
     fitted = output_tokens.fit(train, lengths(200, 1), lengths(200, 2), SITE)
     assert fitted is not None
     far = np.array([[1e6] * D, [-1e6] * D], dtype=np.float32)
-    tokens: FloatArray = output_tokens.predict(*fitted, far)
+    tokens: FloatArray = output_tokens.predict([fitted], far)
     assert tokens.min() >= train.tokens.min() / output_tokens.MARGIN
     assert tokens.max() <= train.tokens.max() * output_tokens.MARGIN
 

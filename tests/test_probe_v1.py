@@ -34,7 +34,7 @@ def test_version_1_is_read_and_predicts_what_it_did() -> None:
     np.testing.assert_allclose(calibration.apply(found.calibration, raw), expected["success_probability"], rtol=1e-6)
     assert found.output_tokens is not None
     assert found.statistics is not None
-    tokens = output_tokens.predict(found.output_tokens, artifact.beside, activations())
+    tokens = output_tokens.predict([(found.output_tokens, artifact.beside)], activations())[:, 0]
     np.testing.assert_allclose(tokens, expected["output_tokens"], rtol=1e-6)
     percentile = statistics.percentile(found.statistics, artifact.beside, activations())
     np.testing.assert_allclose(percentile, expected["activation_percentile"], rtol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 from probes import calibration, output_tokens, statistics
 from probes.artifact import Artifact
 from probes.base import FloatArray, Inputs, ProbeError
-from probes.card import Site
+from probes.card import OutputTokens, Site
 from probes.engine.base import NOT_FINITE, Scores
 
 
@@ -23,15 +23,17 @@ def scores(artifacts: Sequence[Artifact], inputs: Inputs, *, partial: bool = Fal
     """
     success = raw(artifacts, inputs, partial=partial)
     tokens, percentiles = np.full_like(success, np.nan), np.full_like(success, np.nan)
+    token_heads: dict[Site, dict[int, tuple[OutputTokens, output_tokens.Tensors]]] = defaultdict(dict)
     for column, artifact in enumerate(artifacts):
         card, beside = artifact.card, artifact.beside
         success[:, column] = calibration.apply(card.calibration, success[:, column])
         if card.output_tokens is not None:
-            activations = inputs.activations[card.output_tokens.site]
-            tokens[:, column] = output_tokens.predict(card.output_tokens, beside, activations)
+            token_heads[card.output_tokens.site][column] = card.output_tokens, beside
         if card.statistics is not None:
             activations = inputs.activations[card.statistics.site]
             percentiles[:, column] = statistics.percentile(card.statistics, beside, activations)
+    for site, alike in token_heads.items():
+        tokens[:, list(alike)] = output_tokens.predict(list(alike.values()), inputs.activations[site])
     return Scores(success, tokens, percentiles)
 
 
