@@ -118,9 +118,6 @@ def test_who_waits_has_it_written_at_once(ledger_url: str, monkeypatch: pytest.M
 
 
 def test_work_sees_what_was_put_before_it_and_fails_alone(ledger_url: str) -> None:
-    def count(connection: Connection) -> int:
-        return connection.execute(select(func.count()).select_from(decisions)).scalar_one()
-
     def break_off(connection: Connection) -> None:
         connection.execute(update(decisions).values(code=1))
         raise ValueError("no")
@@ -244,6 +241,39 @@ def test_the_oldest_go_and_the_newest_stay(ledger_url: str) -> None:
         with database.read() as connection:
             assert connection.execute(minutes).scalar_one() > now - 3600, "but for old ones by minute"
         database.close()
+
+
+def count(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(decisions)).scalar_one()
+
+
+def test_so_many_are_kept_however_fast_they_come(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.ledger.retention.SLICE_ROWS", 50)
+    monkeypatch.setattr(writer_module, "SLICE_ROWS", 50)
+    monkeypatch.setattr(writer_module, "MAX_BATCH", 200)
+    keep = Keep(decisions=100)
+    with writing(ledger_url, keep=keep) as one, writing(ledger_url, keep=keep) as other:
+        for i in range(8):
+            for j in range(600):
+                (one, other)[j % 2].put(decision(f"{i}-{j}"))
+            other.flush().result(30)
+            written = one.submit(count).result(30)
+            assert 100 <= written <= 100 + 2 * (200 + 200), "of each writer one batch, and what it waits with"
+
+
+def test_a_file_shrinks_when_much_is_deleted(tmp_path: Any) -> None:
+    file = tmp_path / "ledger.sqlite"
+    with writing(f"sqlite:///{file}") as writer:
+        for i in range(3):
+            for j in range(1000):
+                writer.put(decision(f"{i}-{j}", prompt="x" * 8192))
+            writer.flush().result(30)
+    large = file.stat().st_size
+    assert large > 3000 * 8192
+    with writing(f"sqlite:///{file}", keep=Keep(decisions=100)) as writer:
+        until(lambda: file.stat().st_size < large / 2, 20, "most of it is given back")
+        assert writer.problem is None
+    assert file.stat().st_size < large / 4
 
 
 def test_a_clock_that_goes_back_loses_nothing(ledger_url: str) -> None:

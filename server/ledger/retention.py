@@ -1,4 +1,6 @@
-"""What is kept, and for how long. Old rows go in slices, so that nobody waits long for a delete."""
+"""What is kept, and for how long. Old rows go in slices, so that nobody waits long for a delete; on PostgreSQL, writers
+that delete at the same time take different ones.
+"""
 
 from dataclasses import dataclass
 
@@ -63,9 +65,8 @@ def _delete_old(connection: Connection, keep: Keep, now: float) -> list[int]:
 def _delete_decisions(connection: Connection, order: str, condition: ColumnElement[bool]) -> int:
     """The oldest of them, `SLICE_ROWS` at the most, and what was said of them: whoever sends such an id next means
     another answer."""
-    oldest = connection.execute(
-        select(decisions.c.id, decisions.c.request_id).where(condition).order_by(decisions.c[order]).limit(SLICE_ROWS)
-    ).all()
+    found = select(decisions.c.id, decisions.c.request_id).where(condition).order_by(decisions.c[order])
+    oldest = connection.execute(found.limit(SLICE_ROWS).with_for_update(skip_locked=True)).all()
     if oldest:
         connection.execute(delete(outcomes).where(outcomes.c.request_id.in_([row.request_id for row in oldest])))
         connection.execute(delete(decisions).where(decisions.c.id.in_([row.id for row in oldest])))
@@ -75,7 +76,8 @@ def _delete_decisions(connection: Connection, order: str, condition: ColumnEleme
 def _delete(connection: Connection, table: Table, order: str, condition: ColumnElement[bool]) -> int:
     """The oldest of them, `SLICE_ROWS` at the most."""
     keys = list(table.primary_key.columns)
-    oldest = connection.execute(select(*keys).where(condition).order_by(table.c[order]).limit(SLICE_ROWS)).all()
+    found = select(*keys).where(condition).order_by(table.c[order])
+    oldest = connection.execute(found.limit(SLICE_ROWS).with_for_update(skip_locked=True)).all()
     if not oldest:
         return 0
     clause = keys[0].in_([row[0] for row in oldest])
@@ -87,10 +89,12 @@ def _delete(connection: Connection, table: Table, order: str, condition: ColumnE
     return len(oldest)
 
 
-def give_back(connection: Connection) -> None:
-    """Free pages of a SQLite file back to the file system, some at a time; PostgreSQL's own vacuum sees to its own."""
+def give_back(connection: Connection) -> bool:
+    """Free pages of a SQLite file back to the file system, some at a time; returns whether there are more. Commits.
+    PostgreSQL's own vacuum sees to its own."""
     if connection.dialect.name != "sqlite":
-        return
-    free = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0)
-    if free > FREE_PAGES:
-        connection.exec_driver_sql(f"PRAGMA incremental_vacuum({min(free - FREE_PAGES, FREE_PAGES)})").all()
+        return False
+    spare = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0) - FREE_PAGES
+    if spare > 0:  # as a script, which commits and goes on to the last page: a statement would free one
+        connection.connection.cursor().executescript(f"PRAGMA incremental_vacuum({min(spare, FREE_PAGES)})")
+    return spare > FREE_PAGES

@@ -27,7 +27,7 @@ from server.ledger import rollups
 from server.ledger.database import Database, LedgerError, fault
 from server.ledger.insert import insert, pool_id, stands
 from server.ledger.jumps import Jumps
-from server.ledger.retention import Keep, give_back, newest_at, tidy
+from server.ledger.retention import SLICE_ROWS, Keep, give_back, newest_at, tidy
 from server.ledger.row import DecisionRow, PoolRow
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ MAX_BATCH = 2048
 GATHER_S = 0.2
 """What comes within this time is committed together. A kill loses no more than this and the write's own time."""
 TIDY_S = 60.0
-"""How often it is looked for what is too old."""
+"""How often it is looked for what is too old or too much; at once, where `MAX_BATCH` has been written meanwhile."""
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.25, 5.0
 STALLED_S = 10.0
 """A write that takes longer is told as a problem."""
@@ -104,6 +104,8 @@ class Writer:
         """Whether the tables are there."""
         self._pool_id: int | None = None
         self._tidy_at = 0.0
+        self._untidied = 0
+        """Rows and jobs that were written since it was last looked for what is too old or too much."""
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
@@ -247,6 +249,7 @@ class Writer:
         except BaseException:
             self._jobs.extendleft(reversed(jobs))  # for `_fail`
             raise
+        self._untidied += len(self._batch) + len(jobs)
         self._batch.clear()
         for job in jobs:
             if job.error is not None:
@@ -301,13 +304,19 @@ class Writer:
             job.error = error
 
     def _tidy(self) -> None:
+        """Where there is so much to delete, more goes than came since the last time: in slices, each its own
+        transaction."""
         now = time.monotonic()
-        if now < self._tidy_at:
+        if now < self._tidy_at and self._untidied < MAX_BATCH:
             return
+        for _ in range(1 + self._untidied // SLICE_ROWS):
+            with self.database.write() as connection:
+                more = tidy(connection, self._keep, self._jumps.look())
+            if not more:
+                break
         with self.database.write() as connection:
-            more = tidy(connection, self._keep, self._jumps.look())
-        with self.database.write() as connection:
-            give_back(connection)
+            more = give_back(connection) or more
+        self._untidied = 0
         self._tidy_at = now if more else now + TIDY_S
         if more:
             self._filled.set()
