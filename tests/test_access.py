@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
 from server.access import bearer, is_loopback
-from server.admin import redacted
+from server.admin import redacted, router
 from server.app import create_app
 from server.config import ConfigError, Settings
 from server.sections.serving import Admin
@@ -16,7 +17,7 @@ from tests.support.gateway_client import gateway
 
 ADMIN_KEY = "an-admin-key-of-the-tests"
 ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
-PATHS = ("/admin/config", "/admin/probes")
+ROUTES = [(*route.methods, route.path) for route in router.routes if isinstance(route, APIRoute)]
 
 
 @pytest.fixture
@@ -43,8 +44,8 @@ def client(admin_key: None) -> Iterator[httpx.Client]:
     ],
 )
 def test_only_the_admin_key_opens_admin(client: httpx.Client, headers: dict[str, str]) -> None:
-    for path in PATHS:
-        answer = client.get(path, headers=headers)
+    for method, path in ROUTES:
+        answer = client.request(method, path, headers=headers)
         assert answer.status_code == 401, path
         assert answer.json()["error"]["code"] == "invalid_admin_key"
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -58,9 +59,9 @@ def test_the_admin_key_opens_admin(client: httpx.Client) -> None:
 
 def test_without_a_key_of_its_own_admin_is_off() -> None:
     with gateway({"small": [faults.answers]}) as (client, _):
-        for path in PATHS:
-            answer = client.get(path, headers=ADMIN)
-            assert answer.status_code == 404
+        for method, path in ROUTES:
+            answer = client.request(method, path, headers=ADMIN)
+            assert answer.status_code == 404, path
             assert "admin: {key_env: PIKA_ADMIN_KEY}" in answer.json()["error"]["message"]
 
 

@@ -295,6 +295,30 @@ def budgeted(
         yield client, headers, url
 
 
+async def test_what_is_reserved_outlives_a_power_cut(tmp_path: Path) -> None:
+    """As SQLite promises for what is committed with `synchronous=FULL`, which is 2; decisions do without."""
+    database = Database(parse_url(f"sqlite:///{tmp_path}/ledger.sqlite"))
+    kept = Budgets(database)
+    await kept.reserve(kept.claim(key(day=1.0)), CENT)
+    with database.read() as connection:
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
+    await asyncio.to_thread(kept.close)
+
+
+def test_a_reservation_is_committed_before_anything_is_sent(file: Path) -> None:
+    most = round(most_usd(body_bytes(), 100) * PICO)
+    seen = []
+
+    async def looks(request: Request, to: Connection) -> None:
+        seen.append(audit(f"sqlite:///{file.parent}/ledger.sqlite"))
+        await faults.answers(request, to)
+
+    with budgeted(file, {"small": [looks]}, 1) as (client, headers, url):
+        assert chat(client, headers, max_tokens=100).status_code == 200
+    assert seen == [(0, most, 1)]
+    assert audit(url) == (round(ANSWER_USD * PICO), 0, 0)
+
+
 def test_what_was_sent_and_nobody_knows_the_cost_of_counts_in_full(file: Path) -> None:
     """A stream that breaks off, and a client that leaves: both had generated something."""
     most = most_usd(len(httpx.Request("POST", "http://x", json={**BODY, "stream": True}).content), 100)

@@ -24,6 +24,7 @@ from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import chat, metric
 from tests.support.keys import new_key
+from tests.support.ledger import Room, limited
 from tests.support.processes import until
 from tests.support.serve import Served, served
 
@@ -119,6 +120,26 @@ async def test_a_settlement_waits_for_the_lock_and_is_not_lost(file: Path, monke
                 await kept.reserve(kept.claim(TEAM), CENT)
         assert await granted(kept) == 7
     assert today(file) == (3 * CENT, 7 * CENT, 7)
+
+
+async def test_without_room_nothing_is_granted_until_there_is(file: Path) -> None:
+    """A limit on the database's own size: for SQLite that is a full disk."""
+    database = Database(parse_url(f"sqlite:///{file}"))
+    room, kept = limited(database), Budgets(database)
+    try:
+        await kept.reserve(kept.claim(TEAM), 1)
+        room.pages = 1
+        went = await asyncio.gather(*(kept.reserve(kept.claim(TEAM), 1) for _ in range(500)), return_exceptions=True)
+        assert {type(one) for one in went if one is not None} == {BudgetUnavailableError}
+        assert kept.problem is not None
+        assert "has no room" in kept.problem
+        room.pages = Room.pages
+        assert await granted(kept) == 9, "the tenth cent is begun"
+        assert kept.problem is None
+    finally:
+        await asyncio.to_thread(kept.close)
+    begun = 1 + went.count(None)
+    assert today(file) == (0, begun + 9 * CENT, begun + 9)
 
 
 def moved_away(file: Path) -> None:

@@ -14,12 +14,14 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from server.ledger.database import open_database
+from server.ledger.database import Database, LedgerError, open_database, parse_url
 from server.ledger.reader import read_decisions, read_rollups
 from server.ledger.tables import decisions
+from server.ledger.writer import Writer
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import PATH, chat, metric
+from tests.support.ledger import POOL, Room, decision, limited
 from tests.support.postgresql import PostgreSql
 from tests.support.processes import until
 from tests.support.serve import BODY, Served, served
@@ -238,6 +240,23 @@ def test_on_a_full_disk_records_wait_and_are_written_when_there_is_room(tmp_path
         assert {"before", "meanwhile"} <= written(url)
         with closing(sqlite3.connect(tmp_path / "pika-ledger.sqlite")) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_ledger_without_room_says_so_and_is_written_again(tmp_path: Path) -> None:
+    """A limit on the database's own size: for SQLite that is a full disk."""
+    url = f"sqlite:///{tmp_path}/ledger.sqlite"
+    database = Database(parse_url(url))
+    room = limited(database)
+    with closing(Writer(database, POOL)) as writer:
+        writer.put(decision("before"))
+        writer.flush().result(30)
+        room.pages = 1
+        writer.put(decision("meanwhile", prompt="x" * 65536))
+        with pytest.raises(LedgerError, match=r"has no room .*: free the disk, or lower ledger\.max_decisions"):
+            writer.flush().result(30)
+        room.pages = Room.pages
+        until(lambda: writer.problem is None, 30, "it writes again")
+    assert written(url) == {"before", "meanwhile"}
 
 
 def test_postgresql_restarted_under_load_costs_no_request_and_no_record(postgresql: PostgreSql, tmp_path: Path) -> None:

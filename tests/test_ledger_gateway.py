@@ -15,6 +15,7 @@ from server.ledger.tables import decisions
 from tests.support import upstream as faults
 from tests.support.gateway import constant_pool, nano_pool, serving
 from tests.support.gateway_client import chat, gateway, metric
+from tests.support.processes import until
 
 SECRET = "the prompt that nobody shall find"
 ALL = {"small": [faults.answers], "medium": [faults.answers], "large": [faults.answers]}
@@ -93,6 +94,15 @@ def test_without_a_ledger_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     with gateway(ALL) as (client, _):
         assert chat(client).status_code == 200
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_counted_and_costs_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.ledger.writer.MAX_WAITING", 5)
+    with gateway(ALL, ledger={"url": f"sqlite:///{tmp_path}/gone/ledger.sqlite"}) as (client, _):
+        assert [chat(client).status_code for _ in range(20)] == [200] * 20
+        until(lambda: metric(client, "pika_ledger_dropped_total") == 15, 10, "all but those that wait are lost")
 
 
 def test_an_url_that_cannot_be_one_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ import pytest
 from offline.benchmarks.running_total import RunningTotal
 from server.app import create_app
 from server.metrics import MIN_PROMPTS, drift_of
+from server.sections.base import Section
 from server.sections.outcomes import Audit
 from server.sections.policy import OutOfDistribution
+from server.sections.routing import Canary, Session
 from tests.support import foreign
 from tests.support import upstream as faults
 from tests.support.gateway import nano_pool, serving
@@ -31,12 +33,11 @@ def known(n: int, seed: int) -> list[str]:
 
 
 @contextmanager
-def gateway(audit: dict[str, float] | None = None, **section: object) -> Iterator[httpx.Client]:
+def gateway(more: dict[str, Section] | None = None, **section: object) -> Iterator[httpx.Client]:
     with faults.running(faults.answers) as upstream:
         nano, odd = nano_pool(upstream.url), OutOfDistribution.model_validate(section)
         engine = nano.engine.model_copy(update={"deadline_ms": 60_000.0})  # 200 prompts at once, on busy cores
-        sections = {"out_of_distribution": odd, "engine": engine, "audit": audit and Audit.model_validate(audit)}
-        settings = nano.model_copy(update=sections)
+        settings = nano.model_copy(update={"out_of_distribution": odd, "engine": engine, **(more or {})})
         with serving(create_app(settings)) as url, httpx.Client(base_url=url, timeout=120) as client:
             yield client
 
@@ -97,10 +98,28 @@ def test_the_safe_arm_takes_them() -> None:
 
 def test_an_audit_goes_before_the_safe_arm() -> None:
     """Else outcomes would never tell whether that arm is the right one for such prompts."""
-    with gateway(action={"arm": "nano-medium"}, audit={"share": 1}) as client:
+    with gateway(action={"arm": "nano-medium"}, more={"audit": Audit(share=1)}) as client:
         answers = [chat(client, FOREIGN["Python functions"][0]).headers for _ in range(30)]
     assert {answer["x-pika-path"] for answer in answers} == {"audit"}
     assert {answer["x-pika-arm"] for answer in answers} == {"nano-small", "nano-medium", "nano-large"}
+
+
+def test_the_safe_arm_goes_before_a_conversations_own_and_after_a_candidate_and_the_arm_that_called_a_tool() -> None:
+    trial = Canary.model_validate({"share": 0.5, "policy": {"name": "max_success"}})
+    seen = set()
+    with gateway(more={"session": Session(margin=1), "canary": trial}, action={"arm": "nano-medium"}) as client:
+        for i in range(20):
+            name, odd = {"x-session-id": f"{i}"}, FOREIGN["German prose"][i]
+
+            def ask(name: dict[str, str] = name, **fields: object) -> tuple[str, str]:
+                answer = client.post("/v1/chat/completions", json={"model": "auto", **fields}, headers=name)
+                return answer.headers["x-pika-arm"], answer.headers["x-pika-path"]
+
+            begun = ask(messages=[{"role": "user", "content": known(1, 23)[0]}], routing={"policy": "min_cost"})
+            assert begun == ("nano-small", "routed")
+            assert ask(messages=[{"role": "tool", "content": odd}]) == ("nano-small", "sticky")
+            seen.add(ask(messages=[{"role": "user", "content": odd}]))
+    assert seen == {("nano-medium", "safe-arm"), ("nano-small", "canary")}
 
 
 def test_nothing_is_done_where_so_configured() -> None:

@@ -53,14 +53,21 @@ def test_several_workers_know_a_conversation(tmp_path: Path) -> None:
 
 
 def test_a_conversation_outlives_the_gateway(tmp_path: Path) -> None:
+    """On its arm, and on the replica whose prefix cache knows it."""
     with ExitStack() as stack:
-        urls = {name: [stack.enter_context(faults.running(faults.answers)).url] for name in ARMS}
+        replicas = [stack.enter_context(faults.running(faults.answers)) for _ in range(3)]
+        others = {name: [stack.enter_context(faults.running(faults.answers)).url] for name in ARMS[1:]}
+        urls = {"small": [replica.url for replica in replicas], **others}
         file = write_pool(tmp_path, urls, session=SESSION, ledger={})
         for n in range(3):
             with served(file) as running:
                 chat(running.client, messages=turns("Another?", 1))  # the first look-up, in 0.1 s, opens the database
-                answer = chat(running.client, messages=turns("One?", n), **(CHEAPEST if n == 0 else {}))
-                assert told(answer) == ("small", "sticky" if n else "routed")
+                for i in (*range(n, 6), *range(n)):  # replicas take turns, and each start would have them do the same
+                    answer = chat(running.client, messages=turns(f"{i}?", n), **(CHEAPEST if n == 0 else {}))
+                    assert told(answer) == ("small", "sticky" if n else "routed")
+    asked = [[request.body["messages"][1]["content"] for request in replica.requests] for replica in replicas]
+    assert sorted(len(conversations) for conversations in asked if conversations) != [18], "one replica took all"
+    assert [len(conversations) for conversations in asked] == [3 * len(set(conversations)) for conversations in asked]
 
 
 def test_two_gateways_on_one_database_know_each_others_conversations(ledger_url: str) -> None:

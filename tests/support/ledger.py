@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sqlalchemy import event
 
+from server.ledger.database import Database
 from server.ledger.row import DecisionRow, PoolRow
 
 POOL = PoolRow(
@@ -45,3 +48,21 @@ def decision(request_id: str, **fields: Any) -> DecisionRow:
 
 def many(count: int, **fields: Any) -> Sequence[DecisionRow]:
     return [decision(f"{i:032x}", **fields) for i in range(count)]
+
+
+@dataclass
+class Room:
+    """What a SQLite file may grow to; it never shrinks for this."""
+
+    pages: int = 1_000_000
+
+
+def limited(database: Database) -> Room:
+    """Set its `pages` to 1, and the file is full."""
+    room = Room()
+
+    @event.listens_for(database.engine, "checkout")
+    def limit(connection: Any, *_: Any) -> None:
+        connection.execute(f"PRAGMA max_page_count={room.pages}")
+
+    return room
