@@ -27,7 +27,7 @@ from offline.replay_plan import (
 from offline.replay_report import Found, Row, notes, tables, to_json, write_plot
 from offline.replay_traffic import Traffic, read_traffic
 from routing_policies.base import PolicyError, build
-from routing_policies.replay import always, as_it_was, best_single, replay
+from routing_policies.replay import always, as_it_was, replay
 from server.config import ConfigError, load, read_yaml
 from server.ledger.database import LedgerError
 from server.sections.pool import Prices
@@ -130,14 +130,13 @@ def _run(options: argparse.Namespace) -> Found:
             progress.advance(task)
             return result
 
-        each = [Row(f"always {arm}", always(traffic.record, i), arm=arm) for i, arm in enumerate(traffic.arms)]
         return Found(
             ledger=ledger,
             traffic=traffic,
             was=Row("as it was", as_it_was(traffic.record)),
             what_if=[row(asked, f"{asked} (configured)" * (not options.policy)) for asked in wanted],
-            always=each,
-            best=best_single([one.result for one in each]),
+            always=[Row(f"always {arm}", always(traffic.record, i), arm=arm) for i, arm in enumerate(traffic.arms)],
+            best=traffic.record.best,
             sweep=[row(asked) for asked in swept],
         )
 

@@ -49,24 +49,22 @@ class Found:
     sweep: list[Row]
 
 
-def saving(row: Row, against: Row) -> float | None:
-    """Share of the other's cost that this saves; None where that is nothing."""
-    return 1 - row.result.cost_usd / against.result.cost_usd if against.result.cost_usd > 0 else None
-
-
 def tables(found: Found) -> list[Table]:
     """What each way costs, how often it is right, where the requests go; the sweep."""
     best, was = found.always[found.best], found.was
     rows = [was, *found.what_if, *found.always]
     title = f"{was.result.requests:,} requests, {_period(found.traffic)}"
-    costs = _table(title, "moved", "USD each", "saves [95%]", "vs best")
+    costs = _table(title, "moved", "USD each", "saves [95%]", "vs best [95%]")
     right = _table("How many are answered right", "expected [95%]", "by outcomes [95%]", "corrected [95%]")
     mix = _table("Share of the requests that each arm gets", *found.traffic.arms)
     for row in rows:
         result, outcomes = row.result, row.result.from_outcomes
         label, style = row.label + " (best)" * (row is best), "bold" if row is was else None
         saves = "" if row is was else _interval(result.saving)
-        moved, against = "" if row is was else f"{result.changed:.1%}", "" if row is best else _saved(row, best)
+        moved, against = (
+            "" if row is was else f"{result.changed:.1%}",
+            "" if row is best else _interval(result.saving_vs_best),
+        )
         costs.add_row(label, moved, f"{result.cost_usd:.3g}", saves, against, style=style)
         expected, told = _interval(result.expected_accuracy), _interval(outcomes.inverse_propensity)
         right.add_row(label, expected, told, _interval(outcomes.doubly_robust), style=style)
@@ -76,12 +74,12 @@ def tables(found: Found) -> list[Table]:
 
 
 def _sweep(found: Found) -> Table:
-    table = _table("Over the knob", "moved", "USD each", "saves", "expected", "by outcomes [95%]")
+    table = _table("Over the knob", "moved", "USD each", "saves [95%]", "expected", "by outcomes [95%]")
     for row in found.sweep:
         result = row.result
         told = _interval(result.from_outcomes.inverse_propensity)
         expected = f"{result.expected_accuracy.value:.1%}"
-        cells = (f"{result.changed:.1%}", f"{result.cost_usd:.3g}", _saved(row, found.was), expected, told)
+        cells = (f"{result.changed:.1%}", f"{result.cost_usd:.3g}", _interval(result.saving), expected, told)
         table.add_row(row.label, *cells)
     return table
 
@@ -138,7 +136,7 @@ def to_json(found: Found) -> dict[str, Any]:
         result = asdict(row.result)
         result["mix"] = dict(zip(traffic.arms, row.result.mix, strict=True))
         result["saving_vs_as_it_was"] = result.pop("saving")
-        result["saving_vs_always_best"] = saving(row, found.always[found.best])
+        result["saving_vs_always_best"] = result.pop("saving_vs_best")
         head: dict[str, Any] = {}
         if row.asked is not None:
             head = {"policy": row.asked.policy, "knobs": _told(row.asked.knobs)}
@@ -237,11 +235,6 @@ def _interval(estimate: Estimate | None) -> str:
         return "-"
     value, low, high = (100 * one + 0.0 for one in (estimate.value, estimate.low, estimate.high))
     return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
-
-
-def _saved(row: Row, against: Row) -> str:
-    share = saving(row, against)
-    return "-" if share is None else f"{share:.1%}"
 
 
 def _period(traffic: Traffic) -> str:

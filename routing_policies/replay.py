@@ -7,7 +7,6 @@ How often it is right is told twice: by the success probabilities of the arms th
 probes are, and by outcomes where these can say (`off_policy`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,6 +60,19 @@ class Recorded:
         expected = _of(self.cost, self.arm) * self.cost_ratio[self.arm]
         return np.where(np.isfinite(self.paid_usd), self.paid_usd, expected) + self.probe_usd
 
+    @cached_property
+    def best(self) -> int:
+        """The arm that would be right most often, it is expected, if it took all that it can serve; of equals the
+        cheapest."""
+        each = [_by_one_arm(self, arm) for arm in range(self.success.shape[1])]
+        merits = [(float(_of(self.success, chosen).mean()), -float(_usd(self, chosen).mean())) for chosen in each]
+        return max(range(len(each)), key=merits.__getitem__)
+
+    @cached_property
+    def best_usd(self) -> FloatArray:
+        """What each request would cost with that arm alone, (n,)."""
+        return _usd(self, _by_one_arm(self, self.best))
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -78,6 +90,8 @@ class Replayed:
     """The same from the expected costs alone."""
     saving: Estimate | None
     """1 - `cost_usd` over that of what was done, request by request; None where that cost nothing."""
+    saving_vs_best: Estimate | None
+    """The same over that of the best arm alone (`Recorded.best`)."""
     expected_accuracy: Estimate
     """From success probabilities. The interval is over requests; how true the probabilities are it cannot tell."""
     from_outcomes: FromOutcomes
@@ -154,31 +168,36 @@ def as_it_was(record: Recorded) -> Replayed:
 
 def always(record: Recorded, arm: int) -> Replayed:
     """One arm takes all requests that it can serve; the others go where they went."""
-    able = record.allowed[:, arm]
-    return _judged(record, np.where(able, arm, record.arm), record.propensity, probed=False)
-
-
-def best_single(results: Sequence[Replayed]) -> int:
-    """Which of `always` for each arm is expected to be right most often; of equals the cheapest."""
-    return max(range(len(results)), key=lambda i: (results[i].expected_accuracy.value, -results[i].cost_usd))
+    return _judged(record, _by_one_arm(record, arm), record.propensity, probed=False)
 
 
 def _judged(record: Recorded, chosen: IndexArray, propensity: FloatArray, probed: bool) -> Replayed:
     n, k = record.success.shape
-    expected, prefill = _of(record.cost, chosen), record.probe_usd * probed
-    stays = (chosen == record.arm) & np.isfinite(record.paid_usd)
-    usd = np.where(stays, record.paid_usd, expected * record.cost_ratio[chosen]) + prefill
+    prefill = record.probe_usd * probed
+    usd = _usd(record, chosen) + prefill
     p = _of(record.success, chosen)
     return Replayed(
         requests=n,
         mix=tuple((np.bincount(chosen, minlength=k) / n).tolist()),
         changed=float((chosen != record.arm).mean()),
         cost_usd=float(usd.mean()),
-        expected_cost_usd=float((expected + prefill).mean()),
+        expected_cost_usd=float((_of(record.cost, chosen) + prefill).mean()),
         saving=_saving(usd, record.usd),
+        saving_vs_best=_saving(usd, record.best_usd),
         expected_accuracy=estimate(float(p.mean()), float(p.std()) / np.sqrt(n)),
         from_outcomes=from_outcomes(record.outcome, propensity, chosen == record.arm, record.allowed.sum(axis=1), p),
     )
+
+
+def _by_one_arm(record: Recorded, arm: int) -> IndexArray:
+    """(n,)."""
+    return np.where(record.allowed[:, arm], arm, record.arm)
+
+
+def _usd(record: Recorded, chosen: IndexArray) -> FloatArray:
+    """What each answer costs, without prefill, (n,)."""
+    stays = (chosen == record.arm) & np.isfinite(record.paid_usd)
+    return np.where(stays, record.paid_usd, _of(record.cost, chosen) * record.cost_ratio[chosen])
 
 
 def _saving(usd: FloatArray, was: FloatArray) -> Estimate | None:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from routing_policies.base import FloatArray, PolicyError, build
+from routing_policies.base import FloatArray, IndexArray, PolicyError, build
 from routing_policies.off_policy import Estimate, accuracy
-from routing_policies.replay import Recorded, always, as_it_was, best_single, recorded, replay
+from routing_policies.replay import Recorded, always, as_it_was, recorded, replay
 
 TIER = (1e-6, 4e-6, 8e-5)
 
@@ -64,7 +64,8 @@ def test_figures_of_a_policy_by_hand() -> None:
     second = always(record, 1)
     assert second.cost_usd == pytest.approx((5 + 6 + 3 + 9) / 4 * 1e-6)
     assert second.mix == (0.25, 0.75)
-    assert best_single([always(record, 0), second]) == 1
+    assert record.best == 1
+    assert second.saving_vs_best == Estimate(0, 0, 0)
     assert replay(record, build("min_cost", {}, TIER[:2])).cost_usd == pytest.approx((3 + 1 + 3 + 4) / 4 * 1e-6)
 
 
@@ -79,17 +80,22 @@ def test_what_answers_cost_beside_what_was_expected_prices_the_others() -> None:
 def test_the_interval_of_a_saving_is_that_of_resampled_requests() -> None:
     record, _ = traffic(2000, audit=0.1, seed=4)
     policy, rng = build("utility", {"lambda": 1.0}, TIER), np.random.default_rng(0)
-    found = replay(record, policy).saving
-    assert found is not None
-    stays = policy.choose(record.success, record.cost) == record.arm
+    found = replay(record, policy)
     chosen = policy.choose(record.success, record.cost)
-    expected = 1.5 * record.cost[np.arange(2000), chosen]
-    usd = np.where(stays, record.paid_usd, expected) + 1e-7
-    was = record.paid_usd + 1e-7
-    drawn = rng.integers(2000, size=(4000, 2000))
-    low, high = np.quantile(1 - usd[drawn].mean(axis=1) / was[drawn].mean(axis=1), [0.025, 0.975])
-    assert found.low == pytest.approx(low, abs=0.1 * (high - low))
-    assert found.high == pytest.approx(high, abs=0.1 * (high - low))
+    assert record.best == 2
+
+    def usd(arms: IndexArray) -> FloatArray:
+        expected = 1.5 * record.cost[np.arange(2000), arms]
+        return np.where(arms == record.arm, record.paid_usd, expected)
+
+    best = usd(np.full(2000, 2))
+    for saving, against in ((found.saving, record.paid_usd + 1e-7), (found.saving_vs_best, best)):
+        assert saving is not None
+        drawn = rng.integers(2000, size=(4000, 2000))
+        means = (usd(chosen) + 1e-7)[drawn].mean(axis=1) / against[drawn].mean(axis=1)
+        low, high = np.quantile(1 - means, [0.025, 0.975])
+        assert saving.low == pytest.approx(low, abs=0.1 * (high - low))
+        assert saving.high == pytest.approx(high, abs=0.1 * (high - low))
 
 
 def test_rows_that_lack_a_probability_are_left_out_and_counted() -> None:

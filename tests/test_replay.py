@@ -101,7 +101,11 @@ def test_what_is_found_is_true(filled: tuple[Path, Truth], ledger: str, capsys: 
         assert one["expected_accuracy"]["value"] == pytest.approx(right, abs=1e-6)
         assert holds(one["from_outcomes"]["inverse_propensity"], right)
         assert holds(one["from_outcomes"]["doubly_robust"], right)
-        assert one["saving_vs_as_it_was"]["value"] == pytest.approx(1 - one["cost_usd"] / was["cost_usd"])
+        best = next(row for row in result["always"] if row["arm"] == "reasoning")
+        for against, row in (("as_it_was", was), ("always_best", best)):
+            saving = one[f"saving_vs_{against}"]
+            assert saving["value"] == pytest.approx(1 - one["cost_usd"] / row["cost_usd"])
+            assert saving["low"] < saving["value"] < saving["high"]
     assert result["best"] == "reasoning"
     assert [one["arm"] for one in result["always"]] == list(POOL.arms)
 

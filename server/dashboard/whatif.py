@@ -8,7 +8,6 @@ import numpy as np
 from routing_policies.base import build
 from routing_policies.off_policy import Estimate
 from routing_policies.replay import Recorded, Replayed, always, as_it_was, replay
-from routing_policies.replay import best_single as replay_best
 from server.dashboard.sample import Sample
 
 LAMBDAS = (0.0, *np.geomspace(0.001, 30, 24).tolist())
@@ -79,9 +78,8 @@ def best_single(sample: Sample) -> Point | None:
     """The arm alone that is expected to be right most often; None where there is nothing to replay."""
     if sample.record is None or sample.pool is None:
         return None
-    each = [always(sample.record, arm) for arm in range(len(sample.pool.arms))]
-    best = replay_best(each)
-    return _point(each[best], sample.pool.arms, "always", arm=sample.pool.arms[best])
+    best, arms = sample.record.best, sample.pool.arms
+    return _point(always(sample.record, best), arms, "always", arm=arms[best])
 
 
 def _by_lambda(sample: Sample, record: Recorded, lam: float) -> Point:
