@@ -129,9 +129,8 @@ class Exchange:
                     await self.send({"type": "http.response.body", "body": passed, "more_body": True})
                     passed = b""
                 data = await connection.some(rest.until())
-            sent.succeeded()
         except ExchangeError as error:
-            sent.failed()
+            sent.failed(after_all=True)
             raise UpstreamError(rest.failed(error)) from error
         finally:
             rest.close()

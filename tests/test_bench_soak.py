@@ -33,7 +33,7 @@ FAILED = b'data: {"error":{"message":"broke off"}}\n\n'
 def test_nothing_is_lost_mixed_up_or_left_over(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["soak", "--clients", "100", "--seconds", "8"]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["answered"] > 100
+    assert last["answered"] > 0.8 * last["requests"] > 100
     assert (last["lost"], last["wrong"], last["hung"], last["in_flight_left"]) == (0, 0, 0, 0)
     assert last["fd_left"] <= 4  # health checks come and go
     # A file or 64 kB that each of some 300 requests leaves would be more; floors of a busy machine differ by a little.

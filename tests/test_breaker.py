@@ -17,15 +17,10 @@ def fail(breaker: Breaker, times: int, now: float) -> None:
         breaker.failed(breaker.enter(now), now)
 
 
-def succeed(breaker: Breaker, now: float) -> None:
-    breaker.answered(breaker.enter(now), now)
-    breaker.succeeded(now)
-
-
 def test_it_opens_after_failures_in_a_row() -> None:
     breaker = Breaker()
     fail(breaker, IN_A_ROW - 1, 100)
-    succeed(breaker, 100)
+    breaker.succeeded(breaker.enter(100), 100)
     fail(breaker, IN_A_ROW - 1, 100)
     assert not breaker.open
     fail(breaker, 1, 100)
@@ -38,58 +33,61 @@ def test_it_opens_at_a_share_of_failures() -> None:
     breaker = Breaker()
     for i in range(MIN_EXCHANGES):
         assert not breaker.open
-        succeed(breaker, i) if i % 2 else fail(breaker, 1, i)
+        era = breaker.enter(i)
+        _ = breaker.succeeded(era, i) if i % 2 else breaker.failed(era, i)
     fail(breaker, 1, MIN_EXCHANGES)
     assert breaker.open
-    now = MIN_EXCHANGES + FIRST_OPEN_S
-    succeed(breaker, now)
-    fail(breaker, 1, now)
-    assert not breaker.open, "it begins anew"
 
 
 def test_old_failures_are_forgotten() -> None:
     breaker = Breaker()
     for i in range(MIN_EXCHANGES - 2):
-        succeed(breaker, 0) if i % 2 else fail(breaker, 1, 0)
+        era = breaker.enter(0)
+        _ = breaker.succeeded(era, 0) if i % 2 else breaker.failed(era, 0)
     for _ in range(4):
         fail(breaker, 1, 1000)
-        succeed(breaker, 1000)
+        breaker.succeeded(breaker.enter(1000), 1000)
     assert not breaker.open
 
 
-def test_streams_that_break_after_their_first_byte_open_it() -> None:
-    in_a_row, by_share = Breaker(), Breaker()
-    for _ in range(IN_A_ROW):
-        assert not in_a_row.open
-        in_a_row.failed(in_a_row.answered(in_a_row.enter(0), 0), 1)
-    assert in_a_row.open
-    for _ in range(MIN_EXCHANGES // 2):
-        assert not by_share.open
-        succeed(by_share, 0)
-        by_share.failed(by_share.answered(by_share.enter(0), 0), 1)
-    assert by_share.open
+def test_streams_that_break_off_open_it_though_they_were_successes_first() -> None:
+    breaker = Breaker()
+    for i in range(MIN_EXCHANGES):
+        assert not breaker.open
+        era = breaker.succeeded(breaker.enter(i), i)
+        breaker.failed(era, i, after_all=True)
+    assert breaker.open
 
 
-def test_half_open_lets_one_request_a_second_through_and_a_first_byte_closes() -> None:
+def test_few_streams_that_break_off_do_not_open_it_however_late_the_others_end() -> None:
+    breaker = Breaker()
+    eras = [breaker.succeeded(breaker.enter(0), 0) for _ in range(3 * IN_A_ROW)]
+    for era in eras[:IN_A_ROW]:
+        breaker.failed(era, 1, after_all=True)
+    assert not breaker.open
+
+
+def test_the_stream_that_closed_it_and_breaks_off_is_one_failure() -> None:
+    breaker = Breaker()
+    fail(breaker, IN_A_ROW, 0)
+    era = breaker.succeeded(breaker.enter(FIRST_OPEN_S), FIRST_OPEN_S)
+    for _ in range(MIN_EXCHANGES // 2 - 1):
+        fail(breaker, 1, FIRST_OPEN_S)
+        breaker.succeeded(breaker.enter(FIRST_OPEN_S), FIRST_OPEN_S)
+    breaker.succeeded(breaker.enter(FIRST_OPEN_S), FIRST_OPEN_S)
+    assert not breaker.open
+    assert breaker.failed(era, FIRST_OPEN_S, after_all=True)
+
+
+def test_half_open_lets_one_request_a_second_through_and_a_success_closes() -> None:
     breaker = Breaker()
     fail(breaker, IN_A_ROW, 0)
     now = FIRST_OPEN_S
     era = breaker.enter(now)
     assert breaker.wait_s(now) == PROBE_INTERVAL_S
-    breaker.answered(era, now)
+    assert breaker.succeeded(era, now) != era
     assert not breaker.open
     assert breaker.wait_s(now) == 0
-
-
-def test_what_closed_it_and_fails_later_is_one_failure() -> None:
-    breaker = Breaker()
-    fail(breaker, IN_A_ROW, 0)
-    now = FIRST_OPEN_S
-    era = breaker.answered(breaker.enter(now), now)
-    fail(breaker, IN_A_ROW - 1, now)
-    assert not breaker.open
-    assert breaker.failed(era, now)
-    assert breaker.open
 
 
 def test_each_failed_try_doubles_the_wait() -> None:
@@ -102,7 +100,7 @@ def test_each_failed_try_doubles_the_wait() -> None:
         fail(breaker, 1, now)
     assert waits == [1, 2, 4, 8, 16, 32, MAX_OPEN_S, MAX_OPEN_S]
     now += MAX_OPEN_S
-    succeed(breaker, now)
+    breaker.succeeded(breaker.enter(now), now)
     fail(breaker, IN_A_ROW, now + SETTLED_S + 1)
     assert breaker.wait_s(now + SETTLED_S + 1) == FIRST_OPEN_S
 
@@ -114,21 +112,9 @@ def test_what_began_before_it_opened_says_nothing_of_afterwards() -> None:
         breaker.failed(era, 1)
     assert breaker.open
     assert not breaker.failed(early[-1], 1)
-    assert breaker.answered(early[-2], 1) == early[-2]
-    breaker.succeeded(1)
+    assert breaker.succeeded(early[-2], 1) == early[-2]
     assert breaker.open
     assert breaker.wait_s(1) == FIRST_OPEN_S
-
-
-def test_a_stream_that_ends_well_counts_though_it_began_before_an_opening() -> None:
-    breaker = Breaker()
-    breaker.answered(breaker.enter(0), 0)
-    fail(breaker, IN_A_ROW, 0)
-    breaker.answered(breaker.enter(FIRST_OPEN_S), FIRST_OPEN_S)
-    fail(breaker, IN_A_ROW - 1, 2)
-    breaker.succeeded(3)
-    fail(breaker, IN_A_ROW - 1, 4)
-    assert not breaker.open
 
 
 def test_a_sign_of_recovery_ends_the_wait() -> None:

@@ -2,7 +2,10 @@
 
 Closed, requests pass. It opens after `IN_A_ROW` failures with no success between them, or where at least `SHARE` of the
 last minute's exchanges failed, and stays open for a second, then two, four, up to a minute. Half open, one request a
-second is let through: its first byte closes it, a failure before opens it again. How an exchange ended is counted once.
+second is let through: a success closes it, a failure opens it again.
+
+A stream is a success with its first byte, and takes that back where it breaks off. Were it one at its end, the failures
+of a replica that has just started, or was just tried again, would all be known long before its successes.
 """
 
 IN_A_ROW = 5
@@ -20,8 +23,8 @@ PROBE_INTERVAL_S = 1.0
 class Breaker:
     """Times are seconds of one monotonic clock.
 
-    An exchange takes its `era` along and gives it back: what began before an opening and fails after it says nothing
-    new. What ends well does, whenever it began; long streams would else leave only failures to count.
+    An exchange takes its `era` along and gives it back with its result: what began before an opening says nothing of
+    the time after it.
     """
 
     def __init__(self) -> None:
@@ -46,33 +49,30 @@ class Breaker:
             self._until = now + PROBE_INTERVAL_S
         return self.era
 
-    def answered(self, era: int, now: float) -> int:
-        """An exchange has its first byte, which closes a half-open breaker: nobody shall wait for a stream's end.
-
-        Returns the exchange's era from now on, a new one where this closed the breaker.
-        """
-        if era != self.era or not self.open:
+    def succeeded(self, era: int, now: float) -> int:
+        """An exchange went well, so far; returns its era from now on, a new one where that closed the breaker."""
+        if era != self.era:
             return era
-        self.open = False
-        self.era += 1
         self._row = 0
-        self._closed_at = now
-        self._failed, self._ended = [0, 0], [0, 0]
+        if self.open:
+            self.open = False
+            self.era += 1
+            self._closed_at = now
+            self._failed, self._ended = [0, 0], [0, 0]
+        self._count(now, ended=1)
         return self.era
 
-    def succeeded(self, now: float) -> None:
-        """An exchange that was `answered` went well to its end."""
-        if not self.open:
-            self._row = 0
-            self._count(now, 0)
+    def failed(self, era: int, now: float, *, after_all: bool = False) -> bool:
+        """An exchange failed; True where that opened the breaker, for the first time or again.
 
-    def failed(self, era: int, now: float) -> bool:
-        """An exchange failed; True where that opened the breaker, for the first time or again."""
+        Args:
+            after_all: it counts as a success already.
+        """
         if era != self.era:
             return False
-        self._row += 1
+        self._row += not after_all
         if not self.open:
-            self._count(now, 1)
+            self._count(now, failed=1, ended=not after_all)
             failed, ended = sum(self._failed), sum(self._ended)
             if self._row < IN_A_ROW and (ended < MIN_EXCHANGES or failed < SHARE * ended):
                 return False
@@ -88,11 +88,11 @@ class Breaker:
         """There is a sign of recovery: the next request may pass at once."""
         self._until = min(self._until, now)
 
-    def _count(self, now: float, failures: int) -> None:
+    def _count(self, now: float, *, ended: int, failed: int = 0) -> None:
         if now - self._window_began >= HALF_WINDOW_S:
             gone = now - self._window_began >= 2 * HALF_WINDOW_S
             self._failed = [0, 0 if gone else self._failed[0]]
             self._ended = [0, 0 if gone else self._ended[0]]
             self._window_began = now
-        self._failed[0] += failures
-        self._ended[0] += 1
+        self._failed[0] += failed
+        self._ended[0] += ended

@@ -71,26 +71,25 @@ class Dispatch:
             self.replica = None
             self.state.tallies[self.decision.arm].in_flight -= 1
 
-    def answered(self) -> None:
-        """The first byte is here."""
+    def succeeded(self) -> None:
+        """The whole answer is here, or a stream's first byte."""
         replica, now = self.replica, time.monotonic()
         if replica is None:
             return
-        era = replica.breaker.answered(self.era, now)
+        era = replica.breaker.succeeded(self.era, now)
         if era != self.era:
             self.era = era
             replica.recovered(now)
             logger.info("replica %s takes requests again", replica.name)
 
-    def succeeded(self) -> None:
-        """The whole answer came."""
-        if self.replica is not None:
-            self.replica.breaker.succeeded(time.monotonic())
+    def failed(self, *, after_all: bool = False) -> None:
+        """The replica does not do what it should.
 
-    def failed(self) -> None:
-        """The replica does not do what it should."""
+        Args:
+            after_all: it has `succeeded` before: a stream breaks off.
+        """
         replica, now = self.replica, time.monotonic()
-        if replica is not None and replica.breaker.failed(self.era, now):
+        if replica is not None and replica.breaker.failed(self.era, now, after_all=after_all):
             wait_s = replica.breaker.wait_s(now)
             logger.warning("replica %s fails: nothing is sent to it for %.0f s", replica.name, wait_s)
 
@@ -212,9 +211,7 @@ async def _attempt(sent: Dispatch, replica: Replica, request_id: str, watch: Wat
     try:
         answer = await post(replica, data, arm.timeouts, request.stream)
         outcome = "ok" if answer.status < 400 else "client_error"
-        sent.answered()
-        if answer.rest is None:
-            sent.succeeded()
+        sent.succeeded()
         return answer
     except AttemptError as error:
         outcome = error.outcome
