@@ -29,9 +29,6 @@ CANARY_PROMPT = "Ann's 12 apples cost $3.50; naïve √2 ≈ 1.414, x_1 += 27\n\
 TEXT_CHARACTERS = 100_000
 """What text probes read of a conversation at most, some 25,000 tokens: what fits an engine's queue."""
 
-LONG_CHARACTERS = 16_384
-"""Tokenising more takes so long that an event loop would feel it, were it held up."""
-
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -116,9 +113,7 @@ class Renderer:
         return prompt, self._tokens(prompt)
 
     def _tokens(self, prompt: str) -> Encoding:
-        if len(prompt) < LONG_CHARACTERS:
-            return self._tokenizer.encode(prompt, add_special_tokens=False)
-        # Of the two, this one lets other threads run.
+        # `encode` would hold the GIL: an event loop would stand still while a thread beside it tokenises.
         [encoding] = self._tokenizer.encode_batch([prompt], add_special_tokens=False)
         return encoding
 

@@ -22,7 +22,8 @@ Messages = Sequence[Mapping[str, Any]]
 
 OUT_OF_DISTRIBUTION = "out-of-distribution"
 INLINE_CHARACTERS = 4096
-"""Shorter conversations are tokenised on the event loop, in 2 ms at most: for most, a thread's hop would cost more."""
+"""What is tokenised on the event loop at most, by all passes together, in some 2 ms: for most conversations, a thread's
+hop would cost more."""
 PIECE_CHARACTERS = 32
 """What a message, or a part of its content, counts beside its text: templates take time for empty ones too."""
 
@@ -75,6 +76,7 @@ class Predictor:
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self.passes = distinct_passes(pool.artifacts)
         self.renderers = tuple(Renderer(pass_) for pass_ in self.passes)
+        self.inline_characters = INLINE_CHARACTERS // max(1, len(self.passes))
         self.reads_text = any(artifact.probe.reads == "text" for artifact in pool.artifacts)
         self.mismatches = pool.mismatches
         self.looks = len(distinct_passes(one for one in pool.artifacts if one.card.statistics is not None))
@@ -100,7 +102,7 @@ class Predictor:
 
     async def render(self, messages: Messages) -> Rendered:
         """Token ids for every pass."""
-        if _is_short(messages):
+        if _is_short(messages, self.inline_characters):
             return self._render(messages)
         return await asyncio.to_thread(self._render, messages)
 
@@ -177,9 +179,9 @@ def _prefill_price(probe_model: str, settings: Settings) -> float:
     return price or 0.0
 
 
-def _is_short(messages: Messages) -> bool:
-    """Whether all that is read of them, roles included, is at most `INLINE_CHARACTERS`. Looks no further than that."""
-    left = INLINE_CHARACTERS
+def _is_short(messages: Messages, characters: int) -> bool:
+    """Whether all that is read of them, roles included, is at most so many characters. Looks no further than that."""
+    left = characters
     for message in messages:
         content = message.get("content")
         parts = len(content) if isinstance(content, list) else 0

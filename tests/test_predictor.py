@@ -1,20 +1,25 @@
 """What the gateway knows of a prompt: text as probes read it, and how unlike the training prompts it is."""
 
 import asyncio
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Encoding
 
 from offline.material import gather, plan
 from probes.artifact import save_artifact
 from probes.tfidf import Tfidf
 from server.config import load
 from server.pool import build_pool
-from server.predictor import Messages, Prediction, Predictor, Rendered
+from server.predictor import INLINE_CHARACTERS, Messages, Prediction, Predictor, Rendered
 from server.sections.engine import Queue
 from tests.support.examples import card_of
+from tests.support.probes import artifact
 from tests.test_config import pool, write
 
 NONE = np.full(5, np.nan)
@@ -55,6 +60,30 @@ def predictor(folder: Path) -> Predictor:
     return Predictor(build_pool(settings), settings)
 
 
+def predictor_of(models: list[str], folder: Path) -> Predictor:
+    """With a pass on each of these probe models."""
+    for model in models:
+        artifact(folder / model, model, layer=1, position=-1)
+    arms = {model: {"model": "small", "probe": model} for model in models}
+    settings = load(write(folder, pool(arms=arms)))
+    return Predictor(build_pool(settings), settings)
+
+
+@contextmanager
+def counted_rounds() -> Iterator[list[int]]:
+    """The number of the running event loop's rounds so far."""
+    loop, rounds = asyncio.get_running_loop(), [0]
+
+    def next_round() -> None:
+        nonlocal ticking
+        rounds[0] += 1
+        ticking = loop.call_soon(next_round)
+
+    ticking = loop.call_soon(next_round)
+    yield rounds
+    ticking.cancel()
+
+
 @pytest.mark.anyio
 async def test_a_conversation_of_any_length_fits_the_queue_of_a_text_probe(tmp_path: Path) -> None:
     found = predictor(tmp_path)
@@ -79,25 +108,19 @@ async def test_images_and_sound_are_scored_on_the_text_and_flagged(kind: str, tm
 @pytest.mark.anyio
 async def test_dozens_of_conversations_of_several_requests_are_rendered_one_a_round(tmp_path: Path) -> None:
     """Whatever else the event loop has to do comes in between."""
-    found, rounds = predictor(tmp_path), 0
+    found = predictor(tmp_path)
     render, rendered_in = found._render, []
 
-    def next_round() -> None:
-        nonlocal rounds
-        rounds += 1
-        ticking[0] = asyncio.get_running_loop().call_soon(next_round)
-
     def noted(messages: Messages) -> Rendered:
-        rendered_in.append(rounds)
+        rendered_in.append(rounds[0])
         return render(messages)
 
     async def request(size: int) -> list[Rendered]:
         return [await found.render_in_turn([{"role": "user", "content": f"{i} of {size}"}]) for i in range(size)]
 
     found._render = noted  # type: ignore[method-assign]  # for as long as this test runs
-    ticking = [asyncio.get_running_loop().call_soon(next_round)]
-    answers = await asyncio.gather(*map(request, (1, 20, 30)))
-    ticking[0].cancel()
+    with counted_rounds() as rounds:
+        answers = await asyncio.gather(*map(request, (1, 20, 30)))
     assert [[one.prompt.text for one in answer] for answer in answers] == [
         [f"{i} of {size}" for i in range(size)] for size in (1, 20, 30)
     ]
@@ -125,8 +148,21 @@ TEXT = {"type": "text", "text": ""}
 async def test_what_takes_long_to_render_is_rendered_beside_the_event_loop(
     messages: Messages, on_the_loop: bool, tmp_path: Path
 ) -> None:
-    found, threads = predictor(tmp_path), []
-    render = found._render
+    assert await rendered_on_the_loop(predictor(tmp_path), messages) == on_the_loop
+
+
+@pytest.mark.anyio
+async def test_passes_share_what_is_rendered_on_the_event_loop(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "3" * (INLINE_CHARACTERS // 2)}]
+    assert await rendered_on_the_loop(predictor_of(["nano-small"], tmp_path), messages)
+    three = predictor_of(["nano-small", "nano-medium", "nano-large"], tmp_path)
+    assert len(three.passes) == 3
+    assert not await rendered_on_the_loop(three, messages)
+    assert await rendered_on_the_loop(three, [{"role": "user", "content": "3" * (INLINE_CHARACTERS // 4)}])
+
+
+async def rendered_on_the_loop(found: Predictor, messages: Messages) -> bool:
+    render, threads = found._render, []
 
     def noted(messages: Messages) -> Rendered:
         threads.append(threading.get_ident())
@@ -134,7 +170,32 @@ async def test_what_takes_long_to_render_is_rendered_beside_the_event_loop(
 
     found._render = noted  # type: ignore[method-assign]  # for as long as this test runs
     await found.render(messages)
-    assert [thread == threading.get_ident() for thread in threads] == [on_the_loop]
+    assert len(threads) == 1
+    return threads[0] == threading.get_ident()
+
+
+@pytest.mark.anyio
+async def test_the_event_loop_goes_on_while_a_thread_tokenises(tmp_path: Path) -> None:
+    found = predictor_of(["nano-small"], tmp_path)
+    [renderer] = found.renderers
+    tokenise, meanwhile = renderer._tokens, []
+
+    def noted(prompt: str) -> Encoding:
+        before = rounds[0]
+        encoding = tokenise(prompt)
+        meanwhile.append(rounds[0] - before)
+        return encoding
+
+    renderer._tokens = noted  # type: ignore[method-assign]  # for as long as this test runs
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # no thread is interrupted: the loop has a turn only where the other one gives it
+    try:
+        with counted_rounds() as rounds:
+            for _ in range(20):
+                await found.render([{"role": "user", "content": "Ann has 12. " * 1000}])
+    finally:
+        sys.setswitchinterval(interval)
+    assert sum(meanwhile) > 0
 
 
 def test_training_reads_long_texts_as_serving_does(tmp_path: Path) -> None:

@@ -287,12 +287,3 @@ def test_rendering_needs_neither_torch_nor_transformers() -> None:
         "assert not {'torch', 'transformers', 'sklearn', 'pandas', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_long_prompts_are_tokenised_as_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    renderer = Renderer(new_pass(str(NANO_POOL / "nano-small")))
-    text = "Ann has 12. Bob takes 3.5; naïve √2 " * 60
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
-    expected = renderer.render(messages)
-    monkeypatch.setattr("probes.prompt.LONG_CHARACTERS", 1)
-    assert renderer.render(messages) == expected
