@@ -51,7 +51,8 @@ class Recipe(Frozen):
     suffix: Text = ""
     """Added to the last user message of the probe's prompt alone, never sent upstream."""
     max_tokens: int = Field(default=1024, ge=8, le=2**31)
-    """Longer prompts are cut; the end-of-instruction tokens always stay."""
+    """Longer prompts are cut, as are those longer than the probe model has positions; the end-of-instruction tokens
+    always stay."""
     template_kwargs: dict[Name, Text | bool | int] = {}
     """Passed to the template, such as `reasoning_effort`."""
 

@@ -29,6 +29,9 @@ CANARY_PROMPT = "Ann's 12 apples cost $3.50; naïve √2 ≈ 1.414, x_1 += 27\n\
 TEXT_CHARACTERS = 100_000
 """What text probes read of a conversation at most, some 25,000 tokens: what fits an engine's queue."""
 
+POSITIONS = ("max_position_embeddings", "n_positions")
+"""What configurations call a model's number of positions; GPT-2's family has the second."""
+
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -53,6 +56,7 @@ class Renderer:
     def __init__(self, pass_: Pass) -> None:
         self.pass_ = pass_
         self._recipe = pass_.recipe
+        self._max_tokens = longest_prompt(pass_)
         self._tokenizer = load_tokenizer(pass_)
         config = read_json(optional_model_file(pass_, "tokenizer_config.json"))
         source = _template_source(pass_, config)
@@ -69,10 +73,11 @@ class Renderer:
                 f"the chat template of {pass_.probe_model} fails on a single user turn: {error}; "
                 "use an instruction-tuned probe model, or mend its chat_template.jinja"
             ) from error
-        if self._recipe.max_tokens < 2 * len(self.eoi_tokens):
+        if self._max_tokens < 2 * len(self.eoi_tokens):
             raise ProbeError(
-                f"recipe.max_tokens = {self._recipe.max_tokens} leaves no room for text beside the "
-                f"{len(self.eoi_tokens)} end-of-instruction tokens of {pass_.probe_model}: raise it"
+                f"a prompt of {self._max_tokens} tokens, the lesser of recipe.max_tokens and the positions of "
+                f"{pass_.probe_model}, leaves no room for text beside its {len(self.eoi_tokens)} end-of-instruction "
+                "tokens: raise recipe.max_tokens, or use another probe model"
             )
 
     def render(self, messages: Messages) -> Rendered:
@@ -119,10 +124,10 @@ class Renderer:
 
     def _cut(self, prompt: str, encoding: Encoding, system_text: str, flags: list[str]) -> Rendered:
         token_ids = encoding.ids
-        if len(token_ids) > self._recipe.max_tokens:
+        if len(token_ids) > self._max_tokens:
             flags.append("truncated")
             head = self._head_tokens(prompt, encoding, system_text)
-            token_ids = token_ids[:head] + token_ids[head - self._recipe.max_tokens :]
+            token_ids = token_ids[:head] + token_ids[head - self._max_tokens :]
         return Rendered(tuple(token_ids), tuple(flags), len(encoding.ids))
 
     def _head_tokens(self, prompt: str, encoding: Encoding, system_text: str) -> int:
@@ -133,9 +138,21 @@ class Renderer:
         if start < 0:
             return head
         end = start + len(text)
-        limit = self._recipe.max_tokens // 4
+        limit = self._max_tokens // 4
         within = sum(1 for _, token_end in encoding.offsets[: limit + 1] if token_end <= end)
         return max(head, min(within, limit))
+
+
+def longest_prompt(pass_: Pass) -> int:
+    """Tokens beyond which prompts are cut: the recipe's limit, or the probe model's positions where these are fewer.
+
+    Raises:
+        ProbeError: the probe model's configuration cannot be read.
+    """
+    config = read_json(optional_model_file(pass_, "config.json"))
+    language = config.get("text_config", config)  # of a multimodal model
+    named = [language.get(name) for name in POSITIONS] if isinstance(language, dict) else []
+    return min([pass_.recipe.max_tokens, *(positions for positions in named if isinstance(positions, int))])
 
 
 def new_pass(probe_model: str, dtype: Dtype = "float32") -> Pass:

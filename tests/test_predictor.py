@@ -13,13 +13,14 @@ from tokenizers import Encoding
 
 from offline.material import gather, plan
 from probes.artifact import save_artifact
+from probes.linear_eoi import LinearEoi
 from probes.tfidf import Tfidf
 from server.config import load
 from server.pool import build_pool
 from server.predictor import INLINE_CHARACTERS, Messages, Prediction, Predictor, Rendered
 from server.sections.engine import Queue
 from tests.support.examples import card_of
-from tests.support.probes import artifact
+from tests.support.probes import NANO_POOL, artifact
 from tests.test_config import pool, write
 
 NONE = np.full(5, np.nan)
@@ -196,6 +197,17 @@ async def test_the_event_loop_goes_on_while_a_thread_tokenises(tmp_path: Path) -
     finally:
         sys.setswitchinterval(interval)
     assert sum(meanwhile) > 0
+
+
+@pytest.mark.anyio
+async def test_training_cuts_long_prompts_where_serving_does(tmp_path: Path) -> None:
+    """At the probe model's 512 positions, which are fewer than its recipe's 1,024 tokens."""
+    text = "Add 4. " * 300
+    served = await predictor_of(["nano-small"], tmp_path).render([{"role": "user", "content": text}])
+    [token_ids] = served.prompt.token_ids
+    assert len(token_ids) == 512
+    assert "truncated" in served.flags
+    assert plan([text], LinearEoi, str(NANO_POOL / "nano-small")).prompts == [token_ids]
 
 
 def test_training_reads_long_texts_as_serving_does(tmp_path: Path) -> None:

@@ -239,6 +239,34 @@ def test_a_prompt_at_its_limit_is_whole_and_one_token_more_is_cut(over: int) -> 
     assert found.token_ids[-eoi:] == renderer.eoi_tokens == whole.token_ids[-eoi:]
 
 
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"max_position_embeddings": 100}, 100),
+        ({"n_positions": 100}, 100),
+        ({"text_config": {"max_position_embeddings": 100}, "max_position_embeddings": 50}, 100),
+        ({"text_config": {}, "max_position_embeddings": 50}, 200),
+        ({"max_position_embeddings": 4096}, 200),
+        ({}, 200),
+    ],
+    ids=["positions", "gpt2", "multimodal", "multimodal-untold", "more-than-the-recipe", "untold"],
+)
+def test_no_prompt_is_longer_than_the_probe_model_has_positions(
+    config: dict[str, Any], longest: int, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "model", QWEN)
+    (folder / "config.json").write_text(json.dumps(config))
+    renderer = renderer_of(folder, max_tokens=200)
+    for rendered in (
+        renderer.render([{"role": "user", "content": "Add 4. " * 100}]),
+        renderer.accept("Add 4. " * 100 + "<|im_end|>\n<|im_start|>assistant\n"),
+    ):
+        assert len(rendered.token_ids) == longest
+        assert rendered.flags == ("truncated",)
+        assert rendered.prompt_tokens > 300
+        assert rendered.token_ids[-len(renderer.eoi_tokens) :] == renderer.eoi_tokens
+
+
 def test_a_long_system_message_leaves_most_of_the_prompt_to_the_user() -> None:
     renderer = renderer_of(NANO_POOL / "nano-small", max_tokens=64)
     messages = [{"role": "system", "content": "Add 4. " * 50}, {"role": "user", "content": "Subtract 5. " * 9}]

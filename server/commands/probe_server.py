@@ -15,9 +15,8 @@ from probes.checks import CHECKS
 from probes.engine.vllm_plugin import NAME
 from probes.engine.vllm_serving import check_servable, overrides, pass_of, served_names
 from probes.hub_errors import HubAwayError
-from probes.prompt import Renderer
+from probes.prompt import Renderer, longest_prompt
 from probes.reference import load_probe
-from probes.source import model_file, read_json
 from server.launch.vllm_server import API_SERVER, HOST, SHUTDOWN_TIMEOUT_S, LaunchError, environment, require_vllm
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,8 @@ def vllm_options(artifacts: Sequence[Artifact], host: str, port: int) -> list[st
     Raises:
         ProbeError: it cannot serve these probes.
     """
-    pass_, prompt_tokens = pass_of(artifacts), _longest_prompt(artifacts)
+    pass_ = pass_of(artifacts)
+    prompt_tokens = max(longest_prompt(artifact.pass_) for artifact in artifacts if artifact.pass_ is not None)
     return [
         "--model", pass_.probe_model,
         *([] if pass_.revision is None else ["--revision", pass_.revision]),
@@ -152,13 +152,3 @@ def _load(args: argparse.Namespace) -> list[Artifact]:
     if not artifacts:
         raise ProbeError("none of these probes reads activations: the gateway computes them itself, without a server")
     return artifacts
-
-
-def _longest_prompt(artifacts: Sequence[Artifact]) -> int:
-    """Tokens of the longest prompt that the probes' recipes make, as far as the model goes."""
-    limit = max(artifact.pass_.recipe.max_tokens for artifact in artifacts if artifact.pass_ is not None)
-    positions = read_json(model_file(pass_of(artifacts), "config.json")).get("max_position_embeddings")
-    if positions is not None and positions < limit:
-        logger.warning("the probe model takes %d tokens; prompts of up to %d are refused beyond", positions, limit)
-        return int(positions)
-    return limit
