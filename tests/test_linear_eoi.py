@@ -23,10 +23,11 @@ from probes.linear_sweep import sweep
 from probes.logistic import fit_logistic, sigmoid
 from probes.measures import auroc
 from probes.prompt import Renderer, new_pass
+from probes.selection import LayerRule
 
 GOLDEN = Path(__file__).parents[2] / "shared/data/golden"
 SITES = [Site(layer=layer, position=position) for layer in (2, 5) for position in (-3, -2, -1)]
-KNOWS = Site(layer=5, position=-3)
+KNOWS, ECHO = Site(layer=5, position=-3), Site(layer=2, position=-1)
 
 
 def problems(n: int, d: int, seed: int = 0, scale: float = 3.0) -> Examples:
@@ -36,6 +37,14 @@ def problems(n: int, d: int, seed: int = 0, scale: float = 3.0) -> Examples:
     signal = x[:, SITES.index(KNOWS)] @ np.random.default_rng(1).normal(size=(d, 2)) / scale
     rates = rng.binomial(8, sigmoid(signal)) / 8
     return Examples(Inputs(activations={site: x[:, i] for i, site in enumerate(SITES)}), rates)
+
+
+def echoed(examples: Examples) -> Examples:
+    """The same, but for a site of the shallower layer that knows nearly as much."""
+    known = examples.inputs.activations[KNOWS]
+    noise = np.random.default_rng(3).normal(size=known.shape).astype(np.float32)
+    activations = {**examples.inputs.activations, ECHO: known + noise * known.std() / 20}
+    return replace(examples, inputs=replace(examples.inputs, activations=activations))
 
 
 def votes(examples: Examples) -> Examples:
@@ -102,13 +111,14 @@ def test_every_logistic_candidate_is_near_the_optimum(n: int, d: int, stretch: b
 
 @pytest.mark.parametrize(("n", "d"), [(300, 24), (40, 64)])
 @pytest.mark.parametrize("task", get_args(Task))
-def test_the_chosen_probe_agrees_with_scikit_learn(n: int, d: int, task: Task) -> None:
-    train, validation = problems(n, d), problems(100, d, seed=2)
+@pytest.mark.parametrize("layer_rule", get_args(LayerRule))
+def test_the_chosen_probe_agrees_with_scikit_learn(n: int, d: int, task: Task, layer_rule: LayerRule) -> None:
+    train, validation = echoed(problems(n, d)), echoed(problems(100, d, seed=2))
     if task == "classification":
         train, validation = votes(train), votes(validation)
-    for arm, fit in enumerate(LinearEoi.fit(train, validation, task)):
+    for arm, fit in enumerate(LinearEoi.fit(train, validation, task, layer_rule=layer_rule)):
         assert fit.alpha is not None
-        assert fit.probe.site is not None
+        assert fit.probe.site == ECHO or (fit.probe.site == KNOWS and layer_rule == "best")
         x = train.inputs.activations[fit.probe.site].astype(float)
         ours, y = fit.probe.raw(train.inputs), train.labels[:, arm]
         if task == "regression":

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.support.probes import NANO_POOL
-from tests.support.train import of, some_rollouts, train
+from tests.support.train import QUICK, of, some_rollouts, train
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,7 @@ def test_a_probe_model_without_tokenizer_is_named(
         (("--layers", "0..999999"), "has layers 0, its embeddings, to 2"),
         (("--kind", "tfidf", "--layers", "1"), "--layers: a tfidf probe reads no activations"),
         (("--kind", "length", "--positions", "-1"), "--positions: a length probe reads no activations"),
+        (("--kind", "mlp", *QUICK, "--layer-rule", "one-se"), "is for kinds that read one layer of several, not"),
         (("--probe-model", "./nowhere"), "no folder at nowhere; give a folder or a Hub id"),
     ],
 )

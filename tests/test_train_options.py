@@ -116,6 +116,26 @@ def test_too_few_validation_problems_for_statistics_are_said(
     assert np.isnan(LocalEngine([artifact], "cpu").score([Prompt(((5, 6, 7),), "")]).activation_percentile).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        (("--kind", "linear_eoi", "--positions", "-1"), "success_rate"),
+        (("--kind", "linear_eoi", "--positions", "-1"), "majority_vote_is_correct"),
+        (("--kind", "attn"), "success_rate"),
+    ],
+    ids=["regression", "classification", "all-tokens"],
+)
+def test_one_standard_error_takes_the_shallower_layer(
+    options: tuple[str, ...], label: str, rollouts: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The last layer ranks 150 problems better, but by less than chance moves it."""
+    layers = []
+    for rule in ((), ("--layer-rule", "one-se")):
+        assert train(rollouts, tmp_path, *options, "--label", label, "--arms", "nano-medium", *rule) == 0
+        layers.append(load_artifact(tmp_path / "probes/nano-medium").card.best_layer_idx)
+    assert layers == [2, 1]
+
+
 def test_an_arm_that_is_a_constant_needs_no_probe(rollouts: pd.DataFrame, tmp_path: Path) -> None:
     config = yaml.safe_load(POOL.read_text())
     for name, model in config["models"].items():
