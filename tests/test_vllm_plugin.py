@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,14 @@ from probes.base import Inputs
 from probes.engine import heads
 from probes.engine.next_token import next_token_statistics
 from tests.support.tiny_models import CONFIGS, DEPTH, VOCABULARY, checkpoint, linear, mlp
+from tests.support.vllm_child import TOGETHER
 
 pytestmark = pytest.mark.vllm
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = 48
+CUT = "Llama"
+"""The architecture of which a part is read; of the others all, up to the final norm."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,22 @@ class Scored:
     prompts: list[list[int]]
     artifacts: list[Artifact]
 
-    @property
-    def scores(self) -> np.ndarray:
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """Scores, then the activations that they are of, site by site."""
         return np.load(self.folder / "scores.npy")
 
     @cached_property
-    def facts(self) -> dict[str, list[str]]:
+    def facts(self) -> dict[str, Any]:
         return json.loads((self.folder / "facts.json").read_text())
 
-    def expected(self) -> np.ndarray:
-        """By Transformers' hidden states of the whole model."""
-        sites = {site for artifact in self.artifacts for site in heads.sites(artifact)}
+    @cached_property
+    def expected(self) -> Inputs:
+        """Transformers' hidden states of the whole model, in the order of the pooler's sites."""
+        sites = sorted(
+            {site for artifact in self.artifacts for site in heads.sites(artifact)},
+            key=lambda site: (site.layer, site.position),
+        )
         model = AutoModelForCausalLM.from_pretrained(
             self.folder / "model", dtype=torch.float32, attn_implementation="eager"
         ).eval()
@@ -57,8 +66,7 @@ class Scored:
                 rows.append(output.hidden_states[site.layer][0, max(0, len(prompt) + site.position)].numpy())
         lengths = np.array([len(prompt) for prompt in self.prompts])
         activations = {site: np.stack(rows) for site, rows in read.items()}
-        scores = heads.scores(self.artifacts, Inputs((), lengths, activations, np.stack(next_token)))
-        return np.concatenate([scores.success, scores.output_tokens, scores.activation_percentile], axis=1)
+        return Inputs((), lengths, activations, next_token=np.stack(next_token))
 
 
 def some_prompts() -> list[list[int]]:
@@ -82,6 +90,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scored]:
             linear(one / "probes/a", model, layer=1, seed=1),
             linear(one / "probes/b", model, layer=3, position=-3, seed=2, heads=True),
         ]
+        if architecture != CUT:
+            artifacts.append(linear(one / "probes/b2", model, layer=DEPTH, seed=5))
         if architecture == "GptOss":
             artifacts += [
                 mlp(one / "probes/c", model, layer=DEPTH, position=-2, seed=3),
@@ -97,12 +107,27 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scored]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("architecture", CONFIGS)
+def test_hidden_states_are_those_of_transformers(architecture: str, scored: dict[str, Scored]) -> None:
+    one = scored[architecture]
+    expected = list(one.expected.activations.items())
+    assert any(site.layer == DEPTH for site, _ in expected) == (architecture != CUT)
+    found = np.split(one.columns[:, 3 * len(one.artifacts) :], len(expected), axis=1)
+    for (site, states), ours in zip(expected, found, strict=True):
+        apart = np.linalg.norm(ours - states, axis=1) / np.linalg.norm(states, axis=1)
+        assert apart.max() < 1e-5, site
+    together = max(one.facts["prompts_of_steps"])
+    assert together >= 8 if architecture in TOGETHER else together >= 2
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", CONFIGS)
 def test_scores_are_those_of_transformers_hidden_states(architecture: str, scored: dict[str, Scored]) -> None:
     one = scored[architecture]
-    expected = one.expected()
+    scores = heads.scores(one.artifacts, one.expected)
+    expected = np.concatenate([scores.success, scores.output_tokens, scores.activation_percentile], axis=1)
     known = expected[:, ~np.isnan(expected).all(axis=0)]
     assert known.std(axis=0).min() > 0.01  # they tell prompts apart
-    np.testing.assert_allclose(one.scores, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one.columns[:, : expected.shape[1]], expected, rtol=1e-5, atol=1e-6)
     if architecture != "Mistral":  # all its layers have windows: what has left them is not kept for other prompts
         assert max(one.facts["cached"]) >= 64  # the shared prefix came from the cache
 
@@ -112,7 +137,7 @@ def test_only_what_is_read_is_built(scored: dict[str, Scored]) -> None:
     for architecture, one in scored.items():
         names = one.facts["parameters"]
         blocks = {int(name.split(".")[2]) for name in names if name.startswith("model.layers.")}
-        whole = architecture == "GptOss"  # next-token statistics are read
         assert one.facts["class"] == f"Probe{architecture}ForCausalLM"
-        assert blocks == set(range(DEPTH if whole else 3))
-        assert any(name.startswith("lm_head.") for name in names) == whole
+        assert blocks == set(range(3 if architecture == CUT else DEPTH))
+        next_token = architecture == "GptOss"  # its statistics are read
+        assert any(name.startswith("lm_head.") for name in names) == next_token
