@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoModel
 
-from offline.bench import scoring, scoring_ways
+from offline.bench import scoring, scoring_soak, scoring_ways
 from offline.bench.scoring_load import ideal_queue
 from offline.bench.scoring_model import LENGTHS, NANO, make, prompts
 from tests.support.architectures import ARCHITECTURES
@@ -38,6 +38,18 @@ def test_the_last_line_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert row in printed
     assert all(value > 0 for value in found.values())
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_is_watched_over_many_prompts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scoring_soak, "CHUNK", 400)
+    assert scoring.main(["--soak", "1200"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(found) == {"prompts", "settled_mb", "largest_mb", "growth"}
+    assert found["prompts"] == 1200
+    assert 100 < found["settled_mb"] <= found["largest_mb"] < 5000  # an engine with torch, and little beside it
+    assert found["growth"] == pytest.approx(found["largest_mb"] / found["settled_mb"] - 1, abs=1e-3)
 
 
 def test_an_ideal_queue_loses_no_time() -> None:

@@ -2,10 +2,13 @@
 
 import asyncio
 import shutil
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,6 +102,27 @@ async def test_padding_is_reported_where_prompts_are_padded(tmp_path: Path) -> N
     finally:
         await engine.close()
     assert [(report.tokens, report.padding_tokens) for report in reports] == [(65, 15), (30, 0)]
+
+
+async def test_an_idle_engine_begins_with_a_prompt_at_once(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else comes, the event loop is held up, the clock stands still, and no wait ends by itself."""
+    idle, now = threading.Event(), time.monotonic()
+
+    def waits(timeout: float | None = None) -> bool:
+        idle.set()
+        return wait()
+
+    async with batching(held) as engine:
+        wait = engine._change.wait
+        async with busy(engine, held):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+            monkeypatch.setattr(engine._change, "wait", waits)
+        assert await asyncio.to_thread(idle.wait, 30)
+        held.begun.clear()
+        waiting = asyncio.create_task(engine.score([text(1)], soon()))
+        await asyncio.sleep(0)
+        assert held.begun.wait(30)
+        assert np.isfinite((await waiting).success).all()
 
 
 async def test_equal_prompts_are_computed_once_and_kept(held: Held) -> None:

@@ -51,9 +51,12 @@ class Held:
         self.padding_tokens = self.reused_tokens = 0
         self.go = threading.Event()
         self.go.set()
+        self.begun = threading.Event()
+        """That a micro-batch has come, be it let go or not."""
         self.computed: list[list[str]] = []
 
     def score(self, prompts: Sequence[Prompt], *, partial: bool = False) -> Scores:
+        self.begun.set()
         if not self.go.wait(60):
             raise TimeoutError("the test never let it go")
         self.computed.append([prompt.text for prompt in prompts])
