@@ -95,13 +95,15 @@ class VllmPool:
 
 
 @pytest.fixture(scope="session")
-def vllm_pool() -> Iterator[VllmPool]:
-    """One pool for the whole session: whoever kills servers starts victims of its own."""
+def vllm_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmPool]:
+    """One pool for the whole session, without a C++ compiler: whoever kills servers starts victims of its own."""
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: make install")
     # On an event loop of its own, which runs between tests too.
-    with (
-        start_blocking_portal("asyncio") as portal,
-        portal.wrap_async_context_manager(launched(load(POOL))) as settings,
-    ):
-        yield VllmPool(settings)
+    with start_blocking_portal("asyncio") as portal, pytest.MonkeyPatch.context() as environment:
+        # As in the image, which has none. Nothing that was compiled before is found either.
+        environment.setenv("CXX", "no-compiler")
+        environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        with portal.wrap_async_context_manager(launched(load(POOL))) as settings:
+            environment.undo()
+            yield VllmPool(settings)

@@ -1,5 +1,6 @@
 """The compose file, as Compose itself reads it, beside the pools that its gateways serve."""
 
+import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import yaml
 
 from server.config import Settings, load, pool_sha256
+from server.launch.vllm_server import plan
 from tests.support.deploy_tools import NEEDS_TOOLS, ComposeError, composed
+from tests.support.dockerfile import environment
 
 pytestmark = NEEDS_TOOLS
 
@@ -146,11 +149,16 @@ def test_the_nano_pool_is_the_demos_but_for_where_it_is_served() -> None:
     assert pool_sha256(ours, {}) == pool_sha256(demos, {})
 
 
-def test_the_nano_servers_are_started_as_pika_up_starts_them() -> None:
+def test_the_nano_servers_are_started_as_pika_up_starts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.launch.vllm_server.is_cpu_build", lambda: True)
     servers = vllm_servers(composed(COMPOSE, "nano", SECRETS)["services"])
-    for name, model in load(NANO_POOL / "pool.yaml").models.items():
+    settings = load(NANO_POOL / "pool.yaml")
+    launched = plan(settings, tmp_path)
+    image = environment("vllm-cpu")
+    for name, model in settings.models.items():
         [launch] = [replica.launch for replica in model.replicas]
         assert launch is not None
         assert set(launch.args) <= set(servers[name]["command"])
-        assert servers[name]["environment"]["OMP_NUM_THREADS"] == launch.env["OMP_NUM_THREADS"]
+        set_by_us = launched[name, 0].env.items() - os.environ.items()
+        assert set_by_us <= (image | servers[name]["environment"]).items()
         assert dict(pairwise(servers[name]["command"]))["--model"] == f"/models/{model.model}"

@@ -118,6 +118,9 @@ def _arguments(name: str, model: Model, launch: Launch, source: str) -> Iterator
 
 def _env(launch: Launch, local: bool) -> dict[str, str]:
     env = environment(local)
+    if is_cpu_build() and "--enforce-eager" in launch.args:
+        # The model is not compiled, but what computes logprobs would be, and dies where there is no C++ compiler.
+        env["TORCHDYNAMO_DISABLE"] = "1"
     if launch.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, launch.gpus))
     return env | launch.env

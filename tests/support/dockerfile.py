@@ -19,3 +19,9 @@ def stages() -> dict[str, dict[str, list[str]]]:
 
 
 STAGES = stages()
+
+
+def environment(stage: str) -> dict[str, str]:
+    """What a stage's ENV sets."""
+    pairs = (word.partition("=") for rest in STAGES[stage]["ENV"] for word in rest.split())
+    return {name: value for name, _, value in pairs}
