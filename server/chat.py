@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from server.chat_request import ChatRequest, parse_chat
-from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
+from server.errors import INTERNAL_ERROR, GatewayError, ProbeUnavailableError, UpstreamError
 from server.http.asgi import Receive, Scope, Send, read_body, send_error, send_whole
 from server.http.bodies import SMALL_BYTES
 from server.http.head import Headers, RequestHead, read_head
@@ -140,7 +140,10 @@ class Exchange:
 
     async def fail(self, error: GatewayError) -> None:
         """Tell the client: an error answer, or the last event of a stream that has begun."""
-        self.record.finish(error.status)
+        # Whoever counts the prompts that were not scored counts those that no arm answered, too.
+        self.record.finish(
+            error.status, path="probe-unavailable" if isinstance(error, ProbeUnavailableError) else "none"
+        )
         if self.whole:
             return  # half an answer is sent: nothing can be added to it, the server closes the connection
         # A client that no longer reads is not waited for.

@@ -61,8 +61,12 @@ class Record:
         if usage is not None and self.account is not None:
             self.account.usage = _input_tokens(usage), _output_tokens(usage)
 
-    def finish(self, status: int, usage: dict[str, Any] | None = None) -> None:
-        """The request is over; a second call changes nothing."""
+    def finish(self, status: int, usage: dict[str, Any] | None = None, path: str = "none") -> None:
+        """The request is over; a second call changes nothing.
+
+        Args:
+            path: where no arm was chosen, why, if that is to be counted apart.
+        """
         if self._finished:
             return
         self._finished = True
@@ -71,7 +75,7 @@ class Record:
             self.account.finish(None if self.sent is None else self.sent.arm)
         duration_s = time.perf_counter() - self.began
         if self.sent is None:
-            self.state.metrics.request("none", "none", "none", status).inc()
+            self.state.metrics.request("none", "none", path, status).inc()
             self._log(status, duration_s)
             return
         decision = self.sent.decision

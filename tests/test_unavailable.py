@@ -58,6 +58,8 @@ def test_503_with_retry_after(settings: Settings) -> None:
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "1"
             assert answer.json()["error"]["code"] == "probe_unavailable"
+        counted = 'pika_requests_total{arm="none",code="503",path="probe-unavailable",policy="none"} 1.0'
+        assert counted in client.get("/metrics").text.splitlines()
         assert client.get("/health").status_code == 200
         assert client.post("/v1/chat/completions", json={**BODY, "model": "auto-min_cost"}).status_code == 200
         assert client.post("/v1/chat/completions", json={**BODY, "model": "nano-small"}).status_code == 200
