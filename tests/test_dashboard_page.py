@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from sqlalchemy import func, select
 
 from server.ledger.database import Database
-from server.ledger.tables import decisions, outcomes, pools, rollups
-from tests.support.dashboard import ARMS, NEEDS_CHROMIUM, RECORDED, ROUTED, dashboard, fill, opened
+from server.ledger.tables import decisions, outcomes, pools
+from tests.support.dashboard import NEEDS_CHROMIUM, RECORDED, ROUTED, dashboard, fill, opened
+from tests.support.hostile import HOSTILE, hostile, nothing_ran, spoil
 from tests.support.serve import Served
 from tests.support.upstream import Upstream
 from tests.test_dashboard import DATA, OF_LEDGER
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = NEEDS_CHROMIUM
 CHARTS = ["mix", "frontier", "reliability", "drift"]
-HOSTILE = "<img src=x onerror=hacked=1><script>hacked=1</script>'\"; DROP TABLE decisions; --\x07\u202egnirts\ufeff"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,16 @@ def test_everything_fits_and_has_words(playwright: "Playwright", url: str, width
             assert box["width"] <= width
             page.locator(f"#{chart} summary").click()
             page.locator(f"#{chart} details table tbody tr").first.wait_for()
+        page.locator("#decisions tbody tr").first.click()
+        page.wait_for_selector("#detail-body .facts")
+        assert page.locator("#detail").evaluate("one => one.scrollWidth <= one.clientWidth")
+        box = page.locator("#detail").bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= width
+        page.get_by_label("Close").click()
+        page.get_by_label("Prompt", exact=True).fill("Begin with 5. Add 8.")
+        page.wait_for_selector("#decision tr.chosen")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (background == "rgb(244, 245, 248)") == (scheme == "light")
 
@@ -74,8 +84,16 @@ def test_the_tiles_say_what_the_ledger_holds(
 ) -> None:
     with live[2].read() as connection:
         spent = connection.scalar(select(func.sum(decisions.c.cost_usd + decisions.c.probe_usd)))
+        answers = connection.execute(select(decisions.c.arm, decisions.c.input_tokens, decisions.c.cost_usd)).all()
+        pool = connection.execute(select(pools)).one()
         right, count = connection.execute(select(func.avg(outcomes.c.correct), func.count(outcomes.c.at))).one()
     assert spent is not None
+    large = pool.arms.index("nano-large")
+    (input_usd, output_usd), (_, output_tokens) = pool.prices[large], pool.mean_tokens[large]
+    always = sum(
+        cost if arm == large else (tokens * input_usd + output_tokens * output_usd) / 1e6
+        for arm, tokens, cost in answers
+    )
     with opened(playwright, url) as page:
         shown(page)
         saved, accuracy, requests, cost = page.locator("#tiles .tile").all_inner_texts()
@@ -84,6 +102,8 @@ def test_the_tiles_say_what_the_ledger_holds(
         assert f"${spent:.3g}"[:6] in cost
         assert f"observed {100 * right:.1f}%" in accuracy
         assert f"{count:,} outcomes" in accuracy
+        assert f"${always - spent:.3g}" in saved
+        assert f"{100 * (1 - spent / always):.0f}%" in saved
         assert "against always nano-large" in saved
 
 
@@ -128,12 +148,15 @@ def test_the_keyboard_reaches_everything(playwright: "Playwright", url: str) -> 
 def test_a_decision_is_shown_with_all_arms_and_the_reason(playwright: "Playwright", url: str) -> None:
     with opened(playwright, url) as page:
         shown(page)
-        page.locator("#decisions tbody tr", has_text="audit").first.click()
+        row = page.locator("#decisions tbody tr", has_text="audit").first
+        assert row.locator(".chip").all_inner_texts() == ["audit", "policy-changed", "truncated"]
+        row.click()
         page.wait_for_selector("#detail-body .facts")
         detail = page.locator("#detail-body")
         assert detail.locator("tbody tr").count() == 3
         assert "Drawn at random for the audit" in detail.locator(".why").inner_text()
         assert "chosen" in detail.locator("tr.chosen").inner_text()
+        assert detail.get_by_text("Flags", exact=True).locator("+ dd").inner_text() == "policy-changed, truncated"
 
 
 def test_older_decisions_are_a_page_away(playwright: "Playwright", url: str) -> None:
@@ -205,31 +228,6 @@ def test_hostile_text_is_text(playwright: "Playwright", tmp_path: Path) -> None:
             assert page.evaluate("document.documentElement.innerHTML.length") < 1_000_000
 
 
-def spoil(database: Database) -> None:
-    """Put hostile text into every field of text, the ledger's largest ones included."""
-    long = HOSTILE + "A" * 1_000_000
-    with database.write() as connection:
-        newest = connection.execute(select(decisions).order_by(decisions.c.id.desc()).limit(1)).one()
-        fields = ("request_id", "response_id", "policy", "path", "key", "prompt")
-        values = {**dict.fromkeys(fields, long), "flags": HOSTILE + "," * 1000 + "flag," * 200_000}
-        connection.execute(decisions.update().where(decisions.c.id == newest.id).values(**values))
-        connection.execute(outcomes.update().values(source=HOSTILE))
-        words = dict.fromkeys(("request_id", "source", "arm", "path"), long)
-        numbers = {"correct": 1, "at": newest.at, "pool": newest.pool, "success_probability": 0.5, "propensity": 1}
-        connection.execute(outcomes.insert().values(**words, **numbers))
-        for span_s in (60, 3600):
-            latest = select(func.max(rollups.c.bucket)).where(rollups.c.span_s == span_s).scalar_subquery()
-            of_it = (rollups.c.span_s == span_s, rollups.c.bucket == latest)
-            connection.execute(rollups.update().where(*of_it).values(policy=long, path=long + rollups.c.path))
-        connection.execute(pools.update().values(arms=[long, *ARMS[1:]]))
-
-
-def nothing_ran(page: "Page") -> None:
-    """Of what was hostile."""
-    assert page.evaluate("typeof hacked") == "undefined"
-    assert page.locator("img[src=x], main script").count() == 0
-
-
 def test_whatever_the_gateway_says_is_text(playwright: "Playwright", url: str) -> None:
     """Replicas, problems, keys, knobs: what stands in no ledger is made hostile on its way to the page, and so is all
     the rest."""
@@ -259,16 +257,6 @@ def test_whatever_the_gateway_says_is_text(playwright: "Playwright", url: str) -
         assert "<script>" in (page.locator("#key-name option").last.text_content() or "")
         nothing_ran(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-
-
-def hostile(value: Any, of: str = "") -> Any:
-    """With every text in it hostile, and still different from the others; names of arms and knobs too."""
-    if isinstance(value, dict):
-        named = of in ("arms", "mix", "knobs")
-        return {hostile(key) if named else key: hostile(one, key) for key, one in value.items()}
-    if isinstance(value, list):
-        return [hostile(one) for one in value]
-    return HOSTILE + value if isinstance(value, str) else value
 
 
 def test_a_replica_that_fails_its_check_is_shown_down(

@@ -5,18 +5,22 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from server.launch.vllm_server import free_port
 from tests.support import upstream as faults
+from tests.support.dashboard import pool_file
 from tests.support.deploy_tools import BIN, NEEDS_TOOLS
-from tests.support.dockerfile import DOCKERFILE, STAGES
-from tests.support.gateway import write_pool
+from tests.support.dockerfile import DOCKERFILE, STAGES, environment
+from tests.support.gateway_client import PATH
 from tests.support.processes import no_process_left, until
 
 ROOT = Path(__file__).parents[1]
@@ -103,12 +107,33 @@ def test_all_documented_starts_mount_what_it_writes_to() -> None:
         assert {word.partition(":")[2] for word in words} >= set(folders.split())
 
 
-def test_its_own_commands_start_a_gateway_find_it_healthy_and_stop_it(tmp_path: Path) -> None:
+def as_its_user(command: list[str]) -> list[str]:
+    """Where we are root: the command as the image's user, who may write what is its own, and read what lies in a home
+    that others cannot enter, as this checkout may."""
+    if os.geteuid():
+        return command
+    uid, gid = STAGES["gateway"]["USER"][0].split(":")
+    to_read = "-all,+dac_read_search"
+    rights = ["--no-new-privs", f"--inh-caps={to_read}", f"--ambient-caps={to_read}", f"--bounding-set={to_read}"]
+    return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", *rights, *command]
+
+
+def test_its_own_commands_start_a_gateway_as_its_user_find_it_healthy_and_stop_it(tmp_path: Path) -> None:
+    """It reads prompts by the nano pool's probes and writes to the image's folders alone, which lie elsewhere here."""
     port = str(free_port())
     [entry], [command] = STAGES["gateway"]["ENTRYPOINT"], STAGES["gateway"]["CMD"]
     _, _, check = STAGES["gateway"]["HEALTHCHECK"][0].partition(" CMD ")
+    folders = ("/tmp", "/var/cache/pika", "/var/lib/pika")
+    for folder in folders:
+        (tmp_path / folder[1:]).mkdir(parents=True)
+        if os.geteuid() == 0:
+            os.chown(tmp_path / folder[1:], *map(int, STAGES["gateway"]["USER"][0].split(":")))
+    elsewhere = re.compile(f"^(?={'|'.join(folders)})")
+    image = {name: elsewhere.sub(str(tmp_path), value) for name, value in environment("gateway").items()}
+    variables = {**image, "TMPDIR": image["HOME"], "PATH": os.environ["PATH"]}
+    ledger = tmp_path / "var/lib/pika/ledger.sqlite"
     with faults.running(faults.answers) as upstream:
-        pool = str(write_pool(tmp_path, {"small": [upstream.url]}))
+        pool = str(pool_file(tmp_path, upstream.url, ledger={"url": f"sqlite:///{ledger}"}))
         serve = [{"/etc/pika/pool.yaml": pool, "8000": port}.get(word, word) for word in json.loads(command)]
         health = [word.replace("8000", port) for word in json.loads(check)]
         assert json.loads(entry) == ["pika"]
@@ -116,24 +141,27 @@ def test_its_own_commands_start_a_gateway_find_it_healthy_and_stop_it(tmp_path: 
         assert health[0] == "python"
 
         def is_healthy() -> bool:
-            return subprocess.run([sys.executable, *health[1:]], capture_output=True, timeout=30).returncode == 0
+            asked = as_its_user([sys.executable, *health[1:]])
+            return subprocess.run(asked, env=variables, capture_output=True, timeout=30).returncode == 0
 
         assert not is_healthy()
         with (
             no_process_left(),
             (tmp_path / "log").open("wb") as log,
             subprocess.Popen(
-                [sys.executable, "-m", "server", *serve],
-                cwd=ROOT,
-                stderr=log,
-                env={**os.environ, "HOME": str(tmp_path)},
+                as_its_user([sys.executable, "-m", "server", *serve]), cwd=ROOT, stderr=log, env=variables
             ) as process,
         ):
             try:
                 until(lambda: is_healthy() or process.poll() is not None, 60, "the gateway is healthy")
+                body = {"model": "auto", "messages": [{"role": "user", "content": "Begin with 4. Add 3."}]}
+                answer = httpx.post(f"http://127.0.0.1:{port}{PATH}", json=body, timeout=30)
+                assert (answer.status_code, answer.headers["x-pika-path"]) == (200, "routed")
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(timeout=30) == 0
             finally:
                 process.kill()
         lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
         assert lines[-1]["message"] == "drained"
+        with closing(sqlite3.connect(ledger)) as database:
+            assert database.execute("SELECT count(*) FROM decisions").fetchone() == (1,)

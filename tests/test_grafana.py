@@ -192,6 +192,36 @@ def test_every_alert_has_a_unit_test_that_it_fires() -> None:
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == {rule["alert"] for rule in rules}
 
 
+def test_what_an_operator_is_promised_is_shown() -> None:
+    """By the series that a panel asks for, whatever it is called."""
+    asked = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
+    promised = {
+        "savings": {"pika_cost_usd_total", "pika_cost_always_usd_total", "pika_probe_cost_usd_total"},
+        "accuracy": {"pika_expected_correct_total", "pika_outcomes_total", "pika_audited_accuracy"},
+        "calibration": {"pika_calibration_error", "pika_brier"},
+        "routing mix": {"pika_requests_total", "pika_flags_total"},
+        "latency split": {"pika_routing_seconds", "pika_time_to_first_token_seconds", "pika_request_seconds"},
+        "engine queue": {"pika_probe_queue_seconds", "pika_probe_batch_prompts"},
+        "replicas": {"pika_replica_up", "pika_breaker_open", "pika_in_flight"},
+        "budgets": {"pika_budget_spent_ratio"},
+    }
+    for what, series in promised.items():
+        missing = {one for one in series if not re.search(rf"\b{one}(_bucket|_sum|_count)?\b", asked)}
+        assert not missing, what
+
+
+def test_grafana_finds_dashboards_and_source_where_compose_mounts_them() -> None:
+    grafana = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["grafana"]
+    mounts = {target: DOCKER / source for source, target, *_ in (one.split(":") for one in grafana["volumes"])}
+    assert mounts["/etc/grafana/provisioning"] == DOCKER / "grafana/provisioning"
+    [provider] = yaml.safe_load((DOCKER / "grafana/provisioning/dashboards/pika.yaml").read_text())["providers"]
+    assert provider["type"] == "file"
+    [dashboard] = mounts[provider["options"]["path"]].glob("*.json")
+    assert json.loads(dashboard.read_text()) == DASHBOARD
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (home.name, str(home.parent)) == (dashboard.name, provider["options"]["path"])
+
+
 def test_panels_explain_themselves_ask_the_provisioned_source_and_do_not_overlap() -> None:
     provisioned = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())
     sources = {source["uid"] for source in provisioned["datasources"]}

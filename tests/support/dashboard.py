@@ -80,7 +80,8 @@ def fill(gateway: Served, url: str) -> Database:
 
 
 def add_past(url: str) -> Database:
-    """Decisions and outcomes of the hour before, of the pool of a gateway whose ledger this is."""
+    """Decisions and outcomes of the hour before, of the pool of a gateway whose ledger this is; the newest one, an
+    audit's, has flags."""
     database = open_database(url)
 
     def newest() -> PoolRow | None:
@@ -91,7 +92,9 @@ def add_past(url: str) -> Database:
     pool = newest()
     assert pool is not None
     now = time.time()
-    write(database, list(decided(RECORDED, now - 2400, now - 60)), answered=0.5, pool=pool)
+    rows = list(decided(RECORDED, now - 2400, now - 60))
+    rows[-1].flags = ["policy-changed", "truncated"]
+    write(database, rows, answered=0.5, pool=pool)
     return database
 
 
