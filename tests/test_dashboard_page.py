@@ -65,6 +65,9 @@ def test_everything_fits_and_has_words(playwright: "Playwright", url: str, width
             assert box["width"] <= width
             page.locator(f"#{chart} summary").click()
             page.locator(f"#{chart} details table tbody tr").first.wait_for()
+        tables = page.locator(":is(#arms, #replicas, #ways, #decisions) .scroll")
+        assert tables.count() == 4
+        assert tables.evaluate_all("all => all.every(one => one.scrollWidth <= one.clientWidth + 1)")
         page.locator("#decisions tbody tr").first.click()
         page.wait_for_selector("#detail-body .facts")
         assert page.locator("#detail").evaluate("one => one.scrollWidth <= one.clientWidth")

@@ -221,6 +221,16 @@ def test_all_of_them_find_the_pods(everything: tuple[Manifests, str]) -> None:
     assert monitored["endpoints"][0]["port"] == manifests["Service"]["spec"]["ports"][0]["name"]
 
 
+def test_the_service_monitor_says_what_the_operator_reads(everything: tuple[Manifests, str]) -> None:
+    """By hand: Kubernetes has no schema of it. https://prometheus-operator.dev/docs/api-reference/api/"""
+    monitor = everything[0]["ServiceMonitor"]
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    assert monitor.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert monitor["spec"].keys() == {"selector", "endpoints"}
+    assert monitor["spec"]["selector"].keys() == {"matchLabels"}
+    assert monitor["spec"]["endpoints"] == [{"port": "http", "path": "/metrics", "interval": "15s"}]
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -232,6 +242,7 @@ def test_all_of_them_find_the_pods(everything: tuple[Manifests, str]) -> None:
         ({"pool": POOL, "replicaCount": "three"}, "replicaCount"),
         ({"pool": POOL, "autoscaling": {"enabled": True, "min": 1}}, "min"),
         ({"pool": POOL, "service": {"port": 99999}}, "port"),
+        ({"pool": POOL, "serviceMonitor": {"interval": "15 seconds"}}, "interval"),
         ({"pool": POOL, "image": {"repository": ""}}, "repository"),
     ],
 )
