@@ -154,6 +154,7 @@ def test_its_own_commands_start_a_gateway_as_its_user_find_it_healthy_and_stop_i
         ):
             try:
                 until(lambda: is_healthy() or process.poll() is not None, 60, "the gateway is healthy")
+                assert process.poll() is None, (tmp_path / "log").read_text()
                 body = {"model": "auto", "messages": [{"role": "user", "content": "Begin with 4. Add 3."}]}
                 answer = httpx.post(f"http://127.0.0.1:{port}{PATH}", json=body, timeout=30)
                 assert (answer.status_code, answer.headers["x-pika-path"]) == (200, "routed")
