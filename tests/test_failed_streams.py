@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +11,15 @@ import httpx
 import openai
 import pytest
 
+from server.http.connection import Connection
 from server.upstream import breaker
 from tests.support import upstream as faults
 from tests.support.gateway_client import MESSAGES, PATH, chat, gateway
 
 BODY = {"model": "auto", "messages": MESSAGES}
 STREAM = {**BODY, "stream": True}
+HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
+HEALTHY = b'{"status":"ok"}'
 TIMES = 20
 
 
@@ -35,27 +39,50 @@ def is_error(event: bytes | str) -> bool:
     return "error" in json.loads(text.strip().removeprefix("data: "))
 
 
-def test_the_connection_closes_after_the_error_event(client: httpx.Client) -> None:
+def ask_for_a_stream(client: httpx.Client) -> socket.socket:
+    raw = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10)
     body = json.dumps(STREAM).encode()
-    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as raw:
-        raw.sendall(b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (PATH.encode(), len(body)) + body)
+    raw.sendall(b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (PATH.encode(), len(body)) + body)
+    return raw
+
+
+def read_stream(raw: socket.socket) -> None:
+    answer = b""
+    while not answer.endswith(b"\r\n0\r\n\r\n"):
+        answer += raw.recv(65536)
+
+
+def test_the_connection_closes_after_the_error_event(client: httpx.Client) -> None:
+    with ask_for_a_stream(client) as raw:
         answer = raw.makefile("rb").read()
     assert answer.endswith(b"\r\n0\r\n\r\n")
     assert is_error(answer.split(b"\r\n")[-4])
 
 
 def test_what_is_asked_at_once_is_answered_on_a_last_answer(client: httpx.Client) -> None:
-    body = json.dumps(STREAM).encode()
-    head = b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (PATH.encode(), len(body))
-    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as raw:
-        raw.sendall(head + body)
-        answer = b""
-        while not answer.endswith(b"\r\n0\r\n\r\n"):
-            answer += raw.recv(65536)
-        raw.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
+    with ask_for_a_stream(client) as raw:
+        read_stream(raw)
+        raw.sendall(HEALTH)
         answer = raw.makefile("rb").read()
     assert b"\r\nconnection: close\r\n" in answer
-    assert answer.endswith(b'{"status":"ok"}')
+    assert answer.endswith(HEALTHY)
+
+
+def test_what_is_asked_in_the_last_moment_is_answered(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    too_slow = Connection._too_slow
+    asked = threading.Event()
+
+    def asked_by_then(self: Connection) -> None:
+        if self.client == raw.getsockname() and not asked.is_set():
+            raw.sendall(HEALTH)
+            asked.set()
+        too_slow(self)
+
+    monkeypatch.setattr(Connection, "_too_slow", asked_by_then)
+    with ask_for_a_stream(client) as raw:
+        read_stream(raw)
+        assert asked.wait(10)
+        assert raw.makefile("rb").read().endswith(HEALTHY)
 
 
 def test_httpx_goes_on(client: httpx.Client) -> None:

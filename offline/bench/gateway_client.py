@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,9 +15,6 @@ from offline.bench.servers import HOST
 PATH = "/v1/chat/completions"
 KEY = "none"
 """The key that clients bear, whether it is asked for or not."""
-KEPT_S = 0.5
-"""So long a connection rests at most. Clients such as httpx look at the socket before they ask again, whether its
-server has closed it: the gateway does a second after a stream that failed. This one does not look."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._reply: asyncio.Future[Reply] | None = None
         self._transport: asyncio.Transport
+        self._unread = select.poll()
 
     async def ask(self, request: bytes) -> Reply:
         """Send a request and wait for its answer's end, or the connection's."""
@@ -54,11 +53,18 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         return await self._reply
 
+    @property
+    def idle(self) -> bool:
+        """Whether another request may be sent. The socket is looked at, as httpx does: its server may have closed it
+        since this loop read last."""
+        return self.open and not self._unread.poll(0)
+
     def close(self) -> None:
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._unread.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -97,25 +103,24 @@ class Connections:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[tuple[float, Connection]] = []
-        """Since when, and which; the last one in is the first one out."""
+        self._idle: list[Connection] = []
+        """The last one in is the first one out."""
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Connection]:
-        oldest = asyncio.get_running_loop().time() - KEPT_S
-        while self._idle and not (self._idle[-1][0] > oldest and self._idle[-1][1].open):
-            self._idle.pop()[1].close()
-        connection = self._idle.pop()[1] if self._idle else await connect(self._port)
+        while self._idle and not self._idle[-1].idle:
+            self._idle.pop().close()
+        connection = self._idle.pop() if self._idle else await connect(self._port)
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
         if connection.open:
-            self._idle.append((asyncio.get_running_loop().time(), connection))
+            self._idle.append(connection)
 
     def close(self) -> None:
-        for _, connection in self._idle:
+        for connection in self._idle:
             connection.close()
 
 

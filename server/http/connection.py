@@ -24,7 +24,7 @@ from server.errors import (
     SlowHeadError,
 )
 from server.http.cycle import Cycle, last_answer
-from server.http.deadline import Deadline
+from server.http.deadline import HEARD_S, Deadline, waits_unread
 from server.http.head import read_head
 from server.http.request_parser import MAX_HEADERS, Part, RequestParser
 from server.record import count_unrouted
@@ -256,7 +256,10 @@ class Connection(RequestParser, asyncio.Protocol):
             else:
                 self.transport.abort()
         elif self._part is Part.IDLE:
-            self._end()
+            if waits_unread(self.transport):  # who asks in the last moment is answered
+                self._deadline.set(HEARD_S)
+            else:
+                self._end()
         elif self._reading_paused:  # it is us who do not read
             self._deadline.set(self._limits.head_s if self._part is Part.HEAD else self._limits.body_s)
         elif self._part is Part.HEAD:

@@ -1,6 +1,7 @@
 """A time limit that is set anew all the time, and hardly ever expires."""
 
 import asyncio
+import select
 from collections.abc import Callable
 from math import inf
 
@@ -63,6 +64,13 @@ class Deadline:
             return
         self._timer, self._due, self._timer_due = None, inf, inf
         self._expired()
+
+
+def waits_unread(transport: asyncio.Transport) -> bool:
+    """Whether something has come that the loop, busy with others, has not read yet; the other side's end counts too."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _nothing() -> None:
