@@ -8,7 +8,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import tomllib
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -118,22 +120,29 @@ def as_its_user(command: list[str]) -> list[str]:
     return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", *rights, *command]
 
 
-def test_its_own_commands_start_a_gateway_as_its_user_find_it_healthy_and_stop_it(tmp_path: Path) -> None:
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A short path: that of the engine's socket, which lies under it, has 107 characters at the most."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_its_own_commands_start_a_gateway_as_its_user_find_it_healthy_and_stop_it(root: Path) -> None:
     """It reads prompts by the nano pool's probes and writes to the image's folders alone, which lie elsewhere here."""
     port = str(free_port())
     [entry], [command] = STAGES["gateway"]["ENTRYPOINT"], STAGES["gateway"]["CMD"]
     _, _, check = STAGES["gateway"]["HEALTHCHECK"][0].partition(" CMD ")
     folders = ("/tmp", "/var/cache/pika", "/var/lib/pika")
     for folder in folders:
-        (tmp_path / folder[1:]).mkdir(parents=True)
+        (root / folder[1:]).mkdir(parents=True)
         if os.geteuid() == 0:
-            os.chown(tmp_path / folder[1:], *map(int, STAGES["gateway"]["USER"][0].split(":")))
+            os.chown(root / folder[1:], *map(int, STAGES["gateway"]["USER"][0].split(":")))
     elsewhere = re.compile(f"^(?={'|'.join(folders)})")
-    image = {name: elsewhere.sub(str(tmp_path), value) for name, value in environment("gateway").items()}
+    image = {name: elsewhere.sub(str(root), value) for name, value in environment("gateway").items()}
     variables = {**image, "TMPDIR": image["HOME"], "PATH": os.environ["PATH"]}
-    ledger = tmp_path / "var/lib/pika/ledger.sqlite"
+    ledger = root / "var/lib/pika/ledger.sqlite"
     with faults.running(faults.answers) as upstream:
-        pool = str(pool_file(tmp_path, upstream.url, ledger={"url": f"sqlite:///{ledger}"}))
+        pool = str(pool_file(root, upstream.url, ledger={"url": f"sqlite:///{ledger}"}))
         serve = [{"/etc/pika/pool.yaml": pool, "8000": port}.get(word, word) for word in json.loads(command)]
         health = [word.replace("8000", port) for word in json.loads(check)]
         assert json.loads(entry) == ["pika"]
@@ -147,14 +156,14 @@ def test_its_own_commands_start_a_gateway_as_its_user_find_it_healthy_and_stop_i
         assert not is_healthy()
         with (
             no_process_left(),
-            (tmp_path / "log").open("wb") as log,
+            (root / "log").open("wb") as log,
             subprocess.Popen(
                 as_its_user([sys.executable, "-m", "server", *serve]), cwd=ROOT, stderr=log, env=variables
             ) as process,
         ):
             try:
                 until(lambda: is_healthy() or process.poll() is not None, 60, "the gateway is healthy")
-                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert process.poll() is None, (root / "log").read_text()
                 body = {"model": "auto", "messages": [{"role": "user", "content": "Begin with 4. Add 3."}]}
                 answer = httpx.post(f"http://127.0.0.1:{port}{PATH}", json=body, timeout=30)
                 assert (answer.status_code, answer.headers["x-pika-path"]) == (200, "routed")
@@ -162,7 +171,7 @@ def test_its_own_commands_start_a_gateway_as_its_user_find_it_healthy_and_stop_i
                 assert process.wait(timeout=30) == 0
             finally:
                 process.kill()
-        lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        lines = [json.loads(line) for line in (root / "log").read_text().splitlines()]
         assert lines[-1]["message"] == "drained"
         with closing(sqlite3.connect(ledger)) as database:
             assert database.execute("SELECT count(*) FROM decisions").fetchone() == (1,)

@@ -87,7 +87,6 @@ def test_completions_by_policy_whole_and_streamed(client: openai.OpenAI, model: 
     assert whole.usage is not None
     assert 0 < whole.usage.completion_tokens <= 8
     chunks = list(client.completions.create(model=model, **given, stream=True))
-    assert len(chunks) > 1
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text != ""
     assert all(chunk.model == arm and chunk.usage is None for chunk in chunks)
 
