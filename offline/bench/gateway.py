@@ -1,8 +1,8 @@
 """`pika bench gateway`: what the gateway costs per request, beside nginx and LiteLLM's proxy where they are installed.
 
-All stand in turn before the same upstream, which answers at once, on the same cores and under the same load. CPU time
-is that of the system's own processes, from /proc: neither the upstream's, nor that of the load, nor the engine's
-(`pika bench scoring` measures it).
+All stand before the same upstream, which answers at once, on the same cores, and are asked in turn. CPU time is that of
+the system's own processes, from /proc: neither the upstream's, nor that of the load, nor the engine's (`pika bench
+scoring` measures it).
 """
 
 import json
@@ -11,8 +11,10 @@ import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,17 +22,19 @@ from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
 from offline.bench import gateway_load, gateway_rivals
-from offline.bench.gateway_load import Target
+from offline.bench.gateway_load import Kind, Target
 from offline.bench.gateway_report import KINDS, Measured, Point, summary, tables
 from offline.bench.gateway_rivals import OURS, System
 from offline.bench.servers import Server, ServerError, one_process
 from offline.progress import bars
 
 T = TypeVar("T")
-ROUNDS = 2
+ROUNDS = 3
 """Of the closed loop."""
+AT_RATES: tuple[Kind, ...] = ("request", "stream")
+"""What the open loop asks for."""
 EXAMPLES = """examples:
-  pika bench gateway                                  up to 7 minutes; nginx too, where it is installed
+  pika bench gateway                                  some 7 minutes; nginx too, where it is installed
   pika bench gateway --litellm ~/litellm/bin/litellm  and LiteLLM's proxy, from an environment of its own
   pika bench gateway --quick                          shows that it runs, measures little
 
@@ -61,7 +65,7 @@ class Plan:
     @property
     def loads(self) -> int:
         """On one system, if it can do all of them."""
-        return len(KINDS) * (1 + ROUNDS) + 2 * len(self.rates)
+        return len(KINDS) * (1 + ROUNDS) + len(AT_RATES) * len(self.rates)
 
 
 FULL = Plan(seconds=3, warm_up_s=1, rates=(100, 500, 1000), streams=2000, prompts=20_000)
@@ -86,72 +90,89 @@ def main(argv: list[str]) -> int:
 
 
 def measure(plan: Plan, systems: list[System], seed: int) -> list[Measured]:
-    """Every system in turn.
+    """All systems run at once, and are asked in turn: a machine that slows down for a while does so for each of them.
 
     Raises:
         ServerError: the gateway does not start.
     """
-    found = []
     with (
         tempfile.TemporaryDirectory() as scratch,
         gateway_rivals.upstream(0, Path(scratch)) as upstream,
         one_process() as clients,
         bars(TimeElapsedColumn()) as progress,
+        ExitStack() as started,
     ):
+        benches = []
         for system in systems:
-            steps = progress.add_task(system.name, total=plan.loads)
             folder = Path(scratch, system.name)
             folder.mkdir()
             try:
-                with system.start(upstream.port, folder) as server:
-                    bench = Bench(plan, server, clients, partial(progress.advance, steps))
-                    found.append(bench.measured(system, seed))
-                    if system.name == OURS:
-                        target = Target(server.port, "stream", plan.prompts)
-                        found[-1].held = bench.load(gateway_load.held, target, upstream.port, server, plan.streams)
+                server = started.enter_context(system.start(upstream.port, folder))
             except ServerError as error:
                 if not system.rival:
                     raise
                 progress.console.print(f"left out: {error}", markup=False)
-            progress.update(steps, completed=plan.loads)
-    return found
+                continue
+            steps = progress.add_task(system.name, total=plan.loads)
+            benches.append(Bench(plan, system, server, clients, partial(progress.update, steps)))
+        for kind in KINDS:
+            for bench in benches:
+                bench.load(gateway_load.closed, bench.target(kind), plan.warm_up_s)
+            for _ in range(ROUNDS):
+                for bench in benches:
+                    bench.saturate(kind)
+        for bench in benches:
+            for kind, rate in product(AT_RATES, plan.rates):
+                bench.offer(kind, rate, seed)
+            if bench.system.name == OURS:
+                asked = bench.target("stream"), upstream.port, bench.server, plan.streams
+                bench.measured.held = bench.load(gateway_load.held, *asked)
+            bench.end()
+    return [bench.measured for bench in benches]
 
 
-@dataclass(frozen=True)
 class Bench:
     """A started system, and the process that asks it."""
 
-    plan: Plan
-    server: Server
-    clients: ProcessPoolExecutor
-    advance: Callable[[], None]
+    def __init__(
+        self, plan: Plan, system: System, server: Server, clients: ProcessPoolExecutor, progress: Callable[..., None]
+    ) -> None:
+        self.system = system
+        self.server = server
+        self.measured = Measured(system.name)
+        self._plan = plan
+        self._clients = clients
+        self._progress = progress
 
-    def measured(self, system: System, seed: int) -> Measured:
-        measured = Measured(system.name)
-        for kind in KINDS:
-            target = Target(self.server.port, kind, self.plan.prompts, system.verbatim)
-            self.load(gateway_load.closed, target, self.plan.warm_up_s)
-            rounds = [self._point(gateway_load.closed, target, self.plan.seconds) for _ in range(ROUNDS)]
-            # Neighbours on the machine can only add: the cheapest counts, with all errors.
-            errors = sum(one.outcome.errors for one in rounds)
-            cheapest = min(rounds, key=lambda one: one.cpu_us)
-            saturated = replace(cheapest, outcome=replace(cheapest.outcome, errors=errors))
-            measured.saturated[kind] = saturated
-            for rate in self.plan.rates if kind != "one-by-one" else ():
-                if rate < saturated.outcome.per_s:
-                    point = self._point(gateway_load.opened, target, rate, self.plan.seconds, seed)
-                    measured.at[kind, rate] = point
-        return measured
+    def target(self, kind: Kind) -> Target:
+        return Target(self.server.port, kind, self._plan.prompts, self.system.verbatim)
+
+    def saturate(self, kind: Kind) -> None:
+        """One round of the closed loop. Neighbours on a machine can only add: the cheapest counts, with all errors."""
+        one = self._point(gateway_load.closed, self.target(kind), self._plan.seconds)
+        before = self.measured.saturated.get(kind)
+        cheapest = one if before is None or one.cpu_us < before.cpu_us else before
+        errors = one.outcome.errors + (0 if before is None else before.outcome.errors)
+        self.measured.saturated[kind] = replace(cheapest, outcome=replace(cheapest.outcome, errors=errors))
+
+    def offer(self, kind: Kind, rate: int, seed: int) -> None:
+        """The open loop, where the system can do as many."""
+        if rate < self.measured.saturated[kind].outcome.per_s:
+            point = self._point(gateway_load.opened, self.target(kind), rate, self._plan.seconds, seed)
+            self.measured.at[kind, rate] = point
+
+    def load(self, load: Callable[..., T], *args: object) -> T:
+        found = self._clients.submit(load, *args).result()
+        self._progress(advance=1)
+        return found
+
+    def end(self) -> None:
+        self._progress(completed=self._plan.loads)
 
     def _point(self, load: Callable[..., gateway_load.Outcome], *args: object) -> Point:
         before = self.server.cpu_s()
         outcome = self.load(load, *args)
         return Point(outcome, self.server.cpu_s() - before)
-
-    def load(self, load: Callable[..., T], *args: object) -> T:
-        found = self.clients.submit(load, *args).result()
-        self.advance()
-        return found
 
 
 def _parser() -> ArgumentParser:
