@@ -66,7 +66,9 @@ def read_traffic(
     """
     without = UNREAD if prices is None else ()
     with _no_collection():
-        decisions = read_decisions(database, pool, since, until, without=without, on_progress=on_progress)
+        decisions = read_decisions(
+            database, pool, since, until, without=without, second_process=True, on_progress=on_progress
+        )
     others = _others(database, decisions, since, until)
     left_out = {"of pools of other arms (see --pool)": others}
     if not len(decisions):
@@ -98,17 +100,18 @@ def read_traffic(
         priced = new
     tokens_in, tokens_out = np.array(stored.mean_tokens, dtype=np.float64).T
     price_in, price_out = np.array(priced).T
+    rows = np.flatnonzero(kept)
     try:
         record = recorded(
-            success=decisions.success[kept],
-            cost=cost[kept],
-            allowed=decisions.allowed[kept],
-            arm=decisions.arm[kept].astype(np.intp),
-            propensity=decisions.propensity[kept],
-            outcome=decisions.outcome[kept],
-            paid_usd=paid[kept],
-            probe_usd=decisions.probe_usd[kept],
-            fixed=(decisions.path[kept] == FIXED).astype(np.bool_),
+            success=decisions.success.take(rows, axis=0),
+            cost=cost.take(rows, axis=0),
+            allowed=decisions.allowed.take(rows, axis=0),
+            arm=decisions.arm[rows].astype(np.intp),
+            propensity=decisions.propensity[rows],
+            outcome=decisions.outcome[rows],
+            paid_usd=paid[rows],
+            probe_usd=decisions.probe_usd[rows],
+            fixed=(decisions.path[rows] == FIXED).astype(np.bool_),
         )
     except PolicyError as error:
         raise ReplayError(str(error)) from error
@@ -119,8 +122,8 @@ def read_traffic(
         prices=priced,
         tier_cost=tuple(tier_cost(tokens_in, tokens_out, price_in, price_out).tolist()),
         record=replace(record, left_out=0),
-        first=float(decisions.at[kept].min()),
-        last=float(decisions.at[kept].max()),
+        first=float(decisions.at[rows].min()),
+        last=float(decisions.at[rows].max()),
         left_out={why: count for why, count in left_out.items() if count},
     )
 

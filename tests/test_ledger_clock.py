@@ -13,7 +13,6 @@ from server.ledger.database import Database, open_database, parse_url
 from server.ledger.jumps import Jumps
 from server.ledger.outcome import Outcome
 from server.ledger.outcomes import record
-from server.ledger.reader import read_rollups
 from server.ledger.retention import Keep
 from server.ledger.row import SessionRow
 from server.ledger.sessions import save
@@ -21,7 +20,7 @@ from server.ledger.tables import decisions, outcomes, sessions
 from server.ledger.writer import Writer
 from tests.support import upstream as faults
 from tests.support.gateway_client import chat, gateway
-from tests.support.ledger import POOL, many
+from tests.support.ledger import POOL, many, read_rollups
 from tests.support.processes import until
 
 DAY_S = 24 * 3600.0

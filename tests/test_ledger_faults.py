@@ -15,13 +15,13 @@ import pytest
 from sqlalchemy import select
 
 from server.ledger.database import Database, LedgerError, open_database, parse_url
-from server.ledger.reader import read_decisions, read_rollups
+from server.ledger.reader import read_decisions
 from server.ledger.tables import decisions
 from server.ledger.writer import Writer
 from tests.support import upstream as faults
 from tests.support.gateway import write_pool
 from tests.support.gateway_client import PATH, chat, metric
-from tests.support.ledger import POOL, Room, decision, limited
+from tests.support.ledger import POOL, Room, decision, limited, read_rollups
 from tests.support.postgresql import PostgreSql
 from tests.support.processes import until
 from tests.support.serve import BODY, Served, served

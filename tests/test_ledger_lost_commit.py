@@ -7,10 +7,9 @@ import psycopg
 from sqlalchemy import select
 
 from server.ledger.database import Database, open_database, parse_url
-from server.ledger.reader import read_rollups
 from server.ledger.tables import decisions
 from server.ledger.writer import Writer
-from tests.support.ledger import POOL, decision
+from tests.support.ledger import POOL, decision, read_rollups
 from tests.support.lost_answer import wire
 from tests.support.postgresql import PostgreSql
 from tests.support.processes import until

@@ -14,13 +14,13 @@ from sqlalchemy import select
 from server.ledger.database import Database, open_database, parse_url
 from server.ledger.outcome import Outcome, Recorded
 from server.ledger.outcomes import record
-from server.ledger.reader import read_decisions, read_rollups
+from server.ledger.reader import read_decisions
 from server.ledger.tables import decisions, outcomes
 from server.ledger.writer import Writer
 from tests.support import upstream as faults
 from tests.support.gateway_client import chat, gateway
 from tests.support.keys import new_key
-from tests.support.ledger import POOL, decision
+from tests.support.ledger import POOL, decision, read_rollups
 from tests.support.lost_answer import wire
 from tests.support.postgresql import PostgreSql
 from tests.support.processes import until

@@ -13,12 +13,12 @@ from sqlalchemy import Connection, func, select, text, update
 from server.ledger import writer as writer_module
 from server.ledger.database import Database, LedgerError, open_database, parse_url
 from server.ledger.insert import response_id
-from server.ledger.reader import read_decisions, read_pools, read_rollups
+from server.ledger.reader import read_decisions, read_pools
 from server.ledger.retention import SLICE_ROWS, Keep
 from server.ledger.tables import decisions, outcomes
 from server.ledger.tables import rollups as rollups_table
 from server.ledger.writer import Writer
-from tests.support.ledger import POOL, decision, many
+from tests.support.ledger import POOL, decision, many, read_rollups
 from tests.support.processes import until
 
 

@@ -1,4 +1,4 @@
-"""Reads what the ledger holds, as arrays: decisions of one pool, and sums by time.
+"""Reads the decisions of one pool as arrays.
 
 decisions = read_decisions(open_database(url), since=time.time() - 7 * 24 * 3600)
 decisions.success                   # (n, k)
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import URL, Connection, Select, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.ledger import rollups, tables
+from server.ledger.beside import beside
 from server.ledger.database import Database, LedgerError, explained
 from server.ledger.row import BoolArray, FloatArray, PoolRow
 from server.ledger.tables import decisions, outcomes, pools
@@ -25,6 +25,9 @@ TextArray = npt.NDArray[np.object_]
 
 CHUNK_ROWS = 10_000
 """Per query: a longer one would keep SQLite's journal from being cut back while others write."""
+
+ALONE_ROWS = 200_000
+"""Fewer are read sooner than a second process has started."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,6 @@ class Decisions:
         return len(self.id)
 
 
-@dataclass(frozen=True)
-class Rollup:
-    """Sums over the decisions of one minute or hour that went one way."""
-
-    key: rollups.Key
-    sums: rollups.Sums
-    always_usd: FloatArray
-    """What always using each of the pool's arms would have cost, (k,)."""
-
-
 READ = (
     "id", "at", "arm", "policy_arm", "policy", "path", "propensity", "allowed", "success", "cost", "percentile", "code",
     "input_tokens", "output_tokens", "cost_usd", "probe_usd", "pool",
@@ -105,6 +98,7 @@ def read_decisions(
     until: float | None = None,
     limit: int | None = None,
     without: Collection[str] = (),
+    second_process: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Decisions:
     """Decisions among the arms of one pool, those of other pools with the same arms in the same order included.
@@ -115,6 +109,7 @@ def read_decisions(
         until: those made before.
         limit: so many of the newest.
         without: of `READ`, what is not needed: left empty, for a million rows are read faster without.
+        second_process: of many rows it reads half; it imports the main module anew (see `beside`).
         on_progress: told of rows read, and about how many there are.
 
     Raises:
@@ -128,44 +123,48 @@ def read_decisions(
         raise LedgerError(f"the ledger {database} has no pool {pool}: it has {', '.join(str(one.id) for one in found)}")
     same = [one.id for one in found if list(one.arms) == list(chosen.arms)]
     first, last = id_range(database, same, since, until, limit)
-    parts: list[dict[str, Any]] = []
+    wanted = _Wanted(tuple(name for name in READ if name not in without or name == "id"), same, since, until)
     k = len(chosen.arms)
-    names = tuple(name for name in READ if name not in without or name == "id")
-    for rows in chunks(database, names, first, last, same, since, until):
-        parts.append(_columns(rows, names, k))
+    if second_process and last - first > ALONE_ROWS:
+        middle = (first + last) // 2
+        with beside(_elsewhere, database.url, wanted, k, middle + 1, last) as later:
+            parts = _read(database, wanted, k, first, middle, lambda done, half: on_progress(2 * done, 2 * half))
+            parts += later() or _read(database, wanted, k, middle + 1, last, on_progress)
+    else:
+        parts = _read(database, wanted, k, first, last, on_progress)
+    columns = _joined(parts)
+    return Decisions(pool=chosen, pool_id=columns.pop("pool"), **columns)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which columns of which decisions."""
+
+    names: tuple[str, ...]
+    pool_ids: Sequence[int]
+    since: float | None
+    until: float | None
+
+
+def _read(
+    database: Database, wanted: _Wanted, k: int, first: int, last: int, on_progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    """Columns of `Decisions` by id, from `first` to `last`, in parts, of which there is one at least."""
+    parts = [_columns([], wanted.names, k) | {"outcome": np.empty(0)}]
+    for rows in chunks(database, wanted.names, first, last, wanted.pool_ids, wanted.since, wanted.until):
+        part = _columns(rows, wanted.names, k)
+        parts.append(part | {"outcome": mean_outcomes(database, part["id"])})
         on_progress(int(rows[-1][0]) - first + 1, last - first + 1)
-    if not parts:
-        parts = [_columns([], names, k)]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in READ}
-    pool_id = columns.pop("pool")
-    return Decisions(pool=chosen, pool_id=pool_id, **columns, outcome=mean_outcomes(database, columns["id"]))
+    return parts
 
 
-def read_rollups(
-    database: Database, since: float, until: float | None = None, span_s: int = 3600
-) -> tuple[dict[int, StoredPool], list[Rollup]]:
-    """Sums by minute (kept for two days) or hour, oldest first, and the pools that they name, by id.
+def _elsewhere(url: URL, wanted: _Wanted, k: int, first: int, last: int) -> list[dict[str, Any]]:
+    """`_read` in a process of its own, all in one part."""
+    return [_joined(_read(Database(url), wanted, k, first, last, lambda done, total: None))]
 
-    Args:
-        since: Unix seconds; the bucket that holds it is the first.
-        span_s: 60 or 3600.
 
-    Raises:
-        LedgerError: the database cannot be read.
-    """
-    by_id = {one.id: one for one in read_pools(database)}
-    table = tables.rollups
-    query = select(table).where(table.c.span_s == span_s, table.c.bucket > since - span_s).order_by(table.c.bucket)
-    if until is not None:
-        query = query.where(table.c.bucket < until)
-    with reading(database) as connection:
-        rows = [row._mapping for row in connection.execute(query)]
-    read = []
-    for row in rows:
-        key = rollups.Key(**{name: row[name] for name in rollups.Key._fields})
-        sums = rollups.Sums(**{name: row[name] for name in rollups.COLUMNS})
-        read.append(Rollup(key, sums, rollups.always_usd(by_id[key.pool], key.arm, sums)))
-    return by_id, read
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @contextmanager

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import event
+from sqlalchemy import event, select
 
+from server.ledger import rollups, tables
 from server.ledger.database import Database
-from server.ledger.row import DecisionRow, PoolRow
+from server.ledger.reader import StoredPool, read_pools
+from server.ledger.row import DecisionRow, FloatArray, PoolRow
 
 POOL = PoolRow(
     arms=["small", "medium", "large"],
@@ -66,3 +68,33 @@ def limited(database: Database) -> Room:
         connection.execute(f"PRAGMA max_page_count={room.pages}")
 
     return room
+
+
+@dataclass(frozen=True)
+class Rollup:
+    """Sums over the decisions of one minute or hour that went one way."""
+
+    key: rollups.Key
+    sums: rollups.Sums
+    always_usd: FloatArray
+    """What always using each of the pool's arms would have cost, (k,)."""
+
+
+def read_rollups(database: Database, since: float, span_s: int = 3600) -> tuple[dict[int, StoredPool], list[Rollup]]:
+    """Sums by minute (kept for two days) or hour, oldest first, and the pools that they name, by id.
+
+    Args:
+        since: Unix seconds; the bucket that holds it is the first.
+        span_s: 60 or 3600.
+    """
+    by_id = {one.id: one for one in read_pools(database)}
+    table = tables.rollups
+    query = select(table).where(table.c.span_s == span_s, table.c.bucket > since - span_s).order_by(table.c.bucket)
+    with database.read() as connection:
+        rows = [row._mapping for row in connection.execute(query)]
+    read = []
+    for row in rows:
+        key = rollups.Key(**{name: row[name] for name in rollups.Key._fields})
+        sums = rollups.Sums(**{name: row[name] for name in rollups.COLUMNS})
+        read.append(Rollup(key, sums, rollups.always_usd(by_id[key.pool], key.arm, sums)))
+    return by_id, read
