@@ -83,7 +83,12 @@ def _conversation(decision: Decision) -> dict[str, Any] | None:
     if conversation is None or conversation.kept is None:
         return None
     kept = conversation.kept
-    return {"arm": kept.arm, "last_arm": kept.last, "replica": kept.replica, "tool_result": conversation.tool_result}
+    return {
+        "arm": kept.arm or None,
+        "last_arm": kept.last,
+        "replica": kept.replica,
+        "tool_result": conversation.tool_result,
+    }
 
 
 def _conversations(body: dict[str, Any]) -> list[Messages]:

@@ -139,6 +139,24 @@ def test_pins_neither_follow_a_conversation_nor_move_it(client: httpx.Client) ->
     assert told(chat(client, messages=turns("Pins?", 2))) == ("small", "sticky")
 
 
+def test_tool_results_of_a_pinned_turn_go_to_its_arm(client: httpx.Client) -> None:
+    chat(client, messages=turns("Pin and tools?", 0), model="medium")
+    assert told(chat(client, messages=turns("Pin and tools?", 1, TOOL_RESULT))) == ("medium", "sticky")
+    assert told(chat(client, messages=turns("Only pins?", 0), model="medium")) == ("medium", "pinned")
+    assert told(chat(client, messages=turns("Only pins?", 1))) == ("large", "routed")
+    chat(client, messages=turns("Pin between?", 0), **CHEAPEST)
+    chat(client, messages=turns("Pin between?", 1), model="medium")
+    assert told(chat(client, messages=turns("Pin between?", 2, TOOL_RESULT))) == ("medium", "sticky")
+    assert told(chat(client, messages=turns("Pin between?", 3))) == ("small", "sticky")
+
+
+def test_what_falls_back_of_a_pinned_turn_gets_its_tools_results() -> None:
+    with gateway({"a": [faults.fails_with(500)], "b": [faults.answers]}, session={"margin": 0.5}) as (client, _):
+        pinned = chat(client, messages=turns("One?", 0), model="a", routing={"fallback": True})
+        assert told(pinned) == ("b", "fallback")
+        assert told(chat(client, messages=turns("One?", 1, TOOL_RESULT))) == ("b", "sticky")
+
+
 def test_an_arm_that_fails_is_left_for_good() -> None:
     with gateway({"a": [faults.answers], "b": [faults.answers]}, session={"margin": 0.5}) as (client, [first, _]):
         chat(client, messages=turns("One?", 0), **CHEAPEST)

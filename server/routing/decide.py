@@ -59,7 +59,10 @@ async def decide(state: State, request: ChatRequest, dry: bool = False) -> Decis
     if pinned is None:
         decision = await _route(state, request, knobs, dry)
         return decision if may_fall_back else replace(decision, chooser=None)
-    decision = _pin(state, request, pinned)
+    conversation = None
+    if state.settings.session is not None and state.sessions is not None and request.messages:
+        conversation = await _conversation(state, request, pinned=True)
+    decision = _pin(state, request, pinned, conversation)
     if may_fall_back:
         # Where nothing else could take the request, there is nothing to fall back to.
         with suppress(GatewayError):
@@ -118,10 +121,12 @@ def _course(policies: Policies, knobs: Mapping[str, Any], max_cost_usd: float | 
     return course if max_cost_usd is None else replace(course, max_cost_usd=max_cost_usd)
 
 
-async def _conversation(state: State, request: ChatRequest) -> Conversation:
+async def _conversation(state: State, request: ChatRequest, pinned: bool = False) -> Conversation:
     assert state.sessions is not None
     key = request.head.key
     conversation = conversation_of(request, None if key is None else key.name)
+    if pinned:  # where it goes is said: no turn that another worker may have answered is waited for
+        conversation = replace(conversation, tool_result=False)
     minutes = (state.settings.session or SESSION).minutes
     kept = state.sessions.find(conversation, minutes)
     if state.session_ledger is not None:
@@ -129,11 +134,14 @@ async def _conversation(state: State, request: ChatRequest) -> Conversation:
     return conversation if kept is None else replace(conversation, kept=kept)
 
 
-def _pin(state: State, request: ChatRequest, arm: int) -> Decision:
+def _pin(state: State, request: ChatRequest, arm: int, conversation: Conversation | None) -> Decision:
     prediction = state.predictor.unscored(None)
     flags = flags_of(state.pool.arms[arm], request, prediction, infeasible=False)
     cost = expected_costs(state, prediction)
-    return Decision(arm, "none", "pinned", flags, prediction, cost, only(state, arm), None, policy_arm=arm)
+    return Decision(
+        arm, "none", "pinned", flags, prediction, cost, only(state, arm), None,
+        policy_arm=arm, conversation=conversation,
+    )  # fmt: skip
 
 
 def _unavailable(case: Case, policy: str, reason: str) -> Decision:

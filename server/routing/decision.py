@@ -45,6 +45,11 @@ class Decision:
     """What falls back of a pinned request are policy's choices; this is its name."""
 
     @property
+    def pinned(self) -> bool:
+        """Whether the client named an arm, even if another took its place."""
+        return self.path == "pinned" or self.next_policy is not None
+
+    @property
     def success_probability(self) -> float | None:
         """None where it is not known."""
         value = self.prediction.success.item(self.arm)

@@ -32,9 +32,9 @@ class Session:
     """What is remembered of a conversation."""
 
     arm: str
-    """It stays on this one."""
+    """It stays on this one; empty where all its turns were pinned."""
     last: str
-    """The one that answered last, to which the results of its tools go; another than `arm` after an audit."""
+    """The one that answered last, to which the results of its tools go; another than `arm` after an audit or a pin."""
     replica: str | None
     """Which of `last`'s it was."""
     group: Group | None
@@ -142,8 +142,11 @@ class Sessions:
         stays, kept = names[arm], conversation.kept
         if kept is not None and (decision.path == "audit" or (conversation.tool_result and decision.path == "sticky")):
             stays = kept.arm
+        group = decision.group
+        if decision.pinned:  # its tools' results follow it, the conversation does not
+            stays, group = ("", None) if kept is None else (kept.arm, kept.group)
         now = self._clock()
-        session = Session(stays, names[last], replica, decision.group, conversation.turn, now)
+        session = Session(stays, names[last], replica, group, conversation.turn, now)
         self._kept.pop(conversation.key, None)  # what was gone on with last stands last
         self._kept[conversation.key] = session
         if len(self._kept) > self._most:
