@@ -7,6 +7,7 @@ with beside(work, 3) as result:
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -17,11 +18,15 @@ T = TypeVar("T")
 
 @contextmanager
 def beside(work: Callable[..., T], *args: Any) -> Iterator[Callable[[], T | None]]:
-    """Start it in a fresh process, which imports the caller's main module anew.
+    """Start it in another process.
+
+    Args:
+        work: takes no lock that a thread of this process may hold now, for the process is a copy of this one.
 
     Yields: waits for what it returns; None where the process failed, for who can do the work can say why it fails.
     """
-    context = multiprocessing.get_context("spawn")
+    # A fresh one would import for half a second. Elsewhere than on Linux copies are not safe.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, work, args), daemon=True)
     process.start()

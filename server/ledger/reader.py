@@ -26,8 +26,8 @@ TextArray = npt.NDArray[np.object_]
 CHUNK_ROWS = 10_000
 """Per query: a longer one would keep SQLite's journal from being cut back while others write."""
 
-ALONE_ROWS = 200_000
-"""Fewer are read sooner than a second process has started."""
+HAND_OVER_ROWS = 100_000
+"""So many are read in the time that a second process takes to hand over what it read."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def read_decisions(
         until: those made before.
         limit: so many of the newest.
         without: of `READ`, what is not needed: left empty, for a million rows are read faster without.
-        second_process: of many rows it reads half; it imports the main module anew (see `beside`).
-        on_progress: told of rows read, and about how many there are.
+        second_process: of many rows it reads some; see `beside`.
+        on_progress: told of rows read, and about how many there are; of a second process nothing.
 
     Raises:
         LedgerError: the database cannot be read, or there is no such pool.
@@ -125,14 +125,14 @@ def read_decisions(
     first, last = id_range(database, same, since, until, limit)
     wanted = _Wanted(tuple(name for name in READ if name not in without or name == "id"), same, since, until)
     k = len(chosen.arms)
-    if second_process and last - first > ALONE_ROWS:
-        middle = (first + last) // 2
+    if second_process and last - first > HAND_OVER_ROWS:
+        middle = (first + last + HAND_OVER_ROWS) // 2
         with beside(_elsewhere, database.url, wanted, k, middle + 1, last) as later:
-            parts = _read(database, wanted, k, first, middle, lambda done, half: on_progress(2 * done, 2 * half))
+            parts = _read(database, wanted, k, first, middle, on_progress)
             parts += later() or _read(database, wanted, k, middle + 1, last, on_progress)
     else:
         parts = _read(database, wanted, k, first, last, on_progress)
-    columns = _joined(parts)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Decisions(pool=chosen, pool_id=columns.pop("pool"), **columns)
 
 
@@ -159,12 +159,8 @@ def _read(
 
 
 def _elsewhere(url: URL, wanted: _Wanted, k: int, first: int, last: int) -> list[dict[str, Any]]:
-    """`_read` in a process of its own, all in one part."""
-    return [_joined(_read(Database(url), wanted, k, first, last, lambda done, total: None))]
-
-
-def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """`_read` in a process of its own."""
+    return _read(Database(url), wanted, k, first, last, lambda done, total: None)
 
 
 @contextmanager
