@@ -109,7 +109,7 @@ class Exchange:
         self.started = self.whole = True
         self.record.used(answer.usage)
         await send_whole(self.send, answer.status, self._all_headers(answer), answer.body)
-        self.record.finish(answer.status, answer.usage)
+        self.record.finish(answer.status)
 
     async def _relay_stream(self, sent: Dispatch, answer: Answer, rest: Rest, drop_usage: bool) -> None:
         events = EventRelay(drop_usage)
@@ -136,7 +136,7 @@ class Exchange:
             rest.close()
             self.record.used(events.usage)
         await self.send({"type": "http.response.body", "body": passed + events.flush()})
-        self.record.finish(answer.status, events.usage)
+        self.record.finish(answer.status)
 
     async def fail(self, error: GatewayError) -> None:
         """Tell the client: an error answer, or the last event of a stream that has begun."""

@@ -121,7 +121,9 @@ class QueueHandler(logging.Handler):
         write_all(self._descriptor, lines)
 
     def _bytes(self, record: logging.LogRecord) -> bytes:
-        fields = {**self._fields, **getattr(record, "fields", {})}
+        fields = getattr(record, "fields", {})
+        if self._fields:
+            fields = {**self._fields, **fields}
         try:
             return self._line(record, fields)
         except Exception as error:  # a line that cannot be written must not end all logging
@@ -141,7 +143,11 @@ def json_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:
 
 def console_line(record: logging.LogRecord, fields: dict[str, Any]) -> bytes:
     """For people: what follows the first line is indented, so that no value can pass for a line of ours."""
-    text = " ".join([record.getMessage(), *[f"{key}={_shown(value)}" for key, value in fields.items()]])
+    # Most are words and whole numbers, which are shown as they are.
+    shown = [
+        value if (kind := type(value)) is int or (kind is str and value) else _shown(value) for value in fields.values()
+    ]
+    text = _form(tuple(fields)) % (record.getMessage(), *shown)
     if record.exc_info:
         text = f"{text}\n{_exception(record)}"
     if not text.isprintable():  # few are not
@@ -175,12 +181,18 @@ def logging_to_stderr(level: str, form: Format, fields: dict[str, Any] | None = 
 
 def _time(record: logging.LogRecord) -> str:
     """UTC, to the millisecond."""
-    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+    return "%s.%03dZ" % (_second(int(record.created)), int(record.msecs))  # noqa: UP031  # twice as quick
 
 
 @lru_cache(maxsize=2)
 def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+@lru_cache(maxsize=64)
+def _form(names: tuple[str, ...]) -> str:
+    """Takes a message and the fields' values."""
+    return " ".join(["%s", *[name.replace("%", "%%") + "=%s" for name in names]])
 
 
 def _exception(record: logging.LogRecord) -> str:

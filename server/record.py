@@ -12,7 +12,6 @@ from server.kept import decision_row
 from server.keys.account import Account
 from server.log import log_fields
 from server.metrics import Metrics
-from server.routing.decision import Decision
 from server.state import State
 from server.tally import Tally
 from server.upstream.retry import Dispatch
@@ -36,6 +35,8 @@ class Record:
         """Of the answer."""
         self.account: Account | None = None
         """Of the client's key."""
+        self.tokens: tuple[int, int] | None = None
+        """Input and output, once the upstream has said."""
         self._finished = False
 
     def read(self) -> None:
@@ -58,10 +59,12 @@ class Record:
 
     def used(self, usage: dict[str, Any] | None) -> None:
         """What the upstream says, so that the key's account knows even if the client leaves now."""
-        if usage is not None and self.account is not None:
-            self.account.usage = _input_tokens(usage), _output_tokens(usage)
+        if usage is not None:
+            self.tokens = _tokens(usage)
+            if self.account is not None:
+                self.account.usage = self.tokens
 
-    def finish(self, status: int, usage: dict[str, Any] | None = None, path: str = "none") -> None:
+    def finish(self, status: int, path: str = "none") -> None:
         """The request is over; a second call changes nothing.
 
         Args:
@@ -70,60 +73,54 @@ class Record:
         if self._finished:
             return
         self._finished = True
+        sent = self.sent
         if self.account is not None:
-            self.used(usage)
-            self.account.finish(None if self.sent is None else self.sent.arm)
+            self.account.finish(None if sent is None else sent.arm)
         duration_s = time.perf_counter() - self.began
-        if self.sent is None:
+        if sent is None:
             self.state.metrics.request("none", "none", path, status).inc()
-            self._log(status, duration_s)
+            self._log(status, duration_s, {})
             return
-        decision = self.sent.decision
-        arm = self.sent.arm.name
+        decision, tokens = sent.decision, self.tokens if status == 200 else None
         tally = self.state.tallies[decision.arm]
         tally.requests[decision.policy, decision.path, status] += 1
         tally.duration.observe(duration_s)
         for flag in decision.flags:
             tally.flags[flag] += 1
         self.state.metrics.trial.count(decision, status)
-        tokens = None if usage is None else (_input_tokens(usage), _output_tokens(usage))
+        probability = decision.success_probability
         if status == 200:
-            self._count_answer(tally, decision, tokens)
+            self._count_answer(tally, sent, probability)
         ledger = self.state.ledger
         if ledger is not None:
-            ledger.put(
-                decision_row(self.request_id, self.sent, status, tokens, self.routing_s, duration_s, self.beginning)
-            )
-        prediction = decision.prediction
-        self._log(
-            status,
-            duration_s,
-            arm=arm,
-            policy=decision.policy,
-            path=decision.path,
-            attempts=self.sent.attempts,
-            success_probability=decision.success_probability,
-            activation_percentile=prediction.percentile,
-            flags=decision.flags,
-            input_tokens=None if tokens is None else tokens[0],
-            output_tokens=None if tokens is None else tokens[1],
-        )
+            ledger.put(decision_row(self.request_id, sent, status, tokens, self.routing_s, duration_s, self.beginning))
+        fields = {
+            "arm": sent.arm.name,
+            "policy": decision.policy,
+            "path": decision.path,
+            "attempts": sent.attempts,
+            "success_probability": probability,
+            "activation_percentile": decision.prediction.percentile,
+            "flags": decision.flags,
+            "input_tokens": None if tokens is None else tokens[0],
+            "output_tokens": None if tokens is None else tokens[1],
+        }
+        self._log(status, duration_s, fields)
 
-    def _log(self, status: int, duration_s: float, **fields: Any) -> None:
+    def _log(self, status: int, duration_s: float, fields: dict[str, Any]) -> None:
         if self.account is not None:
             fields["key"] = self.account.key.name
         _log(self.request_id, status, duration_s, fields)
 
-    def _count_answer(self, tally: Tally, decision: Decision, tokens: tuple[int, int] | None) -> None:
-        probability = decision.success_probability
+    def _count_answer(self, tally: Tally, sent: Dispatch, probability: float | None) -> None:
         if probability is not None:
             tally.success.observe(probability)
-        self.state.metrics.trial.count_answer(self.state.pool, decision, tokens)
-        if tokens is None:
-            level = logging.WARNING if self.sent is not None and self.sent.request.routed else logging.DEBUG
+        self.state.metrics.trial.count_answer(self.state.pool, sent.decision, self.tokens)
+        if self.tokens is None:
+            level = logging.WARNING if sent.request.routed else logging.DEBUG
             logger.log(level, "request %s: the upstream sent no usage, so its cost is not counted", self.request_id)
             return
-        tally.answer(*tokens)
+        tally.answer(*self.tokens)
 
 
 def count_unrouted(metrics: Metrics, request_id: str, status: int, path: str, duration_s: float = 0.0) -> None:
@@ -138,16 +135,16 @@ def count_unrouted(metrics: Metrics, request_id: str, status: int, path: str, du
 
 def _log(request_id: str, status: int, duration_s: float, fields: dict[str, Any]) -> None:
     """The one line of a request; never what it says."""
-    first = {"request_id": request_id, "code": status, "ms": round(duration_s * 1e3, 1)}
-    log_fields(logger, "request", first | fields)
+    fields = {"request_id": request_id, "code": status, "ms": round(duration_s * 1e3, 1), **fields}
+    log_fields(logger, "request", fields)
 
 
-def _input_tokens(usage: dict[str, Any]) -> int:
-    return _count(usage, "prompt_tokens") or _count(usage, "input_tokens")
-
-
-def _output_tokens(usage: dict[str, Any]) -> int:
-    return _count(usage, "completion_tokens") or _count(usage, "output_tokens")
+def _tokens(usage: dict[str, Any]) -> tuple[int, int]:
+    """Input and output."""
+    return (
+        _count(usage, "prompt_tokens") or _count(usage, "input_tokens"),
+        _count(usage, "completion_tokens") or _count(usage, "output_tokens"),
+    )
 
 
 def _count(usage: dict[str, Any], key: str) -> int:

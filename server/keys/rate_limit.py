@@ -31,6 +31,10 @@ Kind = Literal["requests", "tokens"]
 PLACES: dict[Kind, int] = {"requests": 2, "tokens": 3}
 """Of the buckets in a slot, counted in numbers of 8 bytes."""
 NUMBER_BYTES = 8
+HEADERS: dict[Kind, list[bytes]] = {
+    kind: [b"x-ratelimit-%b-%b" % (what, kind.encode()) for what in (b"limit", b"remaining", b"reset")]
+    for kind in PLACES
+}
 
 
 class Buckets:
@@ -190,26 +194,18 @@ class Meter:
         """OpenAI's `x-ratelimit-*`, as this request found it."""
         headers: Headers = []
         if self._requests is not None:
-            left, reset = self._standing("requests", self._requests, self._requests_ahead)
-            headers += (
-                (b"x-ratelimit-limit-requests", b"%d" % self._requests),
-                (b"x-ratelimit-remaining-requests", left),
-                (b"x-ratelimit-reset-requests", reset),
-            )
+            headers += self._standing("requests", self._requests, self._requests_ahead)
         if self._tokens is not None:
-            left, reset = self._standing("tokens", self._tokens, self._tokens_ahead)
-            headers += (
-                (b"x-ratelimit-limit-tokens", b"%d" % self._tokens),
-                (b"x-ratelimit-remaining-tokens", left),
-                (b"x-ratelimit-reset-tokens", reset),
-            )
+            headers += self._standing("tokens", self._tokens, self._tokens_ahead)
         return headers
 
-    def _standing(self, kind: Kind, limit: int, ahead_s: float) -> tuple[bytes, bytes]:
-        """What is left, and in what time all of it will be."""
+    def _standing(self, kind: Kind, limit: int, ahead_s: float) -> tuple[tuple[bytes, bytes], ...]:
+        """The limit, what is left, and in what time all of it will be."""
         if ahead_s == UNKNOWN:
             ahead_s = min(self._buckets.ahead_s(self._owner, kind), MINUTE_S)
-        return b"%d" % ((MINUTE_S - ahead_s) * limit / MINUTE_S + ROUNDING_S), duration(ahead_s)
+        left = (MINUTE_S - ahead_s) * limit / MINUTE_S + ROUNDING_S
+        names = HEADERS[kind]
+        return (names[0], b"%d" % limit), (names[1], b"%d" % left), (names[2], duration(ahead_s))
 
 
 def duration(seconds: float) -> bytes:

@@ -48,13 +48,17 @@ class Dispatch:
     """The replica's breaker's."""
     first: Decision = field(init=False)
     """What was decided before anything failed."""
+    arm: Arm = field(init=False)
+    """The decision's."""
 
     def __post_init__(self) -> None:
         self.first = self.decision
+        self.go_by(self.decision)
 
-    @property
-    def arm(self) -> Arm:
-        return self.state.pool.arms[self.decision.arm]
+    def go_by(self, decision: Decision) -> None:
+        """From now on."""
+        self.decision = decision
+        self.arm = self.state.pool.arms[decision.arm]
 
     def hold(self, replica: Replica) -> None:
         """An attempt begins."""
@@ -119,7 +123,8 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
                 following, worst = first, Wellness(worst + 1)
             if following is None:
                 break
-            sent.decision, here = following, 0
+            sent.go_by(following)
+            here = 0
             _limit(sent, watch, now - began)
         if replica is None:
             break
@@ -152,7 +157,7 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
         down = UpstreamDownError("every server of the arm fails; it is tried again shortly")
         down.retry_after_s = max(1, math.ceil(min(replica.breaker.wait_s(now) for replica in considered)))
         raise down
-    sent.decision = last
+    sent.go_by(last)
     if failure.answer is not None:
         return failure.answer
     if failure.outcome == "timeout":
