@@ -24,10 +24,10 @@ POOL = Path(__file__).parents[1] / "offline/nano_pool/pool.yaml"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where processes share the tests, what starts vLLM comes first: it takes longest, short tests fill the gaps."""
+    """Where processes share the tests, what takes longest comes first; short tests fill the gaps."""
     if hasattr(config, "workerinput"):
-        real = {item.path for item in items if item.get_closest_marker("vllm")}
-        items.sort(key=lambda item: (not asks_shared_servers(item.path), item.path not in real))
+        long = {item.path for item in items if item.get_closest_marker("vllm") or item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (not asks_shared_servers(item.path), item.path not in long))
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's

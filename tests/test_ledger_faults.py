@@ -26,6 +26,8 @@ from tests.support.postgresql import PostgreSql
 from tests.support.processes import until
 from tests.support.serve import BODY, Served, served
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def recorded(folder: Path, url: str | None, *options: str) -> Iterator[Served]:

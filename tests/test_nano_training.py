@@ -29,6 +29,8 @@ from offline.nano_pool.training import HIDDEN, new_model
 from offline.verifiers.boxed import Boxed
 from server.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 CHAINS = list(itertools.islice(chains(0), 50))
 
 

@@ -38,7 +38,7 @@ from tests.support.probes import NANO_POOL, artifact
 from tests.support.processes import no_process_left, running, until
 
 SERVED = [NANO_POOL / "probes" / arm for arm in ("nano-small", "nano-medium", "nano-large")]
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from server.config import load
 from tests.support.gateway import serving
 from tests.support.probes import NANO_POOL
 
+pytestmark = pytest.mark.slow
+
 PROBLEMS = {"train": 300, "validation": 100, "test": 100}
 ARMS = ("nano-small", "nano-large")
 

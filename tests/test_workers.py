@@ -25,6 +25,8 @@ from tests.support.processes import descendants, running, until
 from tests.support.serve import BODY, ROOT, Served, served
 from tests.test_reload import write
 
+pytestmark = pytest.mark.slow
+
 PATH = "/v1/chat/completions"
 
 
