@@ -28,7 +28,7 @@ demo: .venv/.installed  ## the nano pool with real vLLM: what routing saves (ARG
 	@.venv/bin/pika demo $(ARGS)
 
 test: lint  ## lint, types and all tests (ARGS="-k policies"; AGAIN=1: what fails once more, alone)
-	.venv/bin/pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS) || \
+	.venv/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS) || \
 	{ test $$? -eq 1 -a -n "$(AGAIN)" && .venv/bin/pytest --last-failed --last-failed-no-failures none; }
 
 test-clients: .venv/.installed .venv-clients/.installed  ## other projects' clients, in .venv-clients, against the gateway
