@@ -36,7 +36,7 @@ def beside(work: Callable[..., T], *args: Any) -> Iterator[Callable[[], T | None
         try:
             done: T = receiver.recv()
             return done
-        except EOFError:
+        except (EOFError, OSError):  # it ended before its word, or in the middle of it
             return None
 
     try:
