@@ -27,7 +27,7 @@ install: .venv/.installed  ## make the environment .venv with all extras
 demo: .venv/.installed  ## the nano pool with real vLLM: what routing saves (ARGS="--requests 400")
 	@.venv/bin/pika demo $(ARGS)
 
-# Threads of one process that spin while they wait would take the core of the other's.
+# Threads of one process that spin while they wait would take the other's core.
 test: export OMP_WAIT_POLICY = passive
 test: lint  ## lint, types and all tests (ARGS="-k policies"; AGAIN=1: what fails once more, alone)
 	.venv/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS) || \
