@@ -46,7 +46,7 @@ class Chat:
             if account is not None:
                 account.count_request()
             with state.admit() as watch:
-                exchange.request = self.parse(await read_body(head, receive, state.settings, watch.body), head)
+                exchange.request = self.parse(await read_body(head, receive, state, watch.body), head)
                 exchange.record.read()
                 watch.client(exchange.connection)
                 await exchange.serve(watch)
@@ -86,8 +86,7 @@ class Exchange:
                 await self._relay_whole(answer)
             else:
                 drop_usage = self.request.hides_usage
-                ledger = self.state.settings.ledger
-                if self.request.size > SMALL_BYTES and not (ledger is not None and ledger.prompts):
+                if self.request.size > SMALL_BYTES and not self.state.keeps_prompts:
                     # Nothing is sent again: thousands of streams must not each hold megabytes.
                     sent.request = self.request = self.request.without_body()
                     watch.body.release()

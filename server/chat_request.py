@@ -151,14 +151,8 @@ def parse_chat(raw: bytes, head: RequestHead) -> ChatRequest:
         BadRequestError: names the field and what it must be.
     """
     body = parse_json(raw)
-    return ChatRequest(
-        body=body,
-        head=head,
-        model=check_model(body.get("model")),
-        messages=check_messages(body.get("messages"), "messages"),
-        stream=check_stream(body),
-        size=len(raw),
-    )
+    model, messages = check_model(body.get("model")), check_messages(body.get("messages"), "messages")
+    return ChatRequest(body, head, model, messages, check_stream(body), len(raw))
 
 
 def parse_completion(raw: bytes, head: RequestHead) -> ChatRequest:
@@ -177,15 +171,8 @@ def parse_completion(raw: bytes, head: RequestHead) -> ChatRequest:
             "prompt must be a text or a list of texts; token ids mean something to one model alone: name an arm",
             "prompt",
         )
-    return ChatRequest(
-        body=body,
-        head=head,
-        model=model,
-        messages=[{"role": "user", "content": "\n".join(prompts)}] if is_text and prompts else [],
-        stream=check_stream(body),
-        size=len(raw),
-        path="/v1/completions",
-    )
+    messages = [{"role": "user", "content": "\n".join(prompts)}] if is_text and prompts else []
+    return ChatRequest(body, head, model, messages, check_stream(body), len(raw), "/v1/completions")
 
 
 def check_model(model: Any) -> str:
@@ -224,14 +211,16 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise BadRequestError(f"{where} must be a list with at least one message", where)
     for i, message in enumerate(messages):
-        at = f"{where}[{i}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            at = f"{where}[{i}]"
             raise BadRequestError(f'{at} must be an object with a role, such as {{"role": "user", ...}}', at)
         content = message.get("content")
         if isinstance(content, list):
             for j, part in enumerate(content):
                 if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-                    raise BadRequestError(f"{at}.content[{j}] must be an object with a type", f"{at}.content")
+                    at = f"{where}[{i}].content"
+                    raise BadRequestError(f"{at}[{j}] must be an object with a type", at)
         elif content is not None and not isinstance(content, str):
-            raise BadRequestError(f"{at}.content must be a string or a list of parts", f"{at}.content")
+            at = f"{where}[{i}].content"
+            raise BadRequestError(f"{at} must be a string or a list of parts", at)
     return messages

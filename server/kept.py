@@ -109,7 +109,6 @@ def decision_row(
         beginning: the answer's first bytes.
     """
     first, decision, prediction = sent.first, sent.decision, sent.decision.prediction
-    assert sent.state.settings.ledger is not None
     key = sent.request.head.key
     return DecisionRow(  # in its order: naming two dozen fields would take three times as long
         request_id,
@@ -135,5 +134,5 @@ def decision_row(
         beginning,
         None if key is None else key.name,
         None if first.conversation is None else first.conversation.key.hex(),
-        conversation_text(sent.request.messages) if sent.state.settings.ledger.prompts else None,
+        conversation_text(sent.request.messages) if sent.state.keeps_prompts else None,
     )

@@ -29,6 +29,7 @@ from server.routing.policies import Policies
 from server.routing.session import Sessions
 from server.routing.session_ledger import SessionLedger
 from server.state import State
+from server.tally import Tally
 from server.upstream.health import watching
 from server.workers.shared_metrics import Shared
 
@@ -142,7 +143,9 @@ class Live:
     def _follow(self, state: State) -> None:
         """Have the series that this one's requests are counted in."""
         self.metrics.follow(state.pool, state.policies.name, state.budget_ratios)
-        self.metrics.trial.follow(state.pool, state.canary is not None, state.settings.shadow is not None)
+        self.metrics.trial.follow(state.pool, state.canary is not None, state.shadow is not None)
+        state.loop = asyncio.get_running_loop()
+        state.tallies = [Tally(i, state.pool.arms, self.metrics) for i in range(len(state.pool.arms))]
         self.metrics.calibration.recorder = state.outcomes
 
     def drain(self) -> float:

@@ -3,8 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from probes.reference import load_probe
 from routing_policies.base import BoolArray
 from routing_policies.costs import tier_cost
 from server.config import ConfigError, Settings
+from server.http.head import Headers
 from server.sections.pool import Arm as ArmSettings
 from server.sections.pool import ArmLimits, Capability, Prices
 from server.sections.pool import Model as ModelSettings
@@ -55,9 +55,12 @@ class Model:
     """Whether requests that begin alike shall go to the same replica."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Arm:
-    """What policies choose among: a model under fixed request fields."""
+    """What policies choose among: a model under fixed request fields. Nobody changes it.
+
+    What follows from its fields is computed once: requests read it, and a `cached_property` takes as long as a call.
+    """
 
     name: str
     model: Model
@@ -68,30 +71,27 @@ class Arm:
     """Stands in for a probe."""
     mean_input_tokens: float
     mean_output_tokens: float
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    plain: bool = field(init=False)
+    """Whether bodies reach it as they are."""
+    probe_name: str | None = field(init=False)
+    """The probe and its very weights, as headers and metrics name it."""
+    headers: Headers = field(init=False)
+    """What answers say of it."""
+    uncalibrated: bool = field(init=False)
+    """Whether the success probability is not known to be that of one answer."""
 
-    @cached_property
-    def plain(self) -> bool:
-        """Whether bodies reach it as they are."""
-        return not self.request and not self.defaults
-
-    @cached_property
-    def probe_name(self) -> str | None:
-        """The probe and its very weights, as headers and metrics name it."""
-        return None if self.artifact is None else f"{self.artifact.card.probe_name}@{self.artifact.revision}"
-
-    @cached_property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """What answers say of it."""
-        headers = [(b"x-pika-arm", self.name.encode()), (b"x-model-router-selected-model", self.model.name.encode())]
+    def __post_init__(self) -> None:
+        self.plain = not self.request and not self.defaults
+        artifact = self.artifact
+        self.probe_name = None if artifact is None else f"{artifact.card.probe_name}@{artifact.revision}"
+        self.uncalibrated = artifact is None or artifact.card.calibration.of != "success"
+        self.headers = [
+            (b"x-pika-arm", self.name.encode()),
+            (b"x-model-router-selected-model", self.model.name.encode()),
+        ]
         if self.probe_name is not None:
-            headers.append((b"x-pika-probe", self.probe_name.encode("latin-1", "replace")))
-        return headers
-
-    @cached_property
-    def uncalibrated(self) -> bool:
-        """Whether the success probability is not known to be that of one answer."""
-        return self.artifact is None or self.artifact.card.calibration.of != "success"
+            self.headers.append((b"x-pika-probe", self.probe_name.encode("latin-1", "replace")))
 
     def cost_usd(self, input_tokens: float, output_tokens: float) -> float:
         """USD of one answer."""
@@ -131,48 +131,35 @@ class Arm:
         return temperature != target.temperature or (limit is not None and limit < target.max_tokens)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Pool:
-    """All that is routed over; arms in the configuration's order."""
+    """All that is routed over; arms in the configuration's order. Nobody changes it."""
 
     arms: tuple[Arm, ...]
     models: tuple[Model, ...]
     tier_cost: tuple[float, ...]
     """Mean USD of one answer per arm, (k,)."""
+    names: list[str] = field(init=False)
+    """Of the arms."""
+    mean_costs: FloatArray = field(init=False)
+    """`tier_cost` as an array, (k,)."""
+    wordiest_tokens: int = field(init=False)
+    """Mean output tokens of the arm that writes most."""
+    plain: bool = field(init=False)
+    """Whether bodies reach every arm as they are."""
+    least_context_tokens: int = field(init=False)
+    """What every arm's context holds."""
+    every_arm: BoolArray = field(init=False)
+    """(k,), all true."""
 
-    @cached_property
-    def names(self) -> list[str]:
-        """Of the arms."""
-        return [arm.name for arm in self.arms]
-
-    @cached_property
-    def _indices(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
-
-    @cached_property
-    def mean_costs(self) -> FloatArray:
-        """`tier_cost` as an array, (k,)."""
-        return np.array(self.tier_cost)
-
-    @cached_property
-    def wordiest_tokens(self) -> float:
-        """Mean output tokens of the arm that writes most."""
-        return max(arm.mean_output_tokens for arm in self.arms)
-
-    @cached_property
-    def plain(self) -> bool:
-        """Whether bodies reach every arm as they are."""
-        return all(arm.plain for arm in self.arms)
-
-    @cached_property
-    def least_context_tokens(self) -> int:
-        """What every arm's context holds."""
-        return min(arm.model.max_context_tokens for arm in self.arms)
-
-    @cached_property
-    def every_arm(self) -> BoolArray:
-        """(k,), all true."""
-        return np.ones(len(self.arms), dtype=np.bool_)
+    def __post_init__(self) -> None:
+        self.names = [arm.name for arm in self.arms]
+        self._indices = {name: i for i, name in enumerate(self.names)}
+        self.mean_costs = np.array(self.tier_cost)
+        self.wordiest_tokens = int(max(arm.mean_output_tokens for arm in self.arms))
+        self.plain = all(arm.plain for arm in self.arms)
+        self.least_context_tokens = min(arm.model.max_context_tokens for arm in self.arms)
+        self.every_arm = np.ones(len(self.arms), dtype=np.bool_)
 
     def index(self, name: str) -> int | None:
         return self._indices.get(name)

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,9 @@ PIECE_CHARACTERS = 32
 """What a message, or a part of its content, counts beside its text: templates take time for empty ones too."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Prediction:
-    """What is known of one conversation before it is sent anywhere."""
+    """What is known of one conversation before it is sent anywhere. Nobody changes it."""
 
     success: FloatArray
     """Success probability per arm, (k,); NaN where the prompt was not scored."""
@@ -45,17 +44,17 @@ class Prediction:
     """What the probe models' prefill of this prompt costs."""
     looks: int = 1
     """How many passes' activations were compared with the training prompts'."""
+    percentile: float | None = field(init=False)
+    """How unlike the training prompts this one is: the highest of the arms' activation percentiles, less what the
+    highest of several passes' would be anyway.
 
-    @cached_property
-    def percentile(self) -> float | None:
-        """How unlike the training prompts this one is: the highest of the arms' activation percentiles, less what the
-        highest of several passes' would be anyway.
+    Source: Šidák, "Rectangular confidence regions for the means of multivariate normal distributions", 1967. Of known
+    prompts p percent lie below p, as with one pass, if passes err independently; no fewer if they agree.
+    """
 
-        Source: Šidák, "Rectangular confidence regions for the means of multivariate normal distributions", 1967. Of
-        known prompts p percent lie below p, as with one pass, if passes err independently; no fewer if they agree.
-        """
+    def __post_init__(self) -> None:
         known = self.activation_percentile[~np.isnan(self.activation_percentile)]
-        return 100.0 * (float(known.max()) / 100.0) ** self.looks if len(known) else None
+        self.percentile = 100.0 * (float(known.max()) / 100.0) ** self.looks if len(known) else None
 
 
 @dataclass(frozen=True)

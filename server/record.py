@@ -79,7 +79,7 @@ class Record:
         duration_s = time.perf_counter() - self.began
         if sent is None:
             self.state.metrics.request("none", "none", path, status).inc()
-            self._log(status, duration_s, {})
+            self._log({"request_id": self.request_id, "code": status, "ms": _ms(duration_s)})
             return
         decision, tokens = sent.decision, self.tokens if status == 200 else None
         tally = self.state.tallies[decision.arm]
@@ -95,6 +95,9 @@ class Record:
         if ledger is not None:
             ledger.put(decision_row(self.request_id, sent, status, tokens, self.routing_s, duration_s, self.beginning))
         fields = {
+            "request_id": self.request_id,
+            "code": status,
+            "ms": _ms(duration_s),
             "arm": sent.arm.name,
             "policy": decision.policy,
             "path": decision.path,
@@ -105,12 +108,13 @@ class Record:
             "input_tokens": None if tokens is None else tokens[0],
             "output_tokens": None if tokens is None else tokens[1],
         }
-        self._log(status, duration_s, fields)
+        self._log(fields)
 
-    def _log(self, status: int, duration_s: float, fields: dict[str, Any]) -> None:
+    def _log(self, fields: dict[str, Any]) -> None:
+        """The one line of a request; never what it says."""
         if self.account is not None:
             fields["key"] = self.account.key.name
-        _log(self.request_id, status, duration_s, fields)
+        log_fields(logger, "request", fields)
 
     def _count_answer(self, tally: Tally, sent: Dispatch, probability: float | None) -> None:
         if probability is not None:
@@ -130,13 +134,12 @@ def count_unrouted(metrics: Metrics, request_id: str, status: int, path: str, du
         path: one of few words, such as score; none for what is refused.
     """
     metrics.request("none", "none", path, status).inc()
-    _log(request_id, status, duration_s, {"path": path})
+    log_fields(logger, "request", {"request_id": request_id, "code": status, "ms": _ms(duration_s), "path": path})
 
 
-def _log(request_id: str, status: int, duration_s: float, fields: dict[str, Any]) -> None:
-    """The one line of a request; never what it says."""
-    fields = {"request_id": request_id, "code": status, "ms": round(duration_s * 1e3, 1), **fields}
-    log_fields(logger, "request", fields)
+def _ms(seconds: float) -> float:
+    """Rounded to a tenth; `round` takes three times as long."""
+    return int(seconds * 1e4 + 0.5) / 10
 
 
 def _tokens(usage: dict[str, Any]) -> tuple[int, int]:
@@ -170,7 +173,7 @@ def decision_headers(state: State, request_id: str, routing_s: float, sent: Disp
     headers += sent.arm.headers
     headers += _words(decision.policy, decision.path, decision.flags)
     headers += [
-        (b"x-pika-expected-cost-usd", b"%.3g" % decision.cost[decision.arm]),
+        (b"x-pika-expected-cost-usd", b"%.3g" % decision.cost.item(decision.arm)),
         (b"x-pika-routing-ms", b"%.2f" % (routing_s * 1e3)),
         (b"x-pika-attempts", b"%d" % sent.attempts),
     ]

@@ -30,7 +30,7 @@ async def score(request: Request) -> Response:
     with state.admit() as watch:
         total_s = state.settings.limits.total_s
         watch.limit(total_s, lambda: TotalTimeError(total_s))
-        body = parse_json(await read_body(head, request.receive, state.settings, watch.body))
+        body = parse_json(await read_body(head, request.receive, state, watch.body))
         rendered = [await state.predictor.render_in_turn(messages) for messages in _conversations(body)]
         try:
             predictions = await state.predictor.score(rendered, state.engine)
@@ -55,7 +55,7 @@ async def route(request: Request) -> Response:
     with state.admit() as watch:
         total_s = state.settings.limits.total_s
         watch.limit(total_s, lambda: TotalTimeError(total_s))
-        chat = parse_chat(await read_body(head, request.receive, state.settings, watch.body), head)
+        chat = parse_chat(await read_body(head, request.receive, state, watch.body), head)
         decision = await decide(state, chat, dry=True)
     state.metrics.probe_cost.inc(decision.prediction.prefill_usd)
     arms = state.pool.arms

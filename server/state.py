@@ -1,9 +1,8 @@
 """All parts of one running gateway, built once in `app.py` and handed to every request."""
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +25,9 @@ from server.routing.experiment import Canary
 from server.routing.policies import Policies
 from server.routing.session import Sessions
 from server.routing.session_ledger import SessionLedger
+from server.sections.outcomes import Audit
+from server.sections.policy import RoutingField
+from server.sections.routing import Session, Shadow
 from server.tally import Tally
 from server.upstream.retry_budget import RetryBudget
 
@@ -38,9 +40,10 @@ TICK_S = 0.1
 """Requests' time limits are kept to that precision, and what a worker tells the others' scrapes is no older."""
 
 
-@dataclass
+@dataclass(slots=True)
 class State:
     settings: Settings
+    """What every request asks of them stands below, too: attributes of pydantic's models take ten times as long."""
     pool: Pool
     policies: Policies
     predictor: Predictor
@@ -76,20 +79,34 @@ class State:
     """Requests in flight."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is in flight."""
+    loop: asyncio.AbstractEventLoop = field(init=False)
+    """Once it serves, as what follows."""
+    tallies: list[Tally] = field(default_factory=list)
+    """By arm."""
+    bodies: Bodies = field(init=False)
+    most_in_flight: int = field(init=False)
+    most_body_bytes: int = field(init=False)
+    session: Session | None = field(init=False)
+    audit: Audit | None = field(init=False)
+    shadow: Shadow | None = field(init=False)
+    safe_arm: str | None = field(init=False)
+    allow_request: Sequence[RoutingField] = field(init=False)
+    keeps_prompts: bool = field(init=False)
+    """Whether the ledger does."""
+    _ticking: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.idle.set()
-        self.bodies = Bodies(self.settings.limits.bodies_mb)
-        self._ticking = False
+        settings, limits = self.settings, self.settings.limits
+        self.bodies = Bodies(limits.bodies_mb)
+        self.most_in_flight, self.most_body_bytes = limits.in_flight, int(limits.body_mb * 2**20)
+        self.session, self.audit, self.shadow = settings.session, settings.audit, settings.shadow
+        self.safe_arm, self.allow_request = settings.out_of_distribution.safe_arm, settings.allow_request
+        self.keeps_prompts = settings.ledger is not None and settings.ledger.prompts
 
     @property
     def in_flight(self) -> int:
         return len(self.admitted)
-
-    @cached_property
-    def tallies(self) -> list[Tally]:
-        """By arm; once requests come."""
-        return [Tally(i, self.pool.arms, self.metrics) for i in range(len(self.pool.arms))]
 
     def pass_on(self) -> None:
         """Have the metrics say all that has been counted."""
@@ -117,13 +134,12 @@ class State:
 
     def tick(self) -> None:
         """One timer looks after the time of all requests in flight: one for each would cost each microseconds."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self.loop.time()
         for admission in list(self.admitted):
             admission.check(now)
         self._ticking = bool(self.admitted)
         if self._ticking:
-            loop.call_later(TICK_S, self.tick)
+            self.loop.call_later(TICK_S, self.tick)
         self.pass_on()
 
     def watch_time(self) -> None:
@@ -145,13 +161,13 @@ class Admission(Watch):
     """
 
     def __init__(self, state: State) -> None:
-        super().__init__()
+        super().__init__(state.loop)
         self._state = state
         self.body = Held(state.bodies)
 
     def __enter__(self) -> Self:
         state = self._state
-        if len(state.admitted) >= state.settings.limits.in_flight:
+        if len(state.admitted) >= state.most_in_flight:
             raise OverloadedError("too many requests in flight (limits.in_flight); try again shortly")
         state.admitted.add(self)
         state.idle.clear()

@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from server.config import Settings
 from server.errors import (
     BadRequestError,
     BodyTooLargeError,
@@ -17,6 +16,7 @@ from server.errors import (
 from server.http.bodies import Held
 from server.http.head import RequestHead
 from server.http.loopback import LOCAL_PAGE
+from server.state import State
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -33,7 +33,7 @@ ENCODINGS = {
 """zlib's window bits by content-encoding; 0 where nothing is to be done."""
 
 
-async def read_body(head: RequestHead, receive: Receive, settings: Settings, held: Held | None = None) -> bytes:
+async def read_body(head: RequestHead, receive: Receive, state: State, held: Held) -> bytes:
     """The whole request body, decompressed.
 
     Args:
@@ -48,17 +48,15 @@ async def read_body(head: RequestHead, receive: Receive, settings: Settings, hel
         BadRequestError: it is not compressed as it says.
         ClientLeftError: the client left before its end.
     """
-    if head.origin and not settings.server.public and not LOCAL_PAGE.fullmatch(head.origin):
+    if head.origin and not state.settings.server.public and not LOCAL_PAGE.fullmatch(head.origin):
         raise ForeignPageError(head.origin.decode("latin-1"))
-    limits = settings.limits
-    limit = int(limits.body_mb * 1024 * 1024)
+    limit = state.most_body_bytes
     if head.content_length > limit:
-        raise BodyTooLargeError(limits.body_mb)
+        raise BodyTooLargeError(state.settings.limits.body_mb)
     bits = ENCODINGS.get(head.content_encoding)
     if bits is None:
         raise EncodingError(head.content_encoding.decode("latin-1"))
-    if held is not None:
-        held.expect(head.content_length)
+    held.expect(head.content_length)
     parts = []
     size = 0
     while True:
@@ -69,9 +67,8 @@ async def read_body(head: RequestHead, receive: Receive, settings: Settings, hel
         parts.append(part)
         size += len(part)
         if size > limit:
-            raise BodyTooLargeError(limits.body_mb)
-        if held is not None:
-            held.grow(size)
+            raise BodyTooLargeError(state.settings.limits.body_mb)
+        held.grow(size)
         if not message.get("more_body"):
             break
     body: bytes = part if len(parts) == 1 else b"".join(parts)
@@ -81,11 +78,10 @@ async def read_body(head: RequestHead, receive: Receive, settings: Settings, hel
         # In a thread: ten megabytes take a while.
         body = await asyncio.to_thread(_decompress, body, bits, limit)
     except OverflowError:
-        raise BodyTooLargeError(limits.body_mb) from None
+        raise BodyTooLargeError(state.settings.limits.body_mb) from None
     except zlib.error as error:
         raise BadRequestError(f"the body is not compressed as content-encoding says: {error}") from None
-    if held is not None:
-        held.grow(len(body))
+    held.grow(len(body))
     return body
 
 

@@ -26,7 +26,7 @@ from server.errors import (
 from server.http.cycle import Cycle, last_answer
 from server.http.deadline import HEARD_S, Deadline, waits_unread
 from server.http.head import read_head
-from server.http.request_parser import MAX_HEADERS, Part, RequestParser
+from server.http.request_parser import BODY, HEAD, IDLE, MAX_HEADERS, RequestParser
 from server.record import count_unrouted
 
 logger = logging.getLogger(__name__)
@@ -133,11 +133,11 @@ class Connection(RequestParser, asyncio.Protocol):
 
     def _look_after_time(self) -> None:
         """What has been delivered is read: from now on the client has so long for what is to come next."""
-        if self._part is Part.IDLE:
+        if self._part is IDLE:
             self._deadline.clear()
             if not self._cycles:  # nothing but line ends has come
                 self._deadline.set(self._idle_s)
-        elif self._part is Part.HEAD:
+        elif self._part is HEAD:
             if not self._timed:
                 self._timed, self._part_bytes = True, self._delivery_bytes
                 self._deadline.set(self._limits.head_s)
@@ -170,7 +170,7 @@ class Connection(RequestParser, asyncio.Protocol):
         """The gateway drains: a request that has begun to come is still answered."""
         if self._cycles:
             self._cycles[-1].keep_alive = False
-        elif self._part is Part.IDLE or self._ended:
+        elif self._part is IDLE or self._ended:
             self.close()
 
     # Called by the parser
@@ -215,7 +215,7 @@ class Connection(RequestParser, asyncio.Protocol):
         if self._ended or self.transport.is_closing():
             return
         if not cycle.keep_alive:
-            if self._part is Part.IDLE or self.live.draining:
+            if self._part is IDLE or self.live.draining:
                 self.close()
             else:
                 self._end()
@@ -223,7 +223,7 @@ class Connection(RequestParser, asyncio.Protocol):
         self.go_on_reading()
         if self._cycles:
             self._start(self._cycles[0])
-        elif self._part is Part.IDLE:
+        elif self._part is IDLE:
             self._deadline.set(self._idle_s)
 
     def close(self) -> None:
@@ -239,7 +239,7 @@ class Connection(RequestParser, asyncio.Protocol):
 
     def tell(self, error: GatewayError) -> None:
         """An error, then the end. It counts as a request that nothing was chosen for."""
-        request_id = read_head(self._headers if self._part is not Part.IDLE else ()).request_id
+        request_id = read_head(self._headers if self._part is not IDLE else ()).request_id
         self._write_error(error, request_id)
         count_unrouted(self.live.metrics, request_id, error.status, "none")
 
@@ -255,14 +255,14 @@ class Connection(RequestParser, asyncio.Protocol):
                 self._deadline.set(LINGER_S)
             else:
                 self.transport.abort()
-        elif self._part is Part.IDLE:
+        elif self._part is IDLE:
             if waits_unread(self.transport):  # who asks in the last moment is answered
                 self._deadline.set(HEARD_S)
             else:
                 self._end()
         elif self._reading_paused:  # it is us who do not read
-            self._deadline.set(self._limits.head_s if self._part is Part.HEAD else self._limits.body_s)
-        elif self._part is Part.HEAD:
+            self._deadline.set(self._limits.head_s if self._part is HEAD else self._limits.body_s)
+        elif self._part is HEAD:
             self._refuse(SlowHeadError(self._limits.head_s))
         else:
             self._refuse(SlowBodyError(self._limits.body_s))
@@ -272,7 +272,7 @@ class Connection(RequestParser, asyncio.Protocol):
         self._refused, self._part_bytes = True, 0
         self._deadline.clear()
         self.live.metrics.refused.labels(error.status).inc()
-        if self._part is Part.BODY:
+        if self._part is BODY:
             assert self._incoming is not None
             if self._incoming.complete:
                 self._end()
@@ -281,7 +281,7 @@ class Connection(RequestParser, asyncio.Protocol):
         elif self._cycles:
             self._cycles[-1].keep_alive = False
             self.pause_reading()
-        elif self._part is Part.HEAD or not isinstance(error, OverloadedError):
+        elif self._part is HEAD or not isinstance(error, OverloadedError):
             self.tell(error)
         else:  # nobody has asked anything yet
             self._write_error(error, read_head(()).request_id)

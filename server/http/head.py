@@ -104,7 +104,9 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
             head.secret = head.secret or value.strip()
         elif name == b"connection":
             listed |= _listed(value)
-    head.passed = b"".join([b"%b: %b\r\n" % line for line in passed if line[0] not in listed])
+    if listed:
+        passed = [line for line in passed if line[0] not in listed]
+    head.passed = b"\r\n".join([*map(b": ".join, passed), b""])
     head.request_id = head.request_id or new_id()
     return head
 
@@ -117,7 +119,7 @@ def bearer_token(authorization: bytes) -> bytes:
 
 def new_id() -> str:
     """Begins with the time, so that a database's index of such ids grows at its end alone."""
-    return f"{time.time_ns() // 1_000_000:012x}{_random_hex()}"
+    return (time.time_ns() // 1_000_000).to_bytes(6, "big").hex() + _random_hex()
 
 
 def _random_hex() -> str:

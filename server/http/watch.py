@@ -21,18 +21,21 @@ class Client(Protocol):
 class Watch:
     """Cancels the task that serves a request once its time is up or its client leaves.
 
-    with Watch() as watch:
+    with Watch(loop) as watch:
         watch.limit(60, lambda: TotalTimeError(60))
         ...
         watch.client(connection)
+
+    Args:
+        loop: the running one; to ask for it is a system call.
 
     Raises:
         GatewayError: the one that `limit` was given; the block has ended by then.
         ClientLeftError: the client left; the same.
     """
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._due = inf
         self._too_late: Callable[[], GatewayError]
         self._client: Client | None = None
@@ -65,7 +68,7 @@ class Watch:
         self.end(ClientLeftError())
 
     def __enter__(self) -> Self:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._task = task
         return self

@@ -126,4 +126,4 @@ def estimated_tokens(request: ChatRequest, pool: Pool) -> int:
         limit = request.body.get(name)
         if isinstance(limit, int) and limit > 0:
             answer = min(answer or limit, limit)
-    return request.size // BYTES_PER_TOKEN + (answer or int(pool.wordiest_tokens))
+    return request.size // BYTES_PER_TOKEN + (answer or pool.wordiest_tokens)

@@ -49,7 +49,7 @@ class Buckets:
         self.clock = clock
         self._file: int | None = None
         self._slots: dict[bytes, int] = {}
-        """Where a key's slot was last."""
+        """Where in `_numbers` a key's slot was last."""
         size = SLOTS * SLOT.size
         if file is None:
             self._memory: bytearray | mmap.mmap = bytearray(size)
@@ -57,11 +57,11 @@ class Buckets:
             self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
             os.ftruncate(self._file, size)
             self._memory = mmap.mmap(self._file, size)
-        self._full_at = memoryview(self._memory).cast("d")
+        self._numbers = memoryview(self._memory).cast("d")
         """The same memory as numbers, which are read and written in one go."""
 
     def close(self) -> None:
-        self._full_at.release()
+        self._numbers.release()
         if isinstance(self._memory, mmap.mmap):
             self._memory.close()
         if self._file is not None:
@@ -73,15 +73,16 @@ class Buckets:
         Returns:
             Seconds until the bucket is full again, what was taken included; more than a minute where it was not.
         """
-        now = self.clock()
+        clock, numbers = self.clock, self._numbers
+        now = clock()
         at = self._lock(owner, now) + PLACES[kind]
         try:
-            full_at = self._full_at[at]
+            full_at = numbers[at]
             after = (full_at if full_at > now else now) + cost_s
             ahead_s = after - now
             if ahead_s > MINUTE_S + ROUNDING_S:
                 return ahead_s
-            self._full_at[at] = after
+            numbers[at] = after
             return ahead_s if ahead_s < MINUTE_S else MINUTE_S
         finally:
             if self._file is not None:
@@ -89,10 +90,14 @@ class Buckets:
 
     def correct(self, owner: bytes, kind: Kind, cost_s: float) -> None:
         """Take more, whether it is there or not, or give back (less than 0)."""
-        now = self.clock()
+        clock, numbers = self.clock, self._numbers
+        now = clock()
         at = self._lock(owner, now) + PLACES[kind]
         try:
-            self._full_at[at] = min(max(self._full_at[at], now) + cost_s, now + MAX_DEBT_S)
+            full_at = numbers[at]
+            after = (full_at if full_at > now else now) + cost_s
+            latest = now + MAX_DEBT_S
+            numbers[at] = after if after < latest else latest
         finally:
             if self._file is not None:
                 self._unlock()
@@ -102,22 +107,25 @@ class Buckets:
         now = self.clock()
         at = self._lock(owner, now) + PLACES[kind]
         try:
-            return max(0.0, self._full_at[at] - now)
+            return max(0.0, self._numbers[at] - now)
         finally:
             if self._file is not None:
                 self._unlock()
 
     def _lock(self, owner: bytes, now: float) -> int:
-        """Until `_unlock` no other process reads or writes; returns where in `_full_at` the owner's slot is.
+        """Until `_unlock` no other process reads or writes; returns where in `_numbers` the owner's slot is.
 
-        The kernel unlocks for whoever is killed. One process alone needs no lock: it has no second thread here.
+        The kernel unlocks for whoever is killed. One process alone needs no lock: it has no second thread here, and
+        nobody else gives its slots away.
         """
+        at = self._slots.get(owner, -1)
         if self._file is not None:
             fcntl.flock(self._file, fcntl.LOCK_EX)
-        at = self._slots.get(owner, -1)
-        if at < 0 or self._memory[at : at + 16] != owner:
-            at = self._slots[owner] = self._find(owner, now)
-        return at // NUMBER_BYTES
+            if at >= 0 and self._memory[at * NUMBER_BYTES : at * NUMBER_BYTES + 16] != owner:
+                at = -1
+        if at < 0:
+            at = self._slots[owner] = self._find(owner, now) // NUMBER_BYTES
+        return at
 
     def _unlock(self) -> None:
         assert self._file is not None
@@ -137,6 +145,7 @@ class Buckets:
             if whose == EMPTY:
                 break
         assert free >= 0, "there are more slots than keys"
+        self._slots.pop(bytes(self._memory[free : free + 16]), None)
         SLOT.pack_into(self._memory, free, owner, 0.0, 0.0)
         return free
 
@@ -172,7 +181,8 @@ class Meter:
         limit = self._requests if kind == "requests" else self._tokens
         if limit is None:
             return 0.0
-        amount = min(amount, limit)  # what is more than a full bucket has to wait for a full one
+        if amount > limit:  # what is more than a full bucket has to wait for a full one
+            amount = limit
         cost_s = amount * MINUTE_S / limit
         ahead_s = self._buckets.take(self._owner, kind, cost_s)
         refused = ahead_s > MINUTE_S

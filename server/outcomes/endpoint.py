@@ -46,7 +46,7 @@ async def outcomes(request: Request) -> Response:
     state = current(request.scope)
     head = read_head(request.scope["headers"])
     with state.admit() as watch:
-        body = parse_json(await read_body(head, request.receive, state.settings, watch.body))
+        body = parse_json(await read_body(head, request.receive, state, watch.body))
     outcome = _outcome(body, key_of(request.scope))
     if state.outcomes is None or state.settings.ledger is None:
         raise LedgerOffError

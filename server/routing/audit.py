@@ -28,7 +28,7 @@ def audited(state: State, request: ChatRequest, decision: Decision) -> Decision:
 
     Nothing is audited where one arm alone can serve the request, or where a tool's result goes back to its caller.
     """
-    audit = state.settings.audit
+    audit = state.audit
     if audit is None or (request.messages and request.messages[-1].get("role") in TOOL_ROLES):
         return decision
     able = np.flatnonzero(decision.allowed).tolist()

@@ -50,7 +50,7 @@ async def decide(state: State, request: ChatRequest, dry: bool = False) -> Decis
             f"model {request.model[:100]!r} does not exist: use 'auto', or an arm: {', '.join(names)}", "model"
         )
     alias = "auto" if pinned is not None else request.model
-    knobs = parse_knobs(request.body, request.head.knobs, alias, state.settings.allow_request, names)
+    knobs = parse_knobs(request.body, request.head.knobs, alias, state.allow_request, names)
     key = request.head.key
     if key is not None:
         knobs = key.permit(knobs, None if pinned is None else request.model, state.policies.name)
@@ -60,7 +60,7 @@ async def decide(state: State, request: ChatRequest, dry: bool = False) -> Decis
         decision = await _route(state, request, knobs, dry)
         return decision if may_fall_back else replace(decision, chooser=None)
     conversation = None
-    if state.settings.session is not None and state.sessions is not None and request.messages:
+    if state.session is not None and state.sessions is not None and request.messages:
         conversation = await _conversation(state, request, pinned=True)
     decision = _pin(state, request, pinned, conversation)
     if may_fall_back:
@@ -87,7 +87,7 @@ async def _route(state: State, request: ChatRequest, knobs: dict[str, Any], dry:
     trial = None if knobs or conversation is None else state.canary
     candidate = None if trial is None else _course(trial.policies, {}, max_cost_usd)
 
-    scored = course.policy.needs_success or state.settings.out_of_distribution.safe_arm is not None
+    scored = course.policy.needs_success or state.safe_arm is not None
     if candidate is not None:
         scored = scored or candidate.policy.needs_success  # for both groups, which are compared
     rendered = None
@@ -127,7 +127,7 @@ async def _conversation(state: State, request: ChatRequest, pinned: bool = False
     conversation = conversation_of(request, None if key is None else key.name)
     if pinned:  # where it goes is said: no turn that another worker may have answered is waited for
         conversation = replace(conversation, tool_result=False)
-    minutes = (state.settings.session or SESSION).minutes
+    minutes = (state.session or SESSION).minutes
     kept = state.sessions.find(conversation, minutes)
     if state.session_ledger is not None:
         kept = await state.session_ledger.later(conversation, kept, minutes)
@@ -148,7 +148,7 @@ def _unavailable(case: Case, policy: str, reason: str) -> Decision:
     """Probabilities are missing: a conversation stays where it is, shadow mode needs none; else the configured arm
     where it can serve the request, else 503."""
     state = case.state
-    shadowing, path = state.settings.shadow, "probe-unavailable"
+    shadowing, path = state.shadow, "probe-unavailable"
     name = state.settings.engine.when_unavailable if shadowing is None else shadowing.arm
     arm = None if name == 503 else state.pool.index(str(name))
     if shadowing is None and (stays := case.stays_at()) is not None:

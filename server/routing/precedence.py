@@ -39,7 +39,7 @@ class Case:
     def stays_at(self) -> int | None:
         """The arm that the conversation is on, where it can take this request too. After an audit, tools' results go
         to the arm that asked for them, and everything else back to where the conversation was."""
-        if self.state.settings.session is None or self.conversation is None or self.conversation.kept is None:
+        if self.state.session is None or self.conversation is None or self.conversation.kept is None:
             return None
         kept = self.conversation.kept
         arm = self.state.pool.index(kept.last if self.conversation.tool_result else kept.arm)
@@ -90,11 +90,11 @@ def sticky(case: Case, decision: Decision, path: str = "sticky") -> Decision:
         return decision
     if stays == decision.arm:
         return replace(decision, path=path, **CERTAIN)
-    assert case.state.settings.session is not None
+    assert case.state.session is not None
     assert decision.chooser is not None
     arms = np.array([decision.arm, stays])
     [gain] = decision.chooser.gain(case.prediction.success[None], case.cost[None], arms[:1], arms[1:])
-    if gain > case.state.settings.session.margin:
+    if gain > case.state.session.margin:
         return decision
     return decision.moved(case.state, case.request, stays, path, **CERTAIN)
 
@@ -102,7 +102,7 @@ def sticky(case: Case, decision: Decision, path: str = "sticky") -> Decision:
 def safe(case: Case, decision: Decision) -> Decision:
     """What is out of distribution goes to the safe arm, where there is one that can serve it."""
     state = case.state
-    name = state.settings.out_of_distribution.safe_arm
+    name = state.safe_arm
     if name is None or not state.predictor.out_of_distribution(case.prediction):
         return decision
     arm = state.pool.index(name)
@@ -138,7 +138,7 @@ def tool_result(case: Case, decision: Decision) -> Decision:
 
 def shadow(case: Case, decision: Decision) -> Decision:
     """All goes to the shadow mode's arm where it can; `policy_arm` is where it would have gone."""
-    section = case.state.settings.shadow
+    section = case.state.shadow
     arm = None if section is None else case.state.pool.index(section.arm)
     if arm is None or not case.servable[arm]:
         return decision

@@ -40,6 +40,9 @@ class Want(IntEnum):
     ALL = 3
 
 
+NOTHING, HEAD, SOME, ALL = Want  # an enum's attribute takes ten times as long as a name
+
+
 class Connection(asyncio.Protocol):
     """Carries one exchange at a time.
 
@@ -63,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
-        self._want = Want.NOTHING
+        self._want = NOTHING
         self._busy = False
         self._reset()
 
@@ -86,6 +89,10 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(request)
 
+    def until(self, seconds: float) -> float:
+        """The loop time that it will be then."""
+        return self._loop.time() + seconds
+
     async def head(self, until: float) -> None:
         """Wait for status and headers, until a loop time.
 
@@ -93,7 +100,7 @@ class Connection(asyncio.Protocol):
             ExchangeError
         """
         while not self._head:
-            await self._wait(Want.HEAD, until)
+            await self._wait(HEAD, until)
 
     async def some(self, until: float) -> bytes:
         """The body's next bytes, all that have come; none at its end.
@@ -107,12 +114,12 @@ class Connection(asyncio.Protocol):
             if self._complete:
                 return b""
             # As in `_wait`, which would be one more coroutine for each of a stream's chunks.
-            self._want, self.deadline = Want.SOME, until
+            self._want, self.deadline = SOME, until
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
-                self._waiter, self._want, self.deadline = None, Want.NOTHING, inf
+                self._waiter, self._want, self.deadline = None, NOTHING, inf
         return self._taken()
 
     @property
@@ -128,7 +135,7 @@ class Connection(asyncio.Protocol):
         """
         self._limit = limit
         while not self._complete or self._failure is not None:
-            await self._wait(Want.ALL, until)
+            await self._wait(ALL, until)
         return self._taken()
 
     def _taken(self) -> bytes:
@@ -144,7 +151,7 @@ class Connection(asyncio.Protocol):
     async def _wait(self, want: Want, until: float) -> None:
         if self._failure is not None:
             raise self._failure
-        if self._paused and want is Want.ALL:
+        if self._paused and want is ALL:
             self._paused = False
             self._transport.resume_reading()
         self._want, self.deadline = want, until
@@ -152,7 +159,7 @@ class Connection(asyncio.Protocol):
         try:
             await self._waiter
         finally:
-            self._waiter, self._want, self.deadline = None, Want.NOTHING, inf
+            self._waiter, self._want, self.deadline = None, NOTHING, inf
 
     def finish(self) -> None:
         """The exchange is over. An answer that was not read to its end is cut off, which cancels its generation."""
@@ -191,8 +198,8 @@ class Connection(asyncio.Protocol):
             waiter.set_exception(self._failure)
         elif (
             self._complete
-            or (self._want is Want.HEAD and self._head)
-            or (self._want is Want.SOME and self._chunks)
+            or (self._want is HEAD and self._head)
+            or (self._want is SOME and self._chunks)
         ):  # fmt: skip
             waiter.set_result(None)
 
@@ -219,7 +226,7 @@ class Connection(asyncio.Protocol):
     def _bound(self) -> None:
         if not self._head:
             self._fail_for_head()
-        elif self._want is not Want.ALL:
+        elif self._want is not ALL:
             if self._size > HIGH_WATER_BYTES and not self._paused:
                 self._paused = True
                 self._transport.pause_reading()

@@ -1,6 +1,5 @@
 """One upstream exchange: the request's bytes out, the answer's bytes back."""
 
-import asyncio
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,7 +60,7 @@ class Rest:
 
     def until(self) -> float:
         """The loop time by which the next bytes must have come."""
-        return asyncio.get_running_loop().time() + self.between_chunks_s
+        return self.connection.until(self.between_chunks_s)
 
     def failed(self, error: ExchangeError) -> str:
         """What became of it, for people."""
@@ -105,7 +104,7 @@ async def _exchange(
     replica: Replica, request: bytes, timeouts: Timeouts, stream: bool, first_byte_s: float, fresh: bool
 ) -> Answer:
     connection = await replica.upstream.send(request, timeouts.connect_s, fresh)
-    until = asyncio.get_running_loop().time() + first_byte_s
+    until = connection.until(first_byte_s)
     kept = False
     try:
         if stream:
@@ -120,7 +119,7 @@ async def _exchange(
                 kept = True
                 return Answer(200, head, first, Rest(connection, replica, timeouts.between_chunks_s))
             # One document after all: of no use to anybody before its end, and it may still be generated.
-            until = asyncio.get_running_loop().time() + timeouts.total_s
+            until = connection.until(timeouts.total_s)
         body = await connection.whole(MAX_ANSWER_BYTES, until)
         if connection.status > 599:
             raise BrokenError(f"answered with the code {connection.status}, which HTTP does not have")

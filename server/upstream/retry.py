@@ -23,7 +23,7 @@ from server.pool import Arm
 from server.routing.decision import Decision
 from server.state import State
 from server.upstream.relay import Answer, AttemptError, post
-from server.upstream.replica import Replica, Wellness, choose
+from server.upstream.replica import SET_ASIDE, UNHEALTHY, WELL, Replica, Wellness, choose
 from server.upstream.sse import ask_for_usage
 
 logger = logging.getLogger(__name__)
@@ -112,13 +112,13 @@ async def dispatch(sent: Dispatch, request_id: str, watch: Watch) -> Answer:
     failure: AttemptError | None = None
     first = last = sent.decision
     here = 0  # attempts for this arm that reached a replica
-    worst = Wellness.WELL
+    worst = WELL
     _limit(sent, watch, 0.0)
     while True:
         while (replica := _choose(sent, tried, here, now, worst)) is None:
             considered += sent.arm.model.replicas
             following = sent.decision.fallback(state, request)
-            if following is None and worst < (Wellness.UNHEALTHY if failure is None else Wellness.SET_ASIDE):
+            if following is None and worst < (UNHEALTHY if failure is None else SET_ASIDE):
                 # Nobody is left who is well. What is unhealthy may keep one waiting, which is worse than an error.
                 following, worst = first, Wellness(worst + 1)
             if following is None:
@@ -181,7 +181,7 @@ def _choose(sent: Dispatch, tried: list[Replica], here: int, now: float, worst: 
 def _kept(sent: Dispatch) -> str | None:
     """The replica that the conversation is on."""
     conversation = sent.decision.conversation
-    if sent.state.settings.session is None or conversation is None or conversation.kept is None:
+    if sent.state.session is None or conversation is None or conversation.kept is None:
         return None
     return conversation.kept.replica
 
