@@ -9,10 +9,10 @@ from server.chat_request import ChatRequest, parse_chat
 from server.errors import INTERNAL_ERROR, GatewayError, ProbeUnavailableError, UpstreamError
 from server.http.asgi import Receive, Scope, Send, read_body, send_error, send_whole
 from server.http.bodies import SMALL_BYTES
-from server.http.head import Headers, RequestHead, read_head
+from server.http.head import Headers, Lines, RequestHead, read_head
 from server.http.watch import Client
 from server.ledger.row import BEGINNING_BYTES
-from server.record import Record, decision_headers
+from server.record import Record, decision_lines
 from server.routing.decide import decide
 from server.routing.knobs import DEBUG_HEADER
 from server.state import Admission, State, current
@@ -107,7 +107,7 @@ class Exchange:
     async def _relay_whole(self, answer: Answer) -> None:
         self.started = self.whole = True
         self.record.used(answer.usage)
-        await send_whole(self.send, answer.status, self._all_headers(answer), answer.body)
+        await send_whole(self.send, answer.status, self._passed(answer), answer.body, self._lines())
         self.record.finish(answer.status)
 
     async def _relay_stream(self, sent: Dispatch, answer: Answer, rest: Rest, drop_usage: bool) -> None:
@@ -116,10 +116,10 @@ class Exchange:
         feed = events.feed if answer.head.has_events else bytes
         self.started, self.whole = True, not answer.head.has_events
         self.record.first_byte()
-        headers = self._all_headers(answer)
+        start = {"type": "http.response.start", "status": answer.status, "headers": self._passed(answer)}
         connection, data = rest.connection, answer.body
         try:
-            await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await self.send({**start, "lines": self._lines()})
             while data:
                 passed = feed(data)
                 if connection.ended:
@@ -152,15 +152,17 @@ class Exchange:
                     self.connection.close_soon()
                     await self.send({"type": "http.response.body", "body": error_event(error.body())})
                 else:
-                    await send_error(self.send, error, self._headers())
+                    await send_error(self.send, error, self._lines())
 
-    def _all_headers(self, answer: Answer) -> Headers:
+    def _passed(self, answer: Answer) -> Headers:
+        """The upstream's headers that the client gets."""
         passed, account = answer.head.passed, self.record.account
         if account is not None and account.meter is not None:  # the upstream's limits are not the client's
             passed = [line for line in passed if line[0][:12] != b"x-ratelimit-"]
-        return passed + self._headers()
+        return passed
 
-    def _headers(self) -> Headers:
+    def _lines(self) -> Lines:
+        """Our own headers."""
         record = self.record
-        headers = decision_headers(self.state, self.request_id, record.routing_s, record.sent, self.debug)
-        return headers if record.account is None else headers + record.account.headers()
+        lines = decision_lines(self.state, self.request_id, record.routing_s, record.sent, self.debug)
+        return lines if record.account is None else lines + record.account.lines()

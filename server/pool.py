@@ -15,7 +15,7 @@ from probes.reference import load_probe
 from routing_policies.base import BoolArray
 from routing_policies.costs import tier_cost
 from server.config import ConfigError, Settings
-from server.http.head import Headers
+from server.http.head import Lines, lines_of
 from server.sections.pool import Arm as ArmSettings
 from server.sections.pool import ArmLimits, Capability, Prices
 from server.sections.pool import Model as ModelSettings
@@ -76,8 +76,8 @@ class Arm:
     """Whether bodies reach it as they are."""
     probe_name: str | None = field(init=False)
     """The probe and its very weights, as headers and metrics name it."""
-    headers: Headers = field(init=False)
-    """What answers say of it."""
+    lines: Lines = field(init=False)
+    """The headers by which answers say of it."""
     uncalibrated: bool = field(init=False)
     """Whether the success probability is not known to be that of one answer."""
 
@@ -86,12 +86,10 @@ class Arm:
         artifact = self.artifact
         self.probe_name = None if artifact is None else f"{artifact.card.probe_name}@{artifact.revision}"
         self.uncalibrated = artifact is None or artifact.card.calibration.of != "success"
-        self.headers = [
-            (b"x-pika-arm", self.name.encode()),
-            (b"x-model-router-selected-model", self.model.name.encode()),
-        ]
+        headers = [(b"x-pika-arm", self.name.encode()), (b"x-model-router-selected-model", self.model.name.encode())]
         if self.probe_name is not None:
-            self.headers.append((b"x-pika-probe", self.probe_name.encode("latin-1", "replace")))
+            headers.append((b"x-pika-probe", self.probe_name.encode("latin-1", "replace")))
+        self.lines = lines_of(headers)
 
     def cost_usd(self, input_tokens: float, output_tokens: float) -> float:
         """USD of one answer."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from server.http.head import Headers
+from server.http.head import Lines, lines_of
 from server.kept import decision_row
 from server.keys.account import Account
 from server.log import log_fields
@@ -156,34 +156,28 @@ def _count(usage: dict[str, Any], key: str) -> int:
 
 
 @lru_cache(maxsize=256)
-def _words(policy: str, path: str, flags: tuple[str, ...]) -> Headers:
-    return [
-        (b"x-pika-policy", policy.encode()),
-        (b"x-pika-path", path.encode()),
-        (b"x-pika-flags", ",".join(flags).encode()),
-    ]
+def _words(policy: str, path: str, flags: tuple[str, ...]) -> Lines:
+    headers = {b"policy": policy, b"path": path, b"flags": ",".join(flags)}
+    return lines_of((b"x-pika-" + name, value.encode()) for name, value in headers.items())
 
 
-def decision_headers(state: State, request_id: str, routing_s: float, sent: Dispatch | None, debug: bool) -> Headers:
+def decision_lines(state: State, request_id: str, routing_s: float, sent: Dispatch | None, debug: bool) -> Lines:
     """The `x-pika-*` headers, sent before the first byte of every answer."""
-    headers = [(b"x-request-id", request_id.encode())]
+    lines = b"x-request-id: %b\r\n" % request_id.encode()
     if sent is None:
-        return headers
+        return lines
     decision = sent.decision
-    headers += sent.arm.headers
-    headers += _words(decision.policy, decision.path, decision.flags)
-    headers += [
-        (b"x-pika-expected-cost-usd", b"%.3g" % decision.cost.item(decision.arm)),
-        (b"x-pika-routing-ms", b"%.2f" % (routing_s * 1e3)),
-        (b"x-pika-attempts", b"%d" % sent.attempts),
-    ]
+    lines += sent.arm.lines + _words(decision.policy, decision.path, decision.flags)
+    lines += b"x-pika-expected-cost-usd: %.3g\r\nx-pika-routing-ms: %.2f\r\nx-pika-attempts: %d\r\n" % (
+        decision.cost.item(decision.arm), routing_s * 1e3, sent.attempts,
+    )  # fmt: skip
     if decision.path == "shadow" or decision.policy_arm != decision.arm:
-        headers.append((b"x-pika-policy-arm", state.pool.names[decision.policy_arm].encode()))
+        lines += b"x-pika-policy-arm: %b\r\n" % state.pool.names[decision.policy_arm].encode()
     probability = decision.success_probability
     if probability is not None:
-        headers.append((b"x-pika-success-probability", b"%.4f" % probability))
+        lines += b"x-pika-success-probability: %.4f\r\n" % probability
     if debug:
         known = zip(state.pool.names, decision.prediction.success, strict=True)
         text = ",".join(f"{name}={value:.4f}" for name, value in known if not np.isnan(value))
-        headers.append((b"x-pika-success-probabilities", text.encode()))
-    return headers
+        lines += b"x-pika-success-probabilities: %b\r\n" % text.encode()
+    return lines

@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from server.errors import (
@@ -14,14 +14,13 @@ from server.errors import (
     GatewayError,
 )
 from server.http.bodies import Held
-from server.http.head import RequestHead
+from server.http.head import Headers, Lines, RequestHead
 from server.http.loopback import LOCAL_PAGE
 from server.state import State
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-RawHeaders = Iterable[tuple[bytes, bytes]]
 
 ENCODINGS = {
     b"": 0,
@@ -102,13 +101,21 @@ def _decompress(body: bytes, bits: int, limit: int) -> bytes:
     return data
 
 
-async def send_whole(send: Send, status: int, headers: RawHeaders, body: bytes) -> None:
-    """Send an answer that is complete."""
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+async def send_whole(send: Send, status: int, headers: Headers, body: bytes, lines: Lines = b"") -> None:
+    """Send an answer that is complete.
+
+    Args:
+        lines: further headers.
+    """
+    headers = [*headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers, "lines": lines})
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: GatewayError, headers: RawHeaders = ()) -> None:
-    """Send OpenAI's error JSON."""
-    await send_whole(send, error.status, [*error.headers(), *headers], error.body())
+async def send_error(send: Send, error: GatewayError, lines: Lines = b"") -> None:
+    """Send OpenAI's error JSON.
+
+    Args:
+        lines: headers beside the error's own.
+    """
+    await send_whole(send, error.status, error.headers(), error.body(), lines)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 Headers = list[tuple[bytes, bytes]]
 """Names in lower case, as ASGI has them; repeated ones each for itself, in order."""
 
+Lines = bytes
+"""Headers as they are sent, each with its line's end. Nobody looks at them any more: where they come from they were
+looked at, by `lines_of`, or are ours word for word."""
+
 OURS = b"x-pika-"
 HOP_BY_HOP = (
     b"connection",
@@ -68,8 +72,8 @@ class RequestHead:
     """What the secret opens, once it has been checked; None where nothing asks for keys."""
     knobs: dict[str, str] = field(default_factory=dict)
     """The `x-pika-*` headers."""
-    passed: bytes = b""
-    """The lines that the upstream gets, in their order: ours, the hop's and the client's key are taken out."""
+    passed: Lines = b""
+    """What the upstream gets, in their order: ours, the hop's and the client's key are taken out."""
 
 
 def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
@@ -106,9 +110,21 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
             listed |= _listed(value)
     if listed:
         passed = [line for line in passed if line[0] not in listed]
-    head.passed = b"\r\n".join([*map(b": ".join, passed), b""])
+    head.passed = b"\r\n".join([*map(b": ".join, passed), b""])  # the parser lets no line's end through
     head.request_id = head.request_id or new_id()
     return head
+
+
+def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> Lines:
+    """
+    Raises:
+        ValueError: a header has a line's end in it, and could pass for several.
+    """
+    lines = [*map(b": ".join, headers), b""]
+    data, ends = b"\r\n".join(lines), len(lines) - 1
+    if data.count(b"\n") != ends or data.count(b"\r") != ends or b"\0" in data:
+        raise ValueError("a header has a line's end in it")
+    return data
 
 
 def bearer_token(authorization: bytes) -> bytes:

@@ -93,7 +93,7 @@ class _Answer:
             if not own:
                 headers.append((b"x-request-id", request_id.encode()))
             if self._account is not None:
-                headers += self._account.headers()
+                message["lines"] = self._account.lines()
             self._count(request_id, message["status"])
             message = {**message, "headers": headers}
         await self._send(message)

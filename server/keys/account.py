@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from server.chat_request import ChatRequest
 from server.errors import BudgetError, BudgetUnavailableError, RateLimitError
-from server.http.head import Headers
+from server.http.head import Lines
 from server.keys.known import Key
 from server.keys.rate_limit import Buckets, Meter
 from server.keys.spending import most_pico_usd, pico_usd
@@ -114,9 +114,9 @@ class Account:
                 spent = pico_usd(arm, *self.usage)
             self.budgets.settle(self._claim, self._lost + spent)
 
-    def headers(self) -> Headers:
+    def lines(self) -> Lines:
         """What every answer says of the limits."""
-        return [] if self.meter is None else self.meter.headers()
+        return b"" if self.meter is None else self.meter.lines()
 
 
 def estimated_tokens(request: ChatRequest, pool: Pool) -> int:

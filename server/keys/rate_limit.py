@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from server.http.head import Headers
+from server.http.head import Lines
 
 MINUTE_S = 60.0
 MAX_DEBT_S = 24 * 3600.0
@@ -31,10 +31,8 @@ Kind = Literal["requests", "tokens"]
 PLACES: dict[Kind, int] = {"requests": 2, "tokens": 3}
 """Of the buckets in a slot, counted in numbers of 8 bytes."""
 NUMBER_BYTES = 8
-HEADERS: dict[Kind, list[bytes]] = {
-    kind: [b"x-ratelimit-%b-%b" % (what, kind.encode()) for what in (b"limit", b"remaining", b"reset")]
-    for kind in PLACES
-}
+STANDING = "x-ratelimit-limit-{0}: %d\r\nx-ratelimit-remaining-{0}: %d\r\nx-ratelimit-reset-{0}: %b\r\n"
+LINES: dict[Kind, bytes] = {kind: STANDING.format(kind).encode() for kind in PLACES}
 
 
 class Buckets:
@@ -200,22 +198,21 @@ class Meter:
             self._buckets.correct(self._owner, "tokens", (tokens - self._charged) * MINUTE_S / self._tokens)
             self._charged = tokens
 
-    def headers(self) -> Headers:
-        """OpenAI's `x-ratelimit-*`, as this request found it."""
-        headers: Headers = []
+    def lines(self) -> Lines:
+        """OpenAI's `x-ratelimit-*` headers, as this request found it."""
+        lines = b""
         if self._requests is not None:
-            headers += self._standing("requests", self._requests, self._requests_ahead)
+            lines += self._standing("requests", self._requests, self._requests_ahead)
         if self._tokens is not None:
-            headers += self._standing("tokens", self._tokens, self._tokens_ahead)
-        return headers
+            lines += self._standing("tokens", self._tokens, self._tokens_ahead)
+        return lines
 
-    def _standing(self, kind: Kind, limit: int, ahead_s: float) -> tuple[tuple[bytes, bytes], ...]:
+    def _standing(self, kind: Kind, limit: int, ahead_s: float) -> Lines:
         """The limit, what is left, and in what time all of it will be."""
         if ahead_s == UNKNOWN:
             ahead_s = min(self._buckets.ahead_s(self._owner, kind), MINUTE_S)
         left = (MINUTE_S - ahead_s) * limit / MINUTE_S + ROUNDING_S
-        names = HEADERS[kind]
-        return (names[0], b"%d" % limit), (names[1], b"%d" % left), (names[2], duration(ahead_s))
+        return LINES[kind] % (limit, left, duration(ahead_s))
 
 
 def duration(seconds: float) -> bytes:
