@@ -29,8 +29,6 @@ from offline.bench.servers import Server, ServerError, one_process
 from offline.progress import bars
 
 T = TypeVar("T")
-ROUNDS = 3
-"""Of the closed loop."""
 AT_RATES: tuple[Kind, ...] = ("request", "stream")
 """What the open loop asks for."""
 EXAMPLES = """examples:
@@ -52,8 +50,11 @@ much the gateway grew with so many streams open that all had their first chunk.
 class Plan:
     """How much is measured."""
 
+    rounds: int
+    """Of the closed loop: many short ones, for a neighbour on the machine spoils whole seconds."""
+    round_s: float
     seconds: float
-    """Of every load."""
+    """Of the open loop."""
     warm_up_s: float
     rates: tuple[int, ...]
     """Requests per second of the open loop; left out where a system cannot do as many."""
@@ -65,11 +66,11 @@ class Plan:
     @property
     def loads(self) -> int:
         """On one system, if it can do all of them."""
-        return len(KINDS) * (1 + ROUNDS) + len(AT_RATES) * len(self.rates)
+        return len(KINDS) * (1 + self.rounds) + len(AT_RATES) * len(self.rates)
 
 
-FULL = Plan(seconds=3, warm_up_s=1, rates=(100, 500, 1000), streams=2000, prompts=20_000)
-QUICK = Plan(seconds=0.3, warm_up_s=0.1, rates=(50,), streams=40, prompts=500)
+FULL = Plan(rounds=9, round_s=1, seconds=3, warm_up_s=1, rates=(100, 500, 1000), streams=2000, prompts=20_000)
+QUICK = Plan(rounds=1, round_s=0.3, seconds=0.3, warm_up_s=0.1, rates=(50,), streams=40, prompts=500)
 
 
 def main(argv: list[str]) -> int:
@@ -118,7 +119,7 @@ def measure(plan: Plan, systems: list[System], seed: int) -> list[Measured]:
         for kind in KINDS:
             for bench in benches:
                 bench.load(gateway_load.closed, bench.target(kind), plan.warm_up_s)
-            for _ in range(ROUNDS):
+            for _ in range(plan.rounds):
                 for bench in benches:
                     bench.saturate(kind)
         for bench in benches:
@@ -149,7 +150,7 @@ class Bench:
 
     def saturate(self, kind: Kind) -> None:
         """One round of the closed loop. Neighbours on a machine can only add: the cheapest counts, with all errors."""
-        one = self._point(gateway_load.closed, self.target(kind), self._plan.seconds)
+        one = self._point(gateway_load.closed, self.target(kind), self._plan.round_s)
         before = self.measured.saturated.get(kind)
         cheapest = one if before is None or one.cpu_us < before.cpu_us else before
         errors = one.outcome.errors + (0 if before is None else before.outcome.errors)
