@@ -35,6 +35,7 @@ CLOSE_S = 2.0
 STDERR = 2
 AS_IT_IS = frozenset((str, int))
 """Most values are words and whole numbers."""
+EMPTY: tuple[Any, ...] = ("", (), [])
 MILLISECONDS = [f".{number:03}Z" for number in range(1000)]
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
     code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
@@ -209,9 +210,9 @@ def _shown(value: Any) -> Any:
     kind = type(value)
     if kind is float:
         return "%.4g" % value  # noqa: UP031  # quicker
-    if kind is tuple or kind is list:
-        return ",".join(map(str, value)) or "-"
-    return "-" if value is None or value == "" else value
+    if value is None or value in EMPTY:
+        return "-"
+    return ",".join(map(str, value)) if kind is tuple or kind is list else value
 
 
 def write_all(descriptor: int, data: bytearray) -> None:

@@ -84,12 +84,13 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> RequestHead:
     head = RequestHead()
     passed: Headers = []
     listed: set[bytes] = set()
-    for name, value in headers:
+    for line in headers:
+        name, value = line
         if name not in NOT_FORWARDED:
             if name.startswith(OURS):
                 head.knobs[name.decode("latin-1")] = value.decode("latin-1")
                 continue
-            passed.append((name, value))
+            passed.append(line)
             if name == b"origin":
                 head.origin = value
             elif name == b"x-session-id":

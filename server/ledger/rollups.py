@@ -64,7 +64,7 @@ def sums_of(rows: Iterable[DecisionRow], pool_id: int, pool: PoolRow) -> dict[Ke
         if row.code != 200:
             sums.errors += 1
             continue
-        success = float(row.success[row.arm])
+        success = row.success.item(row.arm)
         if success == success:  # not NaN
             sums.scored += 1
             sums.expected_correct += success
