@@ -18,6 +18,9 @@ from server.ledger.row import DecisionRow, FloatArray, PoolRow
 from server.ledger.tables import decisions, pools
 
 COLUMNS = tuple(column.name for column in decisions.c if column.name != "id")
+NULLABLE = tuple(place for place, name in enumerate(COLUMNS) if decisions.c[name].nullable)
+"""Of `COLUMNS`. One that all rows leave empty is left out: over None sqlite3 takes longer than over all else, for it
+asks in vain how to adapt it."""
 CHUNKS = (256, 32, 4, 1)
 """Rows per statement: few forms, which the databases need not parse each time."""
 RESPONSE_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._:-]{1,128})"')
@@ -77,12 +80,15 @@ def sent_id(stored: str) -> str:
 
 def _upsert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> list[DecisionRow]:
     """Returns those that are not written, for another key has their id."""
-    waiting = list(values(rows, pool_id, pool))
+    columns = list(zip(*values(rows, pool_id, pool), strict=True))
+    empty = {place for place in NULLABLE if columns[place].count(None) == len(rows)}
+    names = tuple(name for place, name in enumerate(COLUMNS) if place not in empty)
+    waiting = list(zip(*(column for place, column in enumerate(columns) if place not in empty), strict=True))
     done, taken = 0, []
     for size in CHUNKS:
         while len(waiting) - done >= size:
             flat = tuple(chain.from_iterable(waiting[done : done + size]))
-            written = connection.exec_driver_sql(_statement(connection.dialect.name, size), flat).rowcount
+            written = connection.exec_driver_sql(_statement(connection.dialect.name, size, names), flat).rowcount
             if written != size:
                 taken += _of_others(connection, rows[done : done + size])
             done += size
@@ -101,7 +107,7 @@ def stands(connection: Connection, row: DecisionRow, pool_id: int, pool: PoolRow
     The caller rolls back: where it is not, it is now."""
     for id_ in (row.request_id, own_id(row.request_id, row.key)):
         (written,) = values([replace(row, request_id=id_)], pool_id, pool)
-        if connection.exec_driver_sql(_statement(connection.dialect.name, 1, replace=False), written).rowcount:
+        if connection.exec_driver_sql(_statement(connection.dialect.name, 1, COLUMNS, replace=False), written).rowcount:
             return False
         there = connection.execute(select(decisions.c.at, decisions.c.key).where(decisions.c.request_id == id_)).one()
         if (there.at, there.key) == (row.at, row.key):
@@ -117,15 +123,16 @@ def values(rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> Iterator
         yield _values(row, pool_id, pool, *arrays)
 
 
-def _packed(arrays: Sequence[FloatArray]) -> Iterator[bytes]:
-    """As float32, all at once: one by one it takes longer than all the rest of a row."""
+def _packed(arrays: Sequence[FloatArray]) -> Iterator[bytearray]:
+    """As float32, all at once: one by one it takes longer than all the rest of a row. In the one kind of bytes that
+    sqlite3 takes as it is."""
     packed = np.array(arrays, dtype="<f4")  # (n, k)
-    data, width = packed.tobytes(), packed.itemsize * packed.shape[1]
+    data, width = bytearray(packed.tobytes()), packed.itemsize * packed.shape[1]
     return (data[start : start + width] for start in range(0, len(data), width))
 
 
 def _values(
-    row: DecisionRow, pool_id: int, pool: PoolRow, allowed: int, success: bytes, cost: bytes
+    row: DecisionRow, pool_id: int, pool: PoolRow, allowed: int, success: bytearray, cost: bytearray
 ) -> tuple[Any, ...]:
     inputs, outputs = _tokens(row.input_tokens), _tokens(row.output_tokens)
     return (
@@ -176,11 +183,15 @@ def _tokens(count: int | None) -> int | None:
     return None if count is None else min(count, MAX_TOKENS)
 
 
-@lru_cache(maxsize=2 * len(CHUNKS) + 2)
-def _statement(dialect: str, rows: int, replace: bool = True) -> str:
+@lru_cache(maxsize=64)
+def _statement(dialect: str, rows: int, columns: tuple[str, ...], replace: bool = True) -> str:
+    """
+    Args:
+        columns: that the rows have; all others are null, in place of what may stand there too.
+    """
     mark = "%s" if dialect == "postgresql" else "?"
-    names = ", ".join(f'"{name}"' for name in COLUMNS)
-    one = f"({', '.join([mark] * len(COLUMNS))})"
+    names = ", ".join(f'"{name}"' for name in columns)
+    one = f"({', '.join([mark] * len(columns))})"
     replaced = ", ".join(f'"{name}" = excluded."{name}"' for name in COLUMNS if name != "request_id")
     same = 'decisions."key" IS ' + ("NOT DISTINCT FROM " if dialect == "postgresql" else "") + 'excluded."key"'
     return (
