@@ -141,7 +141,7 @@ class Live:
         return task
 
     def _follow(self, state: State) -> None:
-        """Have the series that this one's requests are counted in."""
+        """From now on this one serves: there are the series that its requests are counted in."""
         self.metrics.follow(state.pool, state.policies.name, state.budget_ratios)
         self.metrics.trial.follow(state.pool, state.canary is not None, state.shadow is not None)
         state.loop = asyncio.get_running_loop()

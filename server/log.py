@@ -35,7 +35,7 @@ CLOSE_S = 2.0
 STDERR = 2
 AS_IT_IS = frozenset((str, int))
 """Most values are words and whole numbers."""
-EMPTY: tuple[Any, ...] = ("", (), [])
+OF_PARTS = frozenset((str, tuple, list))
 MILLISECONDS = [f".{number:03}Z" for number in range(1000)]
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
     code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
@@ -210,7 +210,7 @@ def _shown(value: Any) -> Any:
     kind = type(value)
     if kind is float:
         return "%.4g" % value  # noqa: UP031  # quicker
-    if value is None or value in EMPTY:
+    if value is None or (kind in OF_PARTS and not value):
         return "-"
     return ",".join(map(str, value)) if kind is tuple or kind is list else value
 
