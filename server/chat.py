@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from server.chat_request import ChatRequest, parse_chat
-from server.errors import INTERNAL_ERROR, GatewayError, ProbeUnavailableError, UpstreamError
+from server.errors import INTERNAL_ERROR, GatewayError, UpstreamError
 from server.http.asgi import Receive, Scope, Send, read_body, send_error, send_whole
 from server.http.bodies import SMALL_BYTES
 from server.http.head import Headers, Lines, RequestHead, read_head
@@ -116,10 +116,12 @@ class Exchange:
         feed = events.feed if answer.head.has_events else bytes
         self.started, self.whole = True, not answer.head.has_events
         self.record.first_byte()
-        start = {"type": "http.response.start", "status": answer.status, "headers": self._passed(answer)}
+        headers, lines = self._passed(answer), self._lines()
         connection, data = rest.connection, answer.body
         try:
-            await self.send({**start, "lines": self._lines()})
+            await self.send(
+                {"type": "http.response.start", "status": answer.status, "headers": headers, "lines": lines}
+            )
             while data:
                 passed = feed(data)
                 if connection.ended:
@@ -139,10 +141,7 @@ class Exchange:
 
     async def fail(self, error: GatewayError) -> None:
         """Tell the client: an error answer, or the last event of a stream that has begun."""
-        # Whoever counts the prompts that were not scored counts those that no arm answered, too.
-        self.record.finish(
-            error.status, path="probe-unavailable" if isinstance(error, ProbeUnavailableError) else "none"
-        )
+        self.record.finish(error.status, error.path)
         if self.whole:
             return  # half an answer is sent: nothing can be added to it, the server closes the connection
         # A client that no longer reads is not waited for.

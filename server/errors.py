@@ -62,6 +62,8 @@ class GatewayError(Exception):
     type: str = "internal_error"
     code: ClassVar[str | None] = None
     retry_after_s: int | None = None
+    path: ClassVar[str] = "none"
+    """By what `pika_requests_total` calls a request that ended so before an arm was chosen."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -340,6 +342,7 @@ class DrainingError(UnavailableError):
 
 class ProbeUnavailableError(UnavailableError):
     code = "probe_unavailable"
+    path = "probe-unavailable"  # who counts the prompts that were not scored counts those that no arm answered, too
 
 
 class BudgetUnavailableError(UnavailableError):
