@@ -77,9 +77,10 @@ class Record:
         if self.account is not None:
             self.account.finish(None if sent is None else sent.arm)
         duration_s = time.perf_counter() - self.began
+        fields = _fields(self.request_id, status, duration_s)
         if sent is None:
             self.state.metrics.request("none", "none", path, status).inc()
-            self._log({"request_id": self.request_id, "code": status, "ms": _ms(duration_s)})
+            self._log(fields)
             return
         decision, tokens = sent.decision, self.tokens if status == 200 else None
         tally = self.state.tallies[decision.arm]
@@ -94,10 +95,7 @@ class Record:
         ledger = self.state.ledger
         if ledger is not None:
             ledger.put(decision_row(self.request_id, sent, status, tokens, self.routing_s, duration_s, self.beginning))
-        fields = {
-            "request_id": self.request_id,
-            "code": status,
-            "ms": _ms(duration_s),
+        fields |= {
             "arm": sent.arm.name,
             "policy": decision.policy,
             "path": decision.path,
@@ -134,12 +132,13 @@ def count_unrouted(metrics: Metrics, request_id: str, status: int, path: str, du
         path: one of few words, such as score; none for what is refused.
     """
     metrics.request("none", "none", path, status).inc()
-    log_fields(logger, "request", {"request_id": request_id, "code": status, "ms": _ms(duration_s), "path": path})
+    log_fields(logger, "request", {**_fields(request_id, status, duration_s), "path": path})
 
 
-def _ms(seconds: float) -> float:
-    """Rounded to a tenth; `round` takes three times as long."""
-    return int(seconds * 1e4 + 0.5) / 10
+def _fields(request_id: str, status: int, duration_s: float) -> dict[str, Any]:
+    """What every request's line begins with."""
+    # To a tenth; `round` takes three times as long.
+    return {"request_id": request_id, "code": status, "ms": int(duration_s * 1e4 + 0.5) / 10}
 
 
 def _tokens(usage: dict[str, Any]) -> tuple[int, int]:

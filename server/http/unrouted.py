@@ -92,10 +92,9 @@ class _Answer:
             request_id = own[0].decode() if own else read_head(self._scope["headers"]).request_id
             if not own:
                 headers.append((b"x-request-id", request_id.encode()))
-            if self._account is not None:
-                message["lines"] = self._account.lines()
+            lines = b"" if self._account is None else self._account.lines()
             self._count(request_id, message["status"])
-            message = {**message, "headers": headers}
+            message = {**message, "headers": headers, "lines": lines}
         await self._send(message)
 
     def _count(self, request_id: str, status: int) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,6 @@ from server.ledger.row import DecisionRow, FloatArray, PoolRow
 from server.ledger.tables import decisions, pools
 
 COLUMNS = tuple(column.name for column in decisions.c if column.name != "id")
-NULLABLE = tuple(place for place, name in enumerate(COLUMNS) if decisions.c[name].nullable)
-"""Of `COLUMNS`. One that all rows leave empty is left out: over None sqlite3 takes longer than over all else, for it
-asks in vain how to adapt it."""
 CHUNKS = (256, 32, 4, 1)
 """Rows per statement: few forms, which the databases need not parse each time."""
 RESPONSE_ID = re.compile(rb'"id"\s*:\s*"([A-Za-z0-9._:-]{1,128})"')
@@ -81,9 +78,10 @@ def sent_id(stored: str) -> str:
 def _upsert(connection: Connection, rows: Sequence[DecisionRow], pool_id: int, pool: PoolRow) -> list[DecisionRow]:
     """Returns those that are not written, for another key has their id."""
     columns = list(zip(*values(rows, pool_id, pool), strict=True))
-    empty = {place for place in NULLABLE if columns[place].count(None) == len(rows)}
-    names = tuple(name for place, name in enumerate(COLUMNS) if place not in empty)
-    waiting = list(zip(*(column for place, column in enumerate(columns) if place not in empty), strict=True))
+    # Over None sqlite3 takes longer than over all else, for it asks in vain how to adapt it.
+    filled = [column.count(None) < len(rows) for column in columns]
+    names = tuple(compress(COLUMNS, filled))
+    waiting = list(zip(*compress(columns, filled), strict=True))
     done, taken = 0, []
     for size in CHUNKS:
         while len(waiting) - done >= size:
